@@ -1,0 +1,91 @@
+# SBLDM: from annotated brain MRIs to synthetic pairs in an nnU-Net dataset. `make help` lists everything.
+RUN ?= runs/default
+PRESET ?= small
+DATA ?=
+CASES ?=
+VALIDATION_CASES ?=
+N ?=
+SEED ?= 0
+STRICT ?=
+WORKERS ?= 2
+DEVICE ?=
+DATASET ?= 501
+NAME ?= SBLDM
+BATCH ?= 1
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.installed
+SBLDM := $(PY) -m sbldm
+DEMO := runs/demo
+export DEVICE OMP_NUM_THREADS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint phantom data prepare train train-autoencoder train-diffusion synth verify bench
+
+help: ## this page
+	@echo "SBLDM - synthetic FLAIR + tumour-mask pairs for nnU-Net"; echo
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+	@echo; echo "Variables (with their defaults):"
+	@echo "  RUN=$(RUN)  PRESET=$(PRESET) (demo, small, paper or a YAML file)  SEED=$(SEED)  DEVICE= (CUDA if there, else CPU)"
+	@echo "  prepare: DATA=folder  CASES=list.txt  VALIDATION_CASES=list.txt  STRICT=1 (stop at any finding)  WORKERS=$(WORKERS)"
+	@echo "  synth:   N=pairs  REQUESTS=table.csv | VOLUME_ML= SURFACE_MM2= SPHERICITY= CENTRE_MM=R,A,S EXTENTS_MM=R,A,S"
+	@echo "           SAMPLER=ddim|ddpm STEPS= ETA= GUIDANCE= BATCH=$(BATCH) DATASET=$(DATASET) NAME=$(NAME)"
+	@echo; echo "Exit codes of each step (make prints them as 'Error N'): 0 done, 2 a variable is wrong, 3 the data are wrong,"
+	@echo "4 an earlier step is missing or of another preset, 5 the output cannot be written."
+
+$(READY): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Error: no python3 found; set PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+install: $(READY) ## set up .venv (every other target does this by itself)
+
+demo: $(READY) ## fresh clone, no data: phantom cases -> both trainings -> pairs -> nnU-Net dataset, verified
+	$(SBLDM) phantom --out $(DEMO)/cases --n 24
+	$(SBLDM) prepare --data $(DEMO)/cases --run $(DEMO) --preset demo
+	$(SBLDM) train --run $(DEMO)
+	$(SBLDM) synth --run $(DEMO) --n 8
+	$(PY) -m nnunet_integration verify --run $(DEMO)
+	@echo; echo "Look at $(DEMO)/figures/; next: make prepare DATA=/path/to/your/cases RUN=runs/mine"
+
+test: $(READY) ## the test suite
+	$(PY) -m pytest -m "not slow"
+
+test-slow: $(READY) ## the tests that take longer
+	$(PY) -m pytest -m slow
+
+lint: $(READY) ## check style and format
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+phantom: $(READY) ## write phantom cases to data/phantom (CASES_N=24)
+	$(SBLDM) phantom --out data/phantom --n $(or $(CASES_N),24) --seed '$(SEED)'
+
+data: $(READY) ## download MSD Task01_BrainTumour (7.1 GB) to data/
+	$(SBLDM) download --out data
+
+prepare: $(READY) ## DATA=/path/to/cases RUN=.. PRESET=..: check the cases and bring them onto the working grid
+	@$(SBLDM) prepare --data '$(DATA)' --run '$(RUN)' --preset '$(PRESET)' --cases '$(CASES)' \
+	  --validation-cases '$(VALIDATION_CASES)' --seed '$(SEED)' --strict '$(STRICT)' --workers '$(WORKERS)'
+
+train: $(READY) ## RUN=..: train both stages; a stopped training goes on where it was
+	@$(SBLDM) train both --run '$(RUN)'
+
+train-autoencoder train-diffusion: train-%: $(READY)
+	@$(SBLDM) train $* --run '$(RUN)'
+train-autoencoder: ## stage 1 alone
+train-diffusion: ## stage 2 alone
+
+synth: $(READY) ## RUN=.. N=..: draw N pairs into RUN/nnUNet_raw
+	@$(SBLDM) synth --run '$(RUN)' --n '$(N)' --seed '$(SEED)' --requests '$(REQUESTS)' --volume-ml '$(VOLUME_ML)' \
+	  --surface-mm2 '$(SURFACE_MM2)' --sphericity '$(SPHERICITY)' --centre-mm='$(CENTRE_MM)' --extents-mm '$(EXTENTS_MM)' \
+	  --sampler '$(SAMPLER)' --steps '$(STEPS)' --eta '$(ETA)' --guidance '$(GUIDANCE)' --batch '$(BATCH)' \
+	  --dataset '$(DATASET)' --name '$(NAME)'
+
+verify: $(READY) ## RUN=..: let nnU-Net check, plan and preprocess the pairs of a run
+	@$(PY) -m nnunet_integration verify --run '$(RUN)' --dataset '$(DATASET)'
+
+bench: $(READY) ## speed of this machine: preparation, trainings, sampling
+	@$(PY) -m tests.bench

@@ -1,0 +1,182 @@
+"""The command line behind the Makefile: `python -m sbldm COMMAND --help`.
+
+Exit codes: 0 done; 2 a variable or argument is wrong; 3 the data are wrong; 4 a step that must come first is missing or
+belongs to another preset; 5 the output cannot be written; 1 anything else, with a traceback to report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from sbldm.errors import InputError, SbldmError, mendable
+from sbldm.runs import Run, load_preset
+
+BUNDLE = Path(__file__).parents[1]
+REQUEST = ("volume_ml", "surface_mm2", "sphericity", "centre_mm", "extents_mm")
+SAMPLING = ("sampler", "steps", "eta", "guidance")
+
+
+def _whole(name: str, value: str, least: int) -> int:
+    try:
+        number = int(value)
+    except ValueError:
+        raise InputError(f"{name}={value}: not a whole number.") from None
+    if number < least:
+        raise InputError(f"{name}={value}: must be at least {least}.")
+    return number
+
+
+def _bundle(config: str, run_id: str, run: Run, **values: Any) -> None:
+    """Run one config of the bundle with the preset of a run folder, as `python -m monai.bundle run` does."""
+    from monai.bundle import ConfigWorkflow
+
+    folder = Path.cwd()
+    os.chdir(BUNDLE)  # macros in the configs are relative to the bundle folder
+    try:
+        files = [f"configs/{config}.yaml"] + ([str(run.preset_file)] if run_id == "training" else [])
+        workflow = ConfigWorkflow(files, run_id=run_id, run_dir=str(run.folder), **values)
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+    finally:
+        os.chdir(folder)
+
+
+def phantom(arguments: argparse.Namespace) -> None:
+    """Write phantom cases in the layout of BraTS 2018-2021."""
+    from sbldm.cases.phantom import write_phantoms
+
+    n, seed = _whole("CASES", arguments.n, 1), _whole("SEED", arguments.seed, 0)
+    write_phantoms(Path(arguments.out), n, seed)
+    print(f"{arguments.out}: {n} phantom cases")
+
+
+def download(arguments: argparse.Namespace) -> None:
+    """Download MSD Task01_BrainTumour (7.1 GB) through MONAI."""
+    from sbldm.cases.download import download_decathlon
+
+    download_decathlon(Path(arguments.out))
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """Check the cases, draw the lists, and bring the cases onto the working grid."""
+    from sbldm.cases.pipeline import prepare_run
+
+    prepare_run(
+        arguments.data,
+        Run.at(arguments.run),
+        load_preset(arguments.preset),
+        arguments.cases,
+        arguments.validation_cases,
+        _whole("SEED", arguments.seed, 0),
+        arguments.strict not in ("", "0"),
+        _whole("WORKERS", arguments.workers, 1),
+    )
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train one stage, or both; a stopped training goes on where it was."""
+    run = Run.at(arguments.run)
+    _ = run.preset  # says what to do when nothing is prepared
+    for stage in ("autoencoder", "diffusion") if arguments.stage == "both" else (arguments.stage,):
+        _bundle(f"train_{stage}", "training", run)
+
+
+def synth(arguments: argparse.Namespace) -> None:
+    """Draw pairs into the nnU-Net raw dataset of the run."""
+    from sbldm.synthesis.requests import count_pairs, read_asked
+
+    request = {name: getattr(arguments, name) for name in REQUEST}
+    table = str(Path(arguments.requests).absolute()) if arguments.requests else None
+    count_pairs(arguments.n, read_asked(table, request))  # before any model is loaded
+    _bundle(
+        "inference",
+        "synthesis",
+        Run.at(arguments.run),
+        n=arguments.n or None,
+        seed=_whole("SEED", arguments.seed, 0),
+        requests=table,
+        request=request,
+        sampling={name: getattr(arguments, name) or None for name in SAMPLING},
+        batch=_whole("BATCH", arguments.batch, 1),
+        dataset_id=arguments.dataset,
+        dataset_name=arguments.name,
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser("python -m sbldm", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(function: Any, **options: tuple[str, str]) -> argparse.ArgumentParser:
+        sub = commands.add_parser(function.__name__, help=function.__doc__, description=function.__doc__)
+        sub.set_defaults(function=function)
+        for name, (default, text) in options.items():
+            shown = f"{text} (default: {default})" if default else text
+            sub.add_argument(f"--{name.replace('_', '-')}", default=default, help=shown)
+        return sub
+
+    run = ("runs/default", "run folder")
+    seed = ("0", "seed")
+    command(phantom, out=("data/phantom", "folder to write to"), n=("24", "number of cases"), seed=seed)
+    command(download, out=("data", "folder to write to"))
+    command(
+        prepare,
+        data=("", "folder of cases; the layout is detected"),
+        run=run,
+        preset=("small", "demo, small, paper, or a YAML file"),
+        cases=("", "file with the names of the cases to use, one a line"),
+        validation_cases=("", "file with the names of the held-back cases"),
+        seed=seed,
+        strict=("", "1: stop when pre-flight finds anything"),
+        workers=("2", "processes"),
+    )
+    command(train, run=run).add_argument("stage", nargs="?", default="both", choices=("both", "autoencoder", "diffusion"))
+    command(
+        synth,
+        run=run,
+        n=("", "number of pairs"),
+        seed=("0", "pair i has the seed SEED + i"),
+        requests=("", "CSV table of requests"),
+        volume_ml=("", "one request for all pairs: volume (ml)"),
+        surface_mm2=("", "surface (mm2)"),
+        sphericity=("", "sphericity, above 0 to 1"),
+        centre_mm=("", "R,A,S from the centre of the brain's box (mm)"),
+        extents_mm=("", "bounding box along R,A,S (mm)"),
+        sampler=("", "ddim or ddpm; as the preset says when empty"),
+        steps=("", "network evaluations"),
+        eta=("", "share of fresh noise in ddim"),
+        guidance=("", "1: the request alone; above 1: followed more strictly"),
+        batch=("1", "pairs drawn at once"),
+        dataset=("501", "nnU-Net dataset number"),
+        name=("SBLDM", "nnU-Net dataset name"),
+    )
+    return top
+
+
+def main() -> int:
+    """Run one command; what a user can mend is said in one line."""
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"monai|ignite|torch")
+    arguments = parser().parse_args()
+    try:
+        arguments.function(arguments)
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on from here.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        known = mendable(error)
+        if known is None:
+            raise
+        print(f"Error: {known}", file=sys.stderr)
+        return known.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

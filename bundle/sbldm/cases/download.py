@@ -1,0 +1,33 @@
+"""Real data for those who have none at hand: MSD Task01_BrainTumour through MONAI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from monai.apps import DecathlonDataset
+
+from sbldm.errors import InputError
+from sbldm.files import make_folder
+
+__all__ = ["download_decathlon"]
+
+TASK = "Task01_BrainTumour"
+
+
+def download_decathlon(folder: Path) -> Path:
+    """Download and unpack the task (7.1 GB) unless it is there; return its folder.
+
+    Raises:
+        InputError: no connection, or the archive is damaged.
+    """
+    target = make_folder(folder) / TASK
+    if not (target / "dataset.json").is_file():
+        try:
+            DecathlonDataset(root_dir=folder, task=TASK, section="training", download=True, cache_num=0)
+        except Exception as error:  # MONAI wraps every failure of a download in a bare Exception
+            raise InputError(
+                f"{target}: the download failed ({type(error).__name__}); check the connection. Offline, use your own cases "
+                "(make prepare DATA=/path/to/cases) or phantoms (make phantom)."
+            ) from error
+    print(f"{target}: ready; next: make prepare DATA={target} RUN=runs/mine")
+    return target

@@ -1,0 +1,138 @@
+"""From a native grid to the working grid around the brain and back, in physical space.
+
+The working grid has a fixed size and spacing and is centred on the bounding box of the brain; its axes run L, P, S like
+those of BraTS. Positions that people see are millimetres from that centre along R, A, S.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+__all__ = ["NativeGrid", "WorkingGrid", "brain_centre", "from_image", "to_image", "to_native"]
+
+LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def to_image(array: np.ndarray, affine: np.ndarray) -> sitk.Image:
+    """An array `[X, Y, Z]` with its nibabel (RAS) affine as a SimpleITK image in the same voxel order."""
+    lps = LPS_FROM_RAS @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    return image
+
+
+def from_image(image: sitk.Image) -> tuple[np.ndarray, np.ndarray]:
+    """The array `[X, Y, Z]` of a SimpleITK image and its nibabel (RAS) affine."""
+    return sitk.GetArrayFromImage(image).T, NativeGrid.of(image).affine()
+
+
+@dataclass(frozen=True)
+class NativeGrid:
+    """The grid of a file: voxels, spacing (mm), origin (mm, ITK's LPS) and direction cosines (row by row)."""
+
+    size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...]
+
+    @classmethod
+    def of(cls, image: sitk.Image) -> NativeGrid:
+        """The grid of a SimpleITK image."""
+        return cls(image.GetSize(), image.GetSpacing(), image.GetOrigin(), image.GetDirection())
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> NativeGrid:
+        """The inverse of `state`."""
+        return cls(**{name: tuple(values) for name, values in state.items()})
+
+    def state(self) -> dict[str, Any]:
+        """Plain values for JSON and checkpoints."""
+        return {name: list(values) for name, values in asdict(self).items()}
+
+    def affine(self) -> np.ndarray:
+        """Voxel indices to millimetres in nibabel's RAS world."""
+        lps = np.eye(4)
+        lps[:3, :3] = np.reshape(self.direction, (3, 3)) * self.spacing
+        lps[:3, 3] = self.origin
+        return LPS_FROM_RAS @ lps
+
+    def frame(self, working: NativeGrid) -> np.ndarray:
+        """Voxel indices of this grid to millimetres from the centre of a working grid, along that grid's R, A, S axes."""
+        axes = np.reshape(working.direction, (3, 3))
+        centre = working.origin + axes @ (np.asarray(working.spacing) * (np.asarray(working.size) - 1) / 2)
+        world = LPS_FROM_RAS @ self.affine()
+        world[:3, 3] -= centre
+        world[:3] = axes.T @ world[:3]
+        return LPS_FROM_RAS @ world
+
+    def image(self) -> sitk.Image:
+        """An empty image on this grid, the reference of a resampling."""
+        image = sitk.Image([int(n) for n in self.size], sitk.sitkUInt8)
+        image.SetSpacing(self.spacing)
+        image.SetOrigin(self.origin)
+        image.SetDirection(self.direction)
+        return image
+
+
+@dataclass(frozen=True)
+class WorkingGrid:
+    """The grid of the networks: `size` voxels over a field of view of `fov_mm` millimetres, along L, P, S."""
+
+    size: tuple[int, int, int]
+    fov_mm: tuple[float, float, float]
+
+    @classmethod
+    def from_config(cls, size: Sequence[int], fov_mm: Sequence[float]) -> WorkingGrid:
+        """Build it from the lists of a config."""
+        return cls(tuple(int(n) for n in size), tuple(float(f) for f in fov_mm))
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Millimetres a voxel along L, P, S."""
+        return tuple(f / n for f, n in zip(self.fov_mm, self.size, strict=True))
+
+    def placed(self, centre: Sequence[float], direction: Sequence[float], factor: Sequence[int] = (1, 1, 1)) -> NativeGrid:
+        """This grid centred on a physical point (mm, LPS), its voxels divided by `factor` along each axis."""
+        size = np.multiply(self.size, factor)
+        spacing = np.divide(self.spacing, factor)
+        origin = np.asarray(centre) - np.reshape(direction, (3, 3)) @ (spacing * (size - 1) / 2)
+        return NativeGrid(
+            tuple(int(n) for n in size), tuple(spacing.tolist()), tuple(origin.tolist()), tuple(map(float, direction))
+        )
+
+    def resample(self, image: sitk.Image, centre: Sequence[float]) -> np.ndarray:
+        """Area-average a native image (oriented LPS) onto this grid: `[X, Y, Z]` float32, 0 outside the image.
+
+        Linear interpolation on a grid at least as fine as the native one, then the mean over the fine voxels of each
+        working voxel, so that nothing aliases and the sum of a mask keeps its volume.
+        """
+        factor = np.ceil(np.divide(self.spacing, image.GetSpacing()) - 1e-6).astype(int).clip(min=1)
+        fine = self.placed(centre, image.GetDirection(), factor)
+        image = sitk.Resample(sitk.Cast(image, sitk.sitkFloat32), fine.image(), sitk.Transform(), sitk.sitkLinear, 0.0)
+        return sitk.GetArrayFromImage(sitk.BinShrink(image, factor.tolist())).T
+
+
+def brain_centre(brain: np.ndarray, image: sitk.Image) -> tuple[list[float], list[float]]:
+    """Centre (mm, LPS) and extents (mm) of the bounding box of a brain mask `[X, Y, Z]` that lies on the grid of `image`."""
+    bounds = [np.flatnonzero(brain.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    low, high = (np.array([b[i] for b in bounds]) for i in (0, -1))
+    centre = image.TransformContinuousIndexToPhysicalPoint(((low + high) / 2).tolist())
+    return list(centre), ((high - low + 1) * image.GetSpacing()).tolist()
+
+
+def to_native(array: np.ndarray, grid: NativeGrid, native: NativeGrid, outside: float) -> np.ndarray:
+    """Interpolate a working volume `[X, Y, Z]` lying on `grid` linearly onto a native grid: `[X, Y, Z]` float32."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T.astype(np.float32)))
+    image.SetSpacing(grid.spacing)
+    image.SetOrigin(grid.origin)
+    image.SetDirection(grid.direction)
+    resampled = sitk.Resample(image, native.image(), sitk.Transform(), sitk.sitkLinear, float(outside))
+    return sitk.GetArrayFromImage(resampled).T

@@ -1,0 +1,78 @@
+"""From a folder of cases to a prepared run: find, check, split, prepare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sbldm.cases.layouts import Source, find_cases, read_case_list
+from sbldm.cases.lists import check_disjoint, read_lists, split_cases, write_lists
+from sbldm.cases.preflight import preflight
+from sbldm.cases.prepare import prepare_cases
+from sbldm.errors import DataError, InputError, StateError
+from sbldm.files import write_csv
+from sbldm.runs import Run
+
+__all__ = ["prepare_run"]
+
+
+def prepare_run(
+    data: str,
+    run: Run,
+    preset: dict[str, Any],
+    cases: str = "",
+    validation_cases: str = "",
+    seed: int = 0,
+    strict: bool = False,
+    workers: int = 2,
+) -> None:
+    """Fill a run folder from a folder of cases; a second call only adds what is missing.
+
+    Leaves `preset.yaml`, `preflight.csv`, `lists.json` and `prepared/` in the run folder.
+
+    Args:
+        data: folder of cases in any layout that `find_cases` knows.
+        run: where the work goes.
+        preset: its values are kept with the run.
+        cases: file with the names to use, one a line; all when empty.
+        validation_cases: file with the held-back cases; a tenth of `cases`, drawn with `seed`, when empty.
+        seed: of that draw, written with the lists.
+        strict: stop when pre-flight finds anything.
+        workers: processes.
+
+    Raises:
+        InputError, DataError, StateError, OutputError: see the modules called.
+    """
+    if not data:
+        raise InputError("DATA is missing: make prepare DATA=/path/to/cases RUN=runs/mine (or `make data` to download some).")
+    source = Source.from_config(**preset["data"])
+    asked = read_case_list(Path(cases)) if cases else None
+    held_back = read_case_list(Path(validation_cases)) if validation_cases else []
+    if asked is not None:
+        check_disjoint({"train": asked, "validation": held_back})
+    found = find_cases(Path(data), source, [*asked, *held_back] if asked is not None else None)
+    run.save_preset(preset)
+    usable, findings = preflight(found, source, workers=workers, strict=strict)
+    columns = ("case", "check", "what", "action")
+    if findings:
+        write_csv(run.folder / "preflight.csv", [{c: getattr(f, c) for c in columns} for f in findings])
+
+    names = [case.name for case in usable]
+    if held_back:
+        kept = set(held_back)
+        lists = {"train": [n for n in names if n not in kept], "validation": [n for n in names if n in kept]}
+    else:
+        lists = split_cases(names, 0.1, seed)
+    if not lists["train"] or not lists["validation"]:
+        raise DataError(f"{data}: {len(names)} usable case(s); at least one to train on and one to hold back are needed.")
+    if (run.folder / "lists.json").exists():
+        if read_lists(run.folder) != lists:
+            raise StateError(f"{run.folder / 'lists.json'}: this run holds other cases; choose another RUN or remove it.")
+    else:
+        write_lists(run.folder, lists, seed)
+
+    sidecars = prepare_cases(usable, run.prepared, preset["data"], preset["grid"], preset["intensity"], workers)
+    cropped = [s["case"] for s in sidecars if s["cropped"]]
+    if cropped:
+        print(f"Warning: the brain is larger than the field of view in {len(cropped)} case(s): {', '.join(cropped[:5])}")
+    print(f"{run.folder}: {len(lists['train'])} cases to train on, {len(lists['validation'])} held back.")

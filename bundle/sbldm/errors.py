@@ -1,0 +1,46 @@
+"""What can go wrong, in one line that names the file or variable and the mend.
+
+Exit codes (also printed by ``make help``): 0 done, 2 a variable or argument is wrong, 3 the data are wrong,
+4 a step that must come first is missing or belongs to another preset, 5 the output cannot be written.
+"""
+
+from __future__ import annotations
+
+__all__ = ["DataError", "InputError", "OutputError", "SbldmError", "StateError", "mendable"]
+
+
+class SbldmError(Exception):
+    """Base of all errors that a user can mend; the command line prints the message alone and exits."""
+
+    exit_code = 1
+
+
+class InputError(SbldmError):
+    """A variable, argument or request is missing or wrong."""
+
+    exit_code = 2
+
+
+class DataError(SbldmError):
+    """The cases are wrong: none found, none usable, or `STRICT=1` and at least one is not."""
+
+    exit_code = 3
+
+
+class StateError(SbldmError):
+    """An earlier step has not been run, or what it left belongs to another preset, model or case list."""
+
+    exit_code = 4
+
+
+class OutputError(SbldmError):
+    """The output cannot be written: read-only, full, or in the way."""
+
+    exit_code = 5
+
+
+def mendable(error: BaseException | None) -> SbldmError | None:
+    """The `SbldmError` behind an exception that other libraries have wrapped, if there is one."""
+    while error is not None and not isinstance(error, SbldmError):
+        error = error.__cause__ or error.__context__
+    return error

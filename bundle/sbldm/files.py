@@ -1,0 +1,98 @@
+"""Files appear whole or not at all: write beside, flush to disk, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sbldm.errors import OutputError
+
+__all__ = ["atomic_path", "clear_partial", "make_folder", "read_json", "sha256", "write_csv", "write_json"]
+
+PARTIAL = ".partial-"
+
+
+def make_folder(path: Path) -> Path:
+    """Create a folder and its parents; an `OutputError` names it when that is impossible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot create this folder ({error.strerror}); choose another RUN or free it.") from None
+    return path
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path, scratch: Path | None = None) -> Iterator[Path]:
+    """Yield a temporary path with the same file ending; on success it takes the place of `path`, else it is removed.
+
+    The temporary file lies in a hidden folder of this process under `scratch` (default: beside `path`), on the same file
+    system, so that a killed process never leaves a stray file where another program lists files.
+
+    Raises:
+        OutputError: the disk is full, read-only or not permitted.
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    scratch = make_folder((scratch or path.parent) / f"{PARTIAL}{os.getpid()}")
+    temporary = scratch / path.name
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror or error}); free space or choose another RUN. "
+            "What was finished before is kept."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(scratch)
+
+
+def clear_partial(folder: Path) -> None:
+    """Remove what a killed run left half-written under `folder`."""
+    for scratch in Path(folder).rglob(f"{PARTIAL}*"):
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as indented JSON, whole or not at all."""
+    with atomic_path(path) as temporary, open(temporary, "w") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON file."""
+    with open(path) as file:
+        return json.load(file)
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write dictionaries with equal keys as one CSV table, whole or not at all."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

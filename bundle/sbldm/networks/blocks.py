@@ -1,0 +1,82 @@
+"""Building blocks shared by the slice VAE (2-D) and the latent U-Net (3-D)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.layers.factories import Conv
+from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
+from torch import nn
+
+__all__ = ["ResidualBlock", "SinusoidalEmbedding", "convolution", "zero_initialised"]
+
+
+def convolution(spatial_dims: int, c_in: int, c_out: int, kernel: int = 3, stride: int | Sequence[int] = 1) -> nn.Module:
+    """A convolution that keeps the grid at stride 1 (odd kernels only)."""
+    return Conv[Conv.CONV, spatial_dims](c_in, c_out, kernel, stride=stride, padding=kernel // 2)
+
+
+def zero_initialised(module: nn.Module) -> nn.Module:
+    """Set every parameter to zero, so that a branch ending in `module` starts as nothing."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class SinusoidalEmbedding(nn.Module):
+    """Sinusoid of a number (time step, slice index), then a two-layer perceptron.
+
+    Args:
+        width: size of the sinusoid.
+        out: size of the embedding.
+    """
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.width = width
+        self.mlp = nn.Sequential(nn.Linear(width, out), nn.SiLU(), nn.Linear(out, out))
+
+    def forward(self, number: torch.Tensor) -> torch.Tensor:
+        """Map `[B]` to `[B, out]`."""
+        return self.mlp(get_timestep_embedding(number, self.width).to(self.mlp[0].weight.dtype))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3-wide convolutions with group norm and SiLU; the second starts at zero, so the block starts as its skip.
+
+    An embedding, where there is one, scales and shifts the second norm: `h (1 + scale) + shift` (scale-shift norm, the
+    paper's section 2.3).
+
+    Args:
+        spatial_dims: 2 or 3.
+        c_in, c_out: channels; a 1-wide convolution matches the skip where they differ.
+        embedding: size of the embedding, or 0 for none.
+        groups: groups of the norms, lowered to a divisor of the channels.
+    """
+
+    def __init__(self, spatial_dims: int, c_in: int, c_out: int, embedding: int = 0, groups: int = 32) -> None:
+        super().__init__()
+        self.norm1 = _group_norm(c_in, groups)
+        self.conv1 = convolution(spatial_dims, c_in, c_out)
+        self.norm2 = _group_norm(c_out, groups)
+        self.conv2 = zero_initialised(convolution(spatial_dims, c_out, c_out))
+        self.scale_shift = nn.Linear(embedding, 2 * c_out) if embedding else None
+        self.skip = convolution(spatial_dims, c_in, c_out, kernel=1) if c_in != c_out else nn.Identity()
+        self.act = nn.SiLU(inplace=True)
+
+    def forward(self, x: torch.Tensor, embedding: torch.Tensor | None = None) -> torch.Tensor:
+        """Map `[B, c_in, ...]` and the embedding `[B, E]` to `[B, c_out, ...]`."""
+        h = self.norm2(self.conv1(self.act(self.norm1(x))))
+        if self.scale_shift is not None and embedding is not None:
+            scale_shift = self.scale_shift(embedding)
+            scale, shift = scale_shift.reshape(*scale_shift.shape, *[1] * (x.ndim - 2)).chunk(2, dim=1)
+            h = h * (1 + scale) + shift
+        return self.skip(x) + self.conv2(self.act(h))
+
+
+def _group_norm(channels: int, groups: int) -> nn.GroupNorm:
+    groups = min(groups, channels)
+    while channels % groups:
+        groups -= 1
+    return nn.GroupNorm(groups, channels)

@@ -1,0 +1,121 @@
+"""Stage 2: an attention-free 3-D U-Net over stacked slice latents, told time and tumour by scale-shift norms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.layers.factories import Conv
+from torch import nn
+
+from sbldm.networks.blocks import ResidualBlock, SinusoidalEmbedding, convolution, zero_initialised
+
+__all__ = ["LatentUNet"]
+
+
+class LatentUNet(nn.Module):
+    """Denoiser of latents `[B, Z, H, W, D]` (paper, sections 2.2 and 2.3).
+
+    Per level `num_res_blocks` residual blocks on the way down, as many on the way up, each of which takes one skip;
+    two blocks in the middle; the output starts at zero. Time and condition embeddings are added and enter every block
+    as a scale-shift norm. A learned null condition stands for "no request". With `channels` [64, 128, 256, 512],
+    `strides` [1, 2, 2] and 24x24x96 latents of six channels this has the size of the authors' network (135 M
+    parameters, 524 GMAC a step) to within one per cent.
+
+    Args:
+        latent_channels: channels of the latents.
+        channels: width of each level.
+        strides: between two levels 1, 2 or one stride per axis (H, W, D); the latents must be divisible by their product.
+        num_res_blocks: residual blocks per level and direction.
+        condition_size: numbers in a condition vector.
+        embedding: size of the joint embedding of time and condition.
+        groups: groups of the group norms.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int = 6,
+        channels: Sequence[int] = (64, 128, 256, 512),
+        strides: Sequence[int | Sequence[int]] = (1, 2, 2),
+        num_res_blocks: int = 2,
+        condition_size: int = 9,
+        embedding: int = 256,
+        groups: int = 32,
+    ) -> None:
+        super().__init__()
+        if len(strides) != len(channels) - 1:
+            raise ValueError(f"{len(channels)} levels need {len(channels) - 1} strides, got {len(strides)}.")
+
+        def block(c_in: int, c_out: int) -> ResidualBlock:
+            return ResidualBlock(3, c_in, c_out, embedding, groups)
+
+        self.time = SinusoidalEmbedding(channels[0], embedding)
+        self.condition = nn.Sequential(
+            nn.Linear(condition_size, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
+        self.null_condition = nn.Parameter(torch.zeros(embedding))
+        self.stem = convolution(3, latent_channels, channels[0])
+
+        self.encoder, self.down, self.decoder, self.up = (nn.ModuleList() for _ in range(4))
+        c = channels[0]
+        for level, width in enumerate(channels):
+            self.encoder.append(nn.ModuleList(block(c if i == 0 else width, width) for i in range(num_res_blocks)))
+            c = width
+            if level < len(strides):
+                self.down.append(_down(c, strides[level]))
+        self.middle = nn.ModuleList(block(c, c) for _ in range(2))
+        for level, width in reversed(list(enumerate(channels))):
+            self.decoder.append(nn.ModuleList(block(2 * width, width) for _ in range(num_res_blocks)))
+            if level > 0:
+                self.up.append(_up(width, channels[level - 1], strides[level - 1]))
+        self.out = nn.Sequential(
+            nn.GroupNorm(min(groups, c := channels[0]), c), nn.SiLU(), zero_initialised(convolution(3, c, latent_channels))
+        )
+
+    def embed(self, timesteps: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
+        """Joint embedding `[B, E]` of time steps `[B]` and condition vectors `[B, K]`.
+
+        A row of `context` that holds a NaN, or `context=None`, means "no request": the learned null condition.
+        """
+        e = self.time(timesteps)
+        if context is None:
+            return e + self.null_condition
+        context = context.reshape(context.shape[0], -1)
+        absent = context.isnan().any(dim=1, keepdim=True)
+        condition = self.condition(context.nan_to_num().to(e.dtype))
+        return e + torch.where(absent, self.null_condition.to(condition.dtype), condition)
+
+    def forward(
+        self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Predict the noise in `x` `[B, Z, H, W, D]` at time steps `[B]` given condition vectors `[B, K]` or none."""
+        e = self.embed(timesteps, context)
+        h = self.stem(x)
+        skips: list[torch.Tensor] = []
+        for level, blocks in enumerate(self.encoder):
+            for block in blocks:
+                h = block(h, e)
+                skips.append(h)
+            if level < len(self.down):
+                h = self.down[level](h)
+        for block in self.middle:
+            h = block(h, e)
+        for level, blocks in enumerate(self.decoder):
+            for block in blocks:
+                h = block(torch.cat([h, skips.pop()], dim=1), e)
+            if level < len(self.up):
+                h = self.up[level](h)
+        return self.out(h)
+
+
+def _down(c: int, stride: int | Sequence[int]) -> nn.Module:
+    return nn.Identity() if stride == 1 else convolution(3, c, c, stride=stride)
+
+
+def _up(c_in: int, c_out: int, stride: int | Sequence[int]) -> nn.Module:
+    """Back to the finer grid: a transposed convolution, 4 wide along an axis that doubles, 3 along one that stays."""
+    if stride == 1:
+        return convolution(3, c_in, c_out, kernel=1)
+    steps = [stride] * 3 if isinstance(stride, int) else list(stride)
+    kernel = [4 if s == 2 else 3 for s in steps]
+    return Conv[Conv.CONVTRANS, 3](c_in, c_out, kernel, stride=steps, padding=1)

@@ -1,0 +1,91 @@
+"""A run folder: where each step of one journey leaves its work, and the preset that all of them share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sbldm.errors import InputError, StateError
+from sbldm.files import atomic_path
+
+__all__ = ["PRESETS", "Run", "load_preset"]
+
+PRESETS = Path(__file__).parents[1] / "configs" / "presets"
+PARTS = ("name", "data", "grid", "intensity", "autoencoder", "diffusion")
+
+
+def load_preset(name_or_path: str) -> dict[str, Any]:
+    """Read a preset by its name (`small`) or file.
+
+    Raises:
+        InputError: no such preset (the known ones are listed), or a part of it is missing.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = PRESETS / f"{name_or_path}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+        raise InputError(f"PRESET={name_or_path}: no such preset; choose one of {known}, or name a YAML file.")
+    try:
+        preset = (yaml.safe_load(path.read_text()) or {}).get("preset", {})
+    except (yaml.YAMLError, AttributeError) as error:
+        raise InputError(f"{path}: not a readable YAML preset ({' '.join(str(error).split())}).") from None
+    missing = [part for part in PARTS if part not in preset]
+    if missing:
+        raise InputError(f"{path}: the preset lacks {', '.join(missing)} under 'preset:'; see configs/presets/small.yaml.")
+    return preset
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths of one run folder."""
+
+    folder: Path
+
+    @classmethod
+    def at(cls, folder: str | Path) -> Run:
+        """The run at a folder, which need not exist yet."""
+        return cls(Path(folder).expanduser().absolute())
+
+    @property
+    def preset_file(self) -> Path:
+        """The preset in force, an overlay for every training config."""
+        return self.folder / "preset.yaml"
+
+    @property
+    def prepared(self) -> Path:
+        """Prepared cases: `NAME.npz` and the sidecar `NAME.json`."""
+        return self.folder / "prepared"
+
+    @property
+    def latents(self) -> Path:
+        """Latent store: `NAME.npz` and `latents.json`."""
+        return self.folder / "latents"
+
+    def checkpoint(self, stage: str, which: str = "best") -> Path:
+        """Checkpoint of `autoencoder` or `diffusion`: `best` (weights and constants) or `last` (to resume)."""
+        return self.folder / stage / f"{which}.pt"
+
+    @property
+    def preset(self) -> dict[str, Any]:
+        """The preset this run was prepared with; a `StateError` says how to prepare one."""
+        if not self.preset_file.is_file():
+            raise StateError(
+                f"{self.folder}: no prepared cases here; run `make prepare DATA=/path/to/cases RUN={self.folder}` first."
+            )
+        return load_preset(str(self.preset_file))
+
+    def save_preset(self, preset: dict[str, Any]) -> None:
+        """Keep the preset with the run; another one in its place is refused."""
+        if self.preset_file.exists():
+            if self.preset != preset:
+                raise StateError(
+                    f"{self.preset_file}: this run was prepared with the preset '{self.preset['name']}' and other values; "
+                    "choose another RUN or remove this folder."
+                )
+            return
+        with atomic_path(self.preset_file) as temporary:
+            temporary.write_text(yaml.safe_dump({"preset": preset}, sort_keys=False, default_flow_style=None, width=120))

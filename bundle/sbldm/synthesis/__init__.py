@@ -1,0 +1,22 @@
+"""Drawing pairs and writing them: what the bundle's inference config wires together."""
+
+from __future__ import annotations
+
+from sbldm.synthesis.model import Model, PairSampler
+from sbldm.synthesis.pairs import Pair, finish_pair
+from sbldm.synthesis.raw_dataset import RawDataset
+from sbldm.synthesis.requests import PairRequests, RequestBatch, read_asked
+from sbldm.synthesis.session import PairWriter, run
+
+__all__ = [
+    "Model",
+    "Pair",
+    "PairRequests",
+    "PairSampler",
+    "PairWriter",
+    "RawDataset",
+    "RequestBatch",
+    "finish_pair",
+    "read_asked",
+    "run",
+]

@@ -1,0 +1,163 @@
+"""A trained SBLDM: both networks and every constant, from the checkpoints of a run alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from monai.inferers import Inferer
+
+from sbldm.cases.geometry import NativeGrid
+from sbldm.diffusion import SAMPLERS, Schedule, guided, time_steps
+from sbldm.errors import InputError, StateError
+from sbldm.files import sha256
+from sbldm.networks import LatentUNet, SliceVAE, build_denoiser
+from sbldm.runs import Run
+from sbldm.training.checkpoints import load_checkpoint, require_same
+from sbldm.training.latents import decode_volume, load_autoencoder
+from sbldm.tumour.normaliser import Normaliser
+from sbldm.tumour.requests import TumourModel
+
+__all__ = ["Model", "PairSampler"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """Both stages, ready to draw.
+
+    Attributes:
+        autoencoder, denoiser: networks on their device, the denoiser with averaged weights.
+        preset: the preset they were trained with.
+        constants: what was measured on the training cases (see `LatentStore`).
+        sha256: of the diffusion checkpoint.
+    """
+
+    autoencoder: SliceVAE
+    denoiser: LatentUNet
+    preset: dict[str, Any]
+    constants: dict[str, Any]
+    sha256: str
+
+    @classmethod
+    def load(cls, run_dir: str, device: torch.device) -> Model:
+        """Load the best checkpoints of a run.
+
+        Raises:
+            StateError: one is missing (the command that trains it is named), or they do not belong together.
+        """
+        run = Run.at(run_dir)
+        path = run.checkpoint("diffusion")
+        content = load_checkpoint(path, "diffusion")
+        require_same(path, content, run.preset, ("data", "grid", "intensity", "autoencoder", "diffusion"))
+        autoencoder = load_autoencoder(run, device)
+        if sha256(run.checkpoint("autoencoder")) != content["constants"]["autoencoder_sha256"]:
+            raise StateError(f"{path}: trained on the latents of another autoencoder; remove {path.parent} and train again.")
+        denoiser = build_denoiser(content["preset"])
+        denoiser.load_state_dict(content["network"])
+        denoiser = denoiser.to(device).eval().requires_grad_(False)
+        return cls(autoencoder, denoiser, content["preset"], content["constants"], sha256(path))
+
+    @property
+    def schedule(self) -> Schedule:
+        """The forward process of the training."""
+        diffusion = self.preset["diffusion"]
+        return Schedule(**diffusion["schedule"], prediction=diffusion["prediction"])
+
+    @property
+    def tumours(self) -> TumourModel:
+        """Joint model of the training tumours."""
+        return TumourModel.from_state(self.constants["tumours"])
+
+    @property
+    def normaliser(self) -> Normaliser:
+        """From characteristics to condition vectors."""
+        return Normaliser.from_state(self.constants["normaliser"])
+
+    @property
+    def native(self) -> NativeGrid:
+        """The grid of the training files, in which pairs are written."""
+        return NativeGrid.from_state(self.constants["grids"]["native"])
+
+    @property
+    def working(self) -> NativeGrid:
+        """Where the working grid lies in it."""
+        return NativeGrid.from_state(self.constants["grids"]["working"])
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """`(Z, H, W, D)`."""
+        return tuple(self.constants["latent_shape"])
+
+    def decode(self, latents: torch.Tensor) -> np.ndarray:
+        """Standardised latents `[Z, H, W, D]` to a volume `[C + L, X, Y, Z]` in [-1, 1] on the working grid."""
+        mean, std = (
+            torch.tensor(self.constants[name], dtype=latents.dtype, device=latents.device).reshape(-1, 1, 1, 1)
+            for name in ("latent_mean", "latent_std")
+        )
+        return decode_volume(self.autoencoder, latents * std + mean)
+
+
+class PairSampler(Inferer):
+    """MONAI inferer from condition vectors to latents; a row depends on its condition, seed and attempt alone.
+
+    Args:
+        schedule: forward process of the training.
+        latent_shape: `(Z, H, W, D)`.
+        preset: sampling values of the preset: `sampler`, `steps`, `eta`, `guidance`.
+        overrides: values that take their place (None leaves the preset's).
+
+    Raises:
+        InputError: an unknown sampler, or values it cannot take.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        latent_shape: Sequence[int],
+        preset: dict[str, Any],
+        overrides: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        given = {name: value for name, value in (overrides or {}).items() if value is not None}
+        if given.get("sampler") == "ddpm":
+            given = {"steps": schedule.steps, "eta": 1.0} | given
+        self.settings = preset | given
+        self.schedule, self.latent_shape = schedule, tuple(latent_shape)
+        if self.settings["sampler"] not in SAMPLERS:
+            raise InputError(f"SAMPLER={self.settings['sampler']}: unknown; choose one of {', '.join(SAMPLERS)}.")
+        try:
+            self.settings |= {"steps": int(self.settings["steps"])}
+            self.settings |= {name: float(self.settings[name]) for name in ("eta", "guidance")}
+            time_steps(schedule, self.settings["steps"])
+            if self.settings["sampler"] == "ddpm" and self.settings["steps"] != schedule.steps:
+                raise ValueError(f"sampler ddpm needs all {schedule.steps} steps; take ddim for fewer")
+        except (ValueError, TypeError) as error:
+            raise InputError(f"STEPS={self.settings['steps']}: {error}.") from None
+
+    def noise(self, seeds: Sequence[int], attempts: Sequence[int], device: torch.device):
+        """The noise of each row from a generator of its own, on the CPU, so that it is the same on every device."""
+        states = [np.random.SeedSequence([s, a]).generate_state(1, np.uint64)[0] for s, a in zip(seeds, attempts, strict=True)]
+        generators = [torch.Generator().manual_seed(int(state >> np.uint64(1))) for state in states]
+
+        def draw(k: int) -> torch.Tensor:
+            return torch.stack([torch.randn(self.latent_shape, generator=g) for g in generators]).to(device)
+
+        return draw
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        inputs: torch.Tensor,
+        network: torch.nn.Module,
+        seeds: Sequence[int],
+        attempts: Sequence[int] | None = None,
+    ) -> torch.Tensor:
+        """Draw latents `[B, Z, H, W, D]` for condition vectors `[B, 9]` and seeds `[B]`; attempt 0 unless given."""
+        seeds = [int(s) for s in seeds]
+        noise = self.noise(seeds, attempts or [0] * len(seeds), inputs.device)
+        denoise = guided(network, inputs, self.settings["guidance"])
+        sample = SAMPLERS[self.settings["sampler"]]
+        return sample(denoise, noise, self.schedule, self.settings["steps"], self.settings["eta"])

@@ -1,0 +1,74 @@
+"""From decoded volumes to a finished pair in the native grid, and the gate that keeps useless ones out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from sbldm.cases.geometry import to_native
+from sbldm.synthesis.model import Model
+from sbldm.tumour.characteristics import measure
+
+__all__ = ["Pair", "finish_pair"]
+
+OUTSIDE = 0.05  # share of the tumour outside the brain above which a pair is refused
+LEAST_ML = 0.1  # a smaller mask counts as empty
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One synthetic pair in the native grid.
+
+    Attributes:
+        image: `[C, X, Y, Z]` int16 in scanner units of the training data, background exactly 0.
+        labels: `[X, Y, Z]` uint8, 0 background, k the k-th label.
+        measured: characteristics `[9]`, or None without a tumour.
+        fault: why the gate refuses it, or an empty string.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    measured: np.ndarray | None
+    fault: str
+
+
+def finish_pair(volume: np.ndarray, model: Model) -> Pair:
+    """Bring a decoded volume `[C + L, X, Y, Z]` in [-1, 1] back to the native grid, cut to the brain, and measure it."""
+    channels, floor = len(model.preset["data"]["channels"]), model.preset["intensity"]["floor"]
+    native, working = model.native, model.working
+    volume = (volume + 1) / 2
+    brain = to_native(_largest_body(volume[0] > floor / 2), working, native, 0) > 0.5
+    occupancy = np.stack([to_native(v, working, native, 0) for v in volume[channels:]])
+    tumour = occupancy.sum(axis=0) > 0.5  # a voxel can be tumour without being half filled by one label
+    outside = 1 - (tumour & brain).sum() / max(1, tumour.sum())
+    tumour &= brain
+    labels = np.where(tumour, occupancy.argmax(axis=0) + 1, 0).astype(np.uint8)
+
+    images = []
+    for scaled, (low, high) in zip(volume[:channels], model.constants["intensities"], strict=True):
+        image = low + (to_native(scaled, working, native, 0) - floor) / (1 - floor) * (high - low)
+        if high < 256:  # data in small numbers (already normalised) would lose their contrast as integers
+            image = image * 1000 / high
+        images.append(np.where(brain, image.clip(1, np.iinfo(np.int16).max), 0))
+
+    volume_ml = tumour.sum() * np.prod(native.spacing) / 1000
+    if volume_ml < LEAST_ML:
+        fault = "empty mask"
+    elif outside > OUTSIDE:
+        fault = f"{100 * outside:.0f} % of the mask outside the brain"
+    else:
+        fault = ""
+    measured = measure(tumour, native.frame(working)) if volume_ml >= LEAST_ML else None
+    return Pair(np.rint(np.stack(images)).astype(np.int16), labels, measured, fault)
+
+
+def _largest_body(mask: np.ndarray) -> np.ndarray:
+    """The largest connected component with its holes filled; empty when the mask is."""
+    components, count = ndimage.label(mask)
+    if not count:
+        return mask
+    sizes = np.bincount(components.ravel())
+    sizes[0] = 0
+    return ndimage.binary_fill_holes(components == sizes.argmax())

@@ -1,0 +1,119 @@
+"""The output: an nnU-Net v2 raw dataset of finished pairs, with a manifest that says how each one came to be.
+
+A pair is its label file, its image files, and last a record under `records/`, which marks it finished. The manifest and
+`dataset.json` are compiled from the records, so a killed run leaves nothing that the next one cannot put right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from sbldm.errors import InputError, StateError
+from sbldm.files import atomic_path, clear_partial, make_folder, read_json, write_csv, write_json
+
+__all__ = ["RawDataset"]
+
+
+@dataclass(frozen=True)
+class RawDataset:
+    """`nnUNet_raw/DatasetNNN_NAME` of one run and one set of settings.
+
+    Attributes:
+        folder: of the dataset.
+        prefix: of the pair names, followed by the seed.
+        channels: image channel names.
+        labels: label names, the first is number 1.
+        affine: voxel indices to RAS millimetres, for image and mask alike.
+        settings: what all its pairs have in common, kept in `synthesis.json`.
+    """
+
+    folder: Path
+    prefix: str
+    channels: tuple[str, ...]
+    labels: tuple[str, ...]
+    affine: np.ndarray
+    settings: dict[str, Any]
+
+    @classmethod
+    def open(
+        cls,
+        root: str,
+        dataset_id: Any,
+        name: str,
+        channels: Sequence[str],
+        labels: Sequence[str],
+        affine: np.ndarray,
+        settings: dict[str, Any],
+    ) -> RawDataset:
+        """A new dataset, or one that was begun with the same `settings`; nothing is written yet.
+
+        Raises:
+            InputError: a bad number or name.
+            StateError: it holds pairs drawn with other settings (the first difference is named).
+        """
+        if not str(dataset_id).isdigit() or not 1 <= int(dataset_id) <= 999:
+            raise InputError(f"DATASET={dataset_id}: must be a number from 1 to 999.")
+        if not name.isidentifier():
+            raise InputError(f"NAME={name}: letters, digits and underscores only.")
+        folder = Path(root) / f"Dataset{int(dataset_id):03d}_{name}"
+        others = [p for p in Path(root).glob(f"Dataset{int(dataset_id):03d}_*") if p != folder]
+        if others:
+            raise StateError(f"{others[0]}: number {dataset_id} is taken by this dataset; choose another DATASET.")
+        mark = folder / "synthesis.json"
+        if mark.exists() and (held := read_json(mark)) != settings:
+            key = next(k for k in settings if held.get(k) != settings[k])
+            raise StateError(
+                f"{folder}: holds pairs drawn with {key} = {held.get(key)}, now it is {settings[key]}; "
+                f"choose another DATASET (for example DATASET={int(dataset_id) + 1}) or remove the folder."
+            )
+        return cls(folder, name, tuple(channels), tuple(labels), np.asarray(affine), settings)
+
+    def begin(self) -> None:
+        """Make the folders, and clear away what a killed run left half-written."""
+        for part in ("imagesTr", "labelsTr", "records"):
+            make_folder(self.folder / part)
+        clear_partial(self.folder)
+        write_json(self.folder / "synthesis.json", self.settings)
+
+    def name(self, seed: int) -> str:
+        """Name of the pair with this seed."""
+        return f"{self.prefix}_{seed:06d}"
+
+    def finished(self, seed: int) -> bool:
+        """Whether the pair with this seed is there as a whole."""
+        return (self.folder / "records" / f"{self.name(seed)}.json").exists()
+
+    def write(self, seed: int, image: np.ndarray, labels: np.ndarray, record: dict[str, Any]) -> None:
+        """Write one pair: `image` `[C, X, Y, Z]` int16, `labels` `[X, Y, Z]` uint8, and its record."""
+        name = self.name(seed)
+        self._write_volume(self.folder / "labelsTr" / f"{name}.nii.gz", labels)
+        for k, channel in enumerate(image):
+            self._write_volume(self.folder / "imagesTr" / f"{name}_{k:04d}.nii.gz", channel)
+        write_json(self.folder / "records" / f"{name}.json", {"pair": name} | record)
+
+    def _write_volume(self, path: Path, array: np.ndarray) -> None:
+        image = nib.Nifti1Image(array, self.affine)
+        image.set_sform(self.affine, code=1)
+        image.set_qform(self.affine, code=1)
+        image.header.set_xyzt_units("mm")
+        with atomic_path(path, scratch=self.folder) as temporary:
+            nib.save(image, temporary)
+
+    def compile(self) -> int:
+        """Write `manifest.csv` and `dataset.json` from the records; return the number of pairs."""
+        records = [read_json(path) for path in sorted((self.folder / "records").glob("*.json"))]
+        if records:
+            write_csv(self.folder / "manifest.csv", records)
+        labels = {"background": 0} | {name: k + 1 for k, name in enumerate(self.labels)}
+        channels = {str(k): name.upper() for k, name in enumerate(self.channels)}
+        write_json(
+            self.folder / "dataset.json",
+            {"channel_names": channels, "labels": labels, "numTraining": len(records), "file_ending": ".nii.gz"},
+        )
+        return len(records)

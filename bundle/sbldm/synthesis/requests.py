@@ -1,0 +1,105 @@
+"""Which pairs are asked for: one request, a table of requests, or draws from the joint model of the training tumours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.engines import PrepareBatch
+from torch.utils.data import Dataset
+
+from sbldm.errors import InputError
+from sbldm.synthesis.model import Model
+from sbldm.synthesis.raw_dataset import RawDataset
+from sbldm.tumour.characteristics import to_dict
+from sbldm.tumour.requests import parse_request, read_requests
+
+__all__ = ["PairRequests", "RequestBatch", "count_pairs", "read_asked"]
+
+
+def count_pairs(n: Any, asked: Sequence[Mapping[str, float]]) -> int:
+    """The number of pairs: N, or without it one a row of the request table.
+
+    Raises:
+        InputError: N is not a whole number above 0.
+    """
+    if n in (None, ""):
+        if len(asked) > 1:
+            return len(asked)
+        raise InputError("N is missing: say how many pairs, for example `make synth N=100`.")
+    try:
+        number = int(str(n))
+    except ValueError:
+        raise InputError(f"N={n}: not a whole number; for example `make synth N=100`.") from None
+    if number < 1:
+        raise InputError(f"N={n}: ask for at least one pair, for example `make synth N=100`.")
+    return number
+
+
+def read_asked(table: str | None = None, request: Mapping[str, Any] | None = None) -> list[dict[str, float]]:
+    """What the user fixes: rows of a CSV table, one request, or nothing (an empty list: all is drawn).
+
+    Raises:
+        InputError: both are given, or one of them is wrong.
+    """
+    given = {k.upper(): v for k, v in (request or {}).items() if v not in (None, "")}
+    fixed = parse_request(**{k: ",".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for k, v in given.items()})
+    if table and fixed:
+        raise InputError("REQUESTS (a table) and a single request (VOLUME_ML, CENTRE_MM, ...) exclude each other.")
+    return read_requests(Path(table)) if table else [fixed] if fixed else []
+
+
+class PairRequests(Dataset):
+    """The pairs still to be drawn: `name`, `seed`, `request` (`[9]`, mm and ml) and `condition` (normalised).
+
+    Pair i has the seed `seed + i` and takes row i of the table (again from its top where N is larger); what its row
+    leaves open is drawn from the joint model of the training tumours with that seed.
+
+    Args:
+        model: brings the joint model and the normaliser.
+        output: knows which pairs are finished.
+        n: number of pairs in all.
+        seed: of pair 0.
+        asked: what the user fixes (`read_asked`).
+    """
+
+    def __init__(
+        self, model: Model, output: RawDataset, n: Any, seed: int = 0, asked: Sequence[Mapping[str, float]] = ()
+    ) -> None:
+        self.n, self.tumours, self.normaliser, self.output = count_pairs(n, asked), model.tumours, model.normaliser, output
+        try:
+            self.seed = int(str(seed))
+            if self.seed < 0:
+                raise ValueError
+        except ValueError:
+            raise InputError(f"SEED={seed}: not a whole number from 0 up.") from None
+        self.asked = list(asked) or [{}]
+        for row in self.asked:  # a contradiction shows before the first pair, not at the hundredth
+            self.tumours.complete(row, self.seed)
+        self.pending = [i for i in range(self.n) if not output.finished(self.seed + i)]
+
+    def __len__(self) -> int:
+        return len(self.pending)
+
+    def __getitem__(self, k: int) -> dict[str, Any]:
+        i = self.pending[k]
+        seed = self.seed + i
+        request = self.tumours.complete(self.asked[i % len(self.asked)], seed)
+        return {
+            "image": torch.from_numpy(self.normaliser.encode(request)),
+            "request": to_dict(request),
+            "extrapolated": "; ".join(self.tumours.outside(np.asarray(request))),
+            "seed": seed,
+        }
+
+
+class RequestBatch(PrepareBatch):
+    """Condition vectors are the input; the seeds go to the inferer beside them."""
+
+    def __call__(self, batchdata: list[dict[str, Any]], device: Any = None, *args: Any, **kwargs: Any) -> tuple:
+        """Return `(conditions [B, 9], requests, (), {"seeds": [B]})`."""
+        conditions = torch.stack([row["image"] for row in batchdata]).to(device)
+        return conditions, batchdata, (), {"seeds": [row["seed"] for row in batchdata]}

@@ -1,0 +1,130 @@
+"""Drawing: decode what the sampler drew, refuse what is useless and draw it again, write the rest, keep the time."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import Evaluator
+from tqdm import tqdm
+
+from sbldm.errors import StateError
+from sbldm.synthesis.figures import contact_sheet, summarise
+from sbldm.synthesis.model import Model, PairSampler
+from sbldm.synthesis.pairs import Pair, finish_pair
+from sbldm.synthesis.raw_dataset import RawDataset
+from sbldm.synthesis.requests import PairRequests
+from sbldm.tumour.characteristics import NAMES, to_dict
+
+__all__ = ["PairWriter", "run"]
+
+ATTEMPTS = 10
+
+
+class PairWriter:
+    """Handler that turns each batch of latents into finished pairs of the dataset.
+
+    A pair that the gate refuses is drawn again with the next sub-seed; how often and why stands in the manifest.
+
+    Args:
+        model: decodes.
+        sampler: draws again.
+        output: takes the pairs.
+        total: number of pairs this run draws, for the progress bar.
+    """
+
+    def __init__(self, model: Model, sampler: PairSampler, output: RawDataset, total: int) -> None:
+        self.model, self.sampler, self.output, self.total = model, sampler, output, total
+        self.refused: list[str] = []
+        self.failed: list[str] = []
+        self.extrapolated: list[str] = []
+        self.started = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Follow an evaluator."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._clock)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, lambda _: self.bar.close())
+
+    def _start(self, engine: Engine) -> None:
+        self.bar = tqdm(total=self.total, desc="Drawing pairs", unit="pair")
+
+    def _clock(self, engine: Engine) -> None:
+        self.started = time.perf_counter()
+
+    def __call__(self, engine: Engine) -> None:
+        """Write one batch."""
+        latents, rows = engine.state.output["pred"], engine.state.output["label"]
+        sampling = (time.perf_counter() - self.started) / len(rows)
+        for row, latent in zip(rows, latents, strict=True):
+            begun = time.perf_counter()
+            pair, faults = self._accept(row, latent, engine.network)
+            if pair is None:
+                self.failed.append(self.output.name(row["seed"]))
+            else:
+                seconds = sampling + time.perf_counter() - begun
+                record = self._record(row, pair, faults, seconds)
+                self.output.write(row["seed"], pair.image, pair.labels, record)
+            self.refused += faults
+            if row["extrapolated"]:
+                self.extrapolated.append(row["extrapolated"])
+            self.bar.set_postfix({"redrawn": len(self.refused)}, refresh=False)
+            self.bar.update()
+        if engine.state.iteration % 10 == 0:
+            self.output.compile()
+
+    def _accept(self, row: dict[str, Any], latent: torch.Tensor, network: torch.nn.Module) -> tuple[Pair | None, list[str]]:
+        faults: list[str] = []
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                condition = row["image"][None].to(latent.device)
+                latent = self.sampler(condition, network, seeds=[row["seed"]], attempts=[attempt])[0]
+            pair = finish_pair(self.model.decode(latent), self.model)
+            if not pair.fault:
+                return pair, faults
+            faults.append(pair.fault)
+        return None, faults
+
+    def _record(self, row: dict[str, Any], pair: Pair, faults: list[str], seconds: float) -> dict[str, Any]:
+        measured = to_dict(pair.measured)
+        return {
+            "seed": row["seed"],
+            **{f"requested_{name}": row["request"][name] for name in NAMES},
+            **{f"measured_{name}": measured[name] for name in NAMES},
+            "extrapolated": row["extrapolated"],
+            "redrawn": len(faults),
+            "refused_because": "; ".join(faults),
+            "checkpoint_sha256": self.model.sha256,
+            **{name: self.sampler.settings[name] for name in ("sampler", "steps", "eta", "guidance")},
+            "seconds": round(seconds, 3),
+        }
+
+
+def run(evaluator: Evaluator, requests: PairRequests, writer: PairWriter, output: RawDataset) -> None:
+    """Draw all pending pairs and report; a finished dataset is left as it is.
+
+    Raises:
+        StateError: some pairs were refused at every attempt (the others are written).
+    """
+    output.begin()
+    there = requests.n - len(requests)
+    if there:
+        print(f"{output.folder}: {there} of {requests.n} pairs are already there.")
+    try:
+        if len(requests):
+            evaluator.run()
+    finally:
+        count = output.compile()
+    print(f"{output.folder}: {count} pairs; {len(writer.refused)} refused and drawn again.")
+    print(summarise(output.folder / "manifest.csv"))
+    contact_sheet(output.folder, output.folder.parents[1] / "figures" / f"{output.folder.name}.png")
+    if writer.extrapolated:
+        print(f"Warning: {len(writer.extrapolated)} request(s) lie outside what training saw, e.g. {writer.extrapolated[0]}")
+    if writer.failed:
+        raise StateError(
+            f"{output.folder}: {len(writer.failed)} pair(s) were refused {ATTEMPTS} times each ({writer.failed[0]}: "
+            f"{writer.refused[-1]}); train longer, or ask for other tumours."
+        )

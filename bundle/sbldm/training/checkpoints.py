@@ -1,0 +1,130 @@
+"""Checkpoints of tensors and plain values: `last.pt` to go on from, `best.pt` to use.
+
+`best.pt` holds the weights of the lowest validation loss with the preset and every measured constant, nothing else.
+Both are loaded with `weights_only=True` and written whole or not at all, so a kill at any moment costs the work since
+the last epoch and never a checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+
+from sbldm.errors import StateError
+from sbldm.files import atomic_path, clear_partial, write_csv
+
+__all__ = ["FORMAT", "RunCheckpoint", "load_checkpoint", "require_same"]
+
+FORMAT = 1
+
+
+def load_checkpoint(path: Path, stage: str) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        StateError: there is none (the command that trains one is named), it is damaged, or of another stage or format.
+    """
+    if not path.is_file():
+        raise StateError(f"{path}: no {stage} has been trained here; run `make train RUN={path.parents[1]}` first.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise StateError(f"{path}: damaged or not a checkpoint of this program ({reason}); train again.") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("stage") != stage:
+        raise StateError(f"{path}: not a checkpoint of an SBLDM {stage} (format {FORMAT}); point RUN at the right run.")
+    return content
+
+
+def require_same(path: Path, content: dict[str, Any], preset: dict[str, Any], parts: tuple[str, ...]) -> None:
+    """Refuse a checkpoint whose preset differs in one of `parts`; a `StateError` names the first difference."""
+    for part in parts:
+        if content["preset"][part] != preset[part]:
+            raise StateError(
+                f"{path}: trained with the preset '{content['preset']['name']}' whose '{part}' differs from this run's "
+                f"('{preset['name']}'); choose another RUN or remove the file."
+            )
+
+
+class RunCheckpoint:
+    """Handler that keeps `last.pt`, `best.pt` and `history.csv` of one stage, and resumes from `last.pt`.
+
+    Args:
+        folder: where they go.
+        stage: `autoencoder` or `diffusion`.
+        preset: the preset in force, stored with the weights.
+        constants: measured constants, plain values, stored with the weights.
+        network: what is trained.
+        evaluator: its validation, whose metric `loss` decides which epoch is best; it runs before this handler.
+        states: further objects with `state_dict`, by name (optimizer, scheduler).
+        weights: the network whose weights are used later (the exponential moving average), default `network`.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        stage: str,
+        preset: dict[str, Any],
+        constants: dict[str, Any],
+        network: torch.nn.Module,
+        evaluator: Engine,
+        states: dict[str, Any],
+        weights: torch.nn.Module | None = None,
+    ) -> None:
+        self.folder, self.stage, self.preset, self.constants = Path(folder), stage, preset, constants
+        self.evaluator = evaluator
+        self.weights = network if weights is None else weights
+        self.states = {"network": network, **states} | ({} if weights is None else {"average": weights})
+        self.history: list[dict[str, Any]] = []
+        self.best = math.inf
+
+    def attach(self, engine: Engine) -> None:
+        """Save at the end of each epoch of a trainer."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the checkpoints of the epoch that has just ended."""
+        scores = {name: float(value) for name, value in self.evaluator.state.metrics.items()}
+        row = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
+        row |= {"train_loss": engine.state.output["loss"].item()} | {f"val_{k}": v for k, v in scores.items()}
+        self.history.append({k: round(v, 6) for k, v in row.items()})
+        common = {"format": FORMAT, "stage": self.stage, "preset": self.preset, "constants": self.constants}
+        if scores["loss"] < self.best:
+            self.best = scores["loss"]
+            best = common | {"network": self.weights.state_dict(), "epoch": engine.state.epoch, "scores": scores}
+            self._save("best.pt", best)
+        progress = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
+        states = {name: item.state_dict() for name, item in self.states.items()}
+        self._save("last.pt", common | progress | {"states": states, "best": self.best, "history": self.history})
+        write_csv(self.folder / "history.csv", self.history)
+
+    def _save(self, name: str, content: dict[str, Any]) -> None:
+        with atomic_path(self.folder / name) as temporary:
+            torch.save(content, temporary)
+
+    def resume(self, engine: Engine) -> int:
+        """Load `last.pt` where there is one; return how many iterations are already done.
+
+        Raises:
+            StateError: it belongs to another preset or other cases.
+        """
+        clear_partial(self.folder)
+        path = self.folder / "last.pt"
+        if not path.exists():
+            return 0
+        content = load_checkpoint(path, self.stage)
+        require_same(path, content, self.preset, tuple(self.preset))
+        if content["constants"] != self.constants:
+            raise StateError(
+                f"{path}: trained on other cases or latents than this run holds; choose another RUN or remove {self.folder}."
+            )
+        for name, item in self.states.items():
+            item.load_state_dict(content["states"][name])
+        self.best, self.history = content["best"], content["history"]
+        engine.state.epoch, engine.state.iteration = content["epoch"], content["iteration"]
+        return content["iteration"]

@@ -1,0 +1,149 @@
+"""What the two trainings read: slices of prepared cases, and stacked latents.
+
+Batch n of a training is a pure function of (seed, n), so a resumed training goes on exactly where it stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch.utils.data import Dataset, Sampler
+
+from sbldm.cases.prepare import load_prepared
+
+__all__ = ["Continuing", "LatentDataset", "SliceDataset", "SliceValidation"]
+
+
+class Continuing(Sampler[int]):
+    """Counts samples from `start` to `total`; a resumed training sets `start` to what it has already seen."""
+
+    def __init__(self, total: int, start: int = 0) -> None:
+        self.total, self.start = total, start
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.total))
+
+    def __len__(self) -> int:
+        return self.total - self.start
+
+
+class _Shuffled(Dataset):
+    """Sample number n of an endless sequence of reshuffled passes over `self.size` items."""
+
+    size: int
+    seed: int
+
+    def __init__(self) -> None:
+        self._order = lru_cache(maxsize=2)(self._order_of)
+
+    def _order_of(self, number: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, number]).permutation(self.size)
+
+    def _item(self, n: int) -> tuple[int, np.random.Generator]:
+        """The item of sample n, and a generator for its random choices."""
+        number, place = divmod(n, self.size)
+        return int(self._order(number)[place]), np.random.default_rng([self.seed, 1, n])
+
+
+def _load_volumes(folder: str | Path, names: Sequence[str]) -> np.ndarray:
+    """Prepared cases in memory, half precision: `[N, C + L, X, Y, Z]` in [-1, 1]."""
+    return np.stack([load_prepared(Path(folder), name)[0].astype(np.float16) for name in track(names, "Reading cases")])
+
+
+def _slice(volumes: np.ndarray, case: int, z: int, mirror: bool = False) -> dict[str, Any]:
+    plane = volumes[case, ..., z].astype(np.float32)
+    plane = plane[:, ::-1].copy() if mirror else plane
+    return {"image": torch.from_numpy(plane), "position": torch.tensor(z)}
+
+
+class SliceDataset(_Shuffled):
+    """Axial slices `image` `[C + L, X, Y]` in [-1, 1] and their index `position`, for stage 1.
+
+    Of the slices without any brain, a random tenth takes part in each pass, as the authors did.
+
+    Args:
+        folder: prepared cases.
+        names: cases of the training list.
+        seed: order of the passes.
+        mirror: flip half of the slices left-right.
+        empty_share: share of slices without brain in a pass.
+    """
+
+    def __init__(
+        self, folder: str | Path, names: Sequence[str], seed: int = 0, mirror: bool = False, empty_share: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.volumes, self.seed, self.mirror = _load_volumes(folder, names), seed, mirror
+        content = (self.volumes[:, 0] > -1).any(axis=(1, 2))
+        self.full, self.empty = np.argwhere(content), np.argwhere(~content)
+        self.n_empty = round(empty_share * len(self.empty))
+        self.size = len(self.full) + self.n_empty
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, n: int) -> dict[str, Any]:
+        item, rng = self._item(n)
+        pair = self.full[item] if item < len(self.full) else self.empty[rng.integers(len(self.empty))]
+        return _slice(self.volumes, *pair, mirror=self.mirror and rng.random() < 0.5)
+
+
+class SliceValidation(Dataset):
+    """Every `stride`-th slice with brain of the held-back cases, always the same ones."""
+
+    def __init__(self, folder: str | Path, names: Sequence[str], stride: int = 4) -> None:
+        self.volumes = _load_volumes(folder, names)
+        self.slices = np.argwhere((self.volumes[:, 0] > -1).any(axis=(1, 2)))[::stride]
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, n: int) -> dict[str, Any]:
+        return _slice(self.volumes, *self.slices[n])
+
+
+class LatentDataset(_Shuffled):
+    """Standardised latents `image` `[Z, H, W, D]` and condition vectors `condition` `[9]`, for stage 2.
+
+    Args:
+        latents: `[N, 2, Z, H, W, D]` mean and log-variance of each item, as the latent store holds them.
+        conditions: `[N, 9]` normalised characteristics.
+        mean, std: `[Z]` statistics of the training latents.
+        seed: order of the passes.
+        mode: `mean`, or `sample` for a fresh posterior sample each time.
+    """
+
+    def __init__(
+        self,
+        latents: np.ndarray,
+        conditions: np.ndarray,
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int = 0,
+        mode: str = "mean",
+    ) -> None:
+        super().__init__()
+        if mode not in ("mean", "sample"):
+            raise ValueError(f"diffusion.latent must be mean or sample, not {mode}.")
+        self.latents, self.conditions, self.seed, self.mode = latents, conditions, seed, mode
+        self.mean, self.std = (np.asarray(v, np.float32).reshape(-1, 1, 1, 1) for v in (mean, std))
+        self.size = len(latents)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, n: int) -> dict[str, Any]:
+        item, rng = self._item(n)
+        mean, log_variance = self.latents[item].astype(np.float32)
+        if self.mode == "sample":
+            mean = mean + np.exp(log_variance / 2) * rng.standard_normal(mean.shape, np.float32)
+        return {
+            "image": torch.from_numpy((mean - self.mean) / self.std),
+            "condition": torch.from_numpy(np.asarray(self.conditions[item], np.float32)),
+        }

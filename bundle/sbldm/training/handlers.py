@@ -1,0 +1,70 @@
+"""Ignite handlers that the trainings need and MONAI lacks."""
+
+from __future__ import annotations
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
+from tqdm import tqdm
+
+__all__ = ["ClipGradient", "ProgressBar", "Seeded"]
+
+
+class Seeded:
+    """Seed torch before every iteration from (seed, iteration), so that a resumed run draws the same numbers."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def attach(self, engine: Engine) -> None:
+        """Follow an engine."""
+        engine.add_event_handler(Events.ITERATION_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Seed one iteration."""
+        torch.manual_seed((self.seed << 32) + engine.state.iteration)
+
+
+class ClipGradient:
+    """Clip the norm of the gradients between backward pass and optimizer step."""
+
+    def __init__(self, max_norm: float = 1.0) -> None:
+        self.max_norm = max_norm
+
+    def attach(self, engine: Engine) -> None:
+        """Follow a trainer."""
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Clip once."""
+        torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_norm)
+
+
+class ProgressBar:
+    """One bar over all iterations of a training, with losses and the time left; a resumed run starts where it stopped."""
+
+    def __init__(self, description: str, evaluator: Engine) -> None:
+        self.description, self.evaluator, self.loss = description, evaluator, None
+
+    def attach(self, engine: Engine) -> None:
+        """Follow a trainer."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
+        engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self._close)
+
+    def _start(self, engine: Engine) -> None:
+        total = engine.state.max_epochs * engine.state.epoch_length
+        self.bar = tqdm(total=total, initial=engine.state.iteration, desc=self.description, unit="it", mininterval=2)
+
+    def _step(self, engine: Engine) -> None:
+        loss = engine.state.output["loss"].item()
+        self.loss = loss if self.loss is None else 0.98 * self.loss + 0.02 * loss
+        validation = self.evaluator.state.metrics.get("loss")
+        shown = {"loss": f"{self.loss:.4f}"} | ({"validation": f"{validation:.4f}"} if validation is not None else {})
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update()
+
+    def _close(self, engine: Engine, error: Exception | None = None) -> None:
+        self.bar.close()
+        if error is not None:
+            raise error

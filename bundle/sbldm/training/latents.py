@@ -1,0 +1,209 @@
+"""Latent store: every case is encoded once; mean and log-variance are kept, and what standardises them is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from sbldm.cases.geometry import WorkingGrid
+from sbldm.cases.prepare import load_prepared
+from sbldm.errors import StateError
+from sbldm.files import atomic_path, clear_partial, read_json, sha256, write_csv, write_json
+from sbldm.networks import SliceVAE, build_autoencoder
+from sbldm.runs import Run
+from sbldm.training.checkpoints import load_checkpoint, require_same
+from sbldm.training.data import LatentDataset
+from sbldm.tumour.characteristics import NAMES
+from sbldm.tumour.normaliser import Normaliser
+from sbldm.tumour.requests import TumourModel
+
+__all__ = ["LatentStore", "decode_volume", "encode_volume", "load_autoencoder", "reconstruction_scores"]
+
+MIRRORED = np.array([-1.0 if name == "x_mm" else 1.0 for name in NAMES])
+
+
+def load_autoencoder(run: Run, device: torch.device) -> SliceVAE:
+    """The trained slice VAE of a run, ready for use.
+
+    Raises:
+        StateError: there is none, or it was trained with another preset.
+    """
+    path = run.checkpoint("autoencoder")
+    content = load_checkpoint(path, "autoencoder")
+    require_same(path, content, run.preset, ("data", "grid", "intensity", "autoencoder"))
+    network = build_autoencoder(content["preset"])
+    network.load_state_dict(content["network"])
+    return network.to(device).eval().requires_grad_(False)
+
+
+def _positions(start: int, stop: int, device: torch.device) -> torch.Tensor:
+    return torch.arange(start, stop, device=device)
+
+
+@torch.no_grad()
+def encode_volume(network: SliceVAE, volume: np.ndarray, device: torch.device, chunk: int = 16) -> np.ndarray:
+    """Encode `[C + L, X, Y, Z]` slice by slice, `chunk` slices at a time: `[2, latent, X/f, Y/f, Z]` mean, log-variance."""
+    slices = torch.from_numpy(np.ascontiguousarray(volume.transpose(3, 0, 1, 2)))
+    parts = [
+        torch.stack(network.encode(part.to(device), _positions(i * chunk, i * chunk + len(part), device))).cpu()
+        for i, part in enumerate(slices.split(chunk))
+    ]
+    return torch.cat(parts, dim=1).permute(0, 2, 3, 4, 1).numpy()
+
+
+@torch.no_grad()
+def decode_volume(network: SliceVAE, latents: torch.Tensor, chunk: int = 16) -> np.ndarray:
+    """Decode latents `[latent, X/f, Y/f, Z]` slice by slice, `chunk` slices at a time: `[C + L, X, Y, Z]` in [-1, 1]."""
+    slices = latents.permute(3, 0, 1, 2)
+    parts = [
+        network.decode(part, _positions(i * chunk, i * chunk + len(part), part.device)).clamp(-1, 1).cpu()
+        for i, part in enumerate(slices.split(chunk))
+    ]
+    return torch.cat(parts).permute(1, 2, 3, 0).numpy()
+
+
+def reconstruction_scores(volume: np.ndarray, decoded: np.ndarray, image_channels: int) -> dict[str, float]:
+    """PSNR (dB, data range 1 on images in [0, 1]) inside the brain and DSC of the joined labels, on the working grid."""
+    brain = volume[:image_channels].max(axis=0) > -1
+    error = (volume[:image_channels, brain] - decoded[:image_channels, brain]) / 2
+    real, drawn = ((v[image_channels:] > 0).any(axis=0) for v in (volume, decoded))
+    overlap = 2 * (real & drawn).sum() / max(1, real.sum() + drawn.sum())
+    return {"psnr_brain_db": float(-10 * np.log10(np.mean(error**2))), "mask_dsc": float(overlap)}
+
+
+@dataclass(frozen=True)
+class LatentStore:
+    """The latents of a run's lists and the constants that go into the diffusion checkpoint.
+
+    Attributes:
+        run: where they lie.
+        lists: training and validation names.
+        mirror: whether training cases are stored mirrored as well.
+        constants: latent statistics, condition normaliser, tumour model, grids, intensities, lists, hashes.
+    """
+
+    run: Run
+    lists: dict[str, list[str]]
+    mirror: bool
+    constants: dict[str, Any]
+
+    @classmethod
+    def build(cls, folder: str, preset: dict[str, Any], lists: dict[str, list[str]], device: torch.device) -> LatentStore:
+        """Encode what is missing, measure the constants, and score the reconstruction of the held-back cases.
+
+        Raises:
+            StateError: no autoencoder, or the store belongs to another one.
+        """
+        run = Run.at(folder)
+        network = load_autoencoder(run, device)
+        fingerprint = sha256(run.checkpoint("autoencoder"))
+        mark, finished = run.latents / "autoencoder.json", run.latents / "constants.json"
+        if mark.exists() and read_json(mark) != {"autoencoder_sha256": fingerprint}:
+            raise StateError(f"{run.latents}: these latents come from another autoencoder; remove them to encode anew.")
+        if not finished.exists():
+            clear_partial(run.latents)
+            write_json(mark, {"autoencoder_sha256": fingerprint})
+            _encode_cases(run, preset, lists, network, device)
+            write_json(finished, _measure_constants(run, preset, lists, fingerprint))
+        return cls(run, lists, preset["mirror"], read_json(finished))
+
+    def dataset(self, role: str, seed: int, mode: str, repeats: int = 1) -> LatentDataset:
+        """Latents of a role as a data set; mirrored brains only in training, each case `repeats` times."""
+        latents, conditions = [], []
+        for name in self.lists[role]:
+            values = _characteristics(self.run, name)
+            sides = _load_latents(self.run, name)
+            latents += list(sides)
+            conditions += [values, values * MIRRORED][: len(sides)]
+        normaliser = Normaliser.from_state(self.constants["normaliser"])
+        return LatentDataset(
+            np.repeat(np.stack(latents), repeats, axis=0),
+            np.repeat(normaliser.encode(np.stack(conditions)), repeats, axis=0),
+            self.constants["latent_mean"],
+            self.constants["latent_std"],
+            seed,
+            mode,
+        )
+
+
+def _encode_cases(
+    run: Run, preset: dict[str, Any], lists: dict[str, list[str]], network: SliceVAE, device: torch.device
+) -> None:
+    """Encode the cases that are missing; score the held-back ones and leave a table of that."""
+    images, scores = len(preset["data"]["channels"]), []
+    for name in track(lists["train"] + lists["validation"], "Encoding cases"):
+        held_back, path = name in lists["validation"], run.latents / f"{name}.npz"
+        if path.exists() and not held_back:
+            continue
+        volume, _ = load_prepared(run.prepared, name)
+        sides = [volume, volume[:, ::-1]] if preset["mirror"] and not held_back else [volume]
+        encoded = np.stack([encode_volume(network, side, device) for side in sides])
+        with atomic_path(path) as temporary:
+            np.savez(temporary, latents=encoded)
+        if held_back:
+            decoded = decode_volume(network, torch.from_numpy(encoded[0, 0]).to(device))
+            scores.append({"case": name} | reconstruction_scores(volume, decoded, images))
+    write_csv(run.latents / "reconstruction.csv", scores)
+    for key, title in (("psnr_brain_db", "PSNR inside the brain (dB)"), ("mask_dsc", "mask DSC")):
+        values = np.array([s[key] for s in scores])
+        print(f"Autoencoder on {len(values)} held-back cases: {title} {values.mean():.3f} +/- {values.std():.3f}")
+
+
+def _characteristics(run: Run, name: str) -> np.ndarray:
+    values = read_json(run.prepared / f"{name}.json")["characteristics"]
+    return np.array([values[n] for n in NAMES])
+
+
+def _load_latents(run: Run, name: str) -> np.ndarray:
+    with np.load(run.latents / f"{name}.npz") as arrays:
+        return arrays["latents"]
+
+
+def _measure_constants(
+    run: Run, preset: dict[str, Any], lists: dict[str, list[str]], fingerprint: str
+) -> dict[str, Any]:
+    """Everything that synthesis needs beside the weights, measured on the training list, as plain values."""
+    sidecars = [read_json(run.prepared / f"{name}.json") for name in lists["train"]]
+    total, square, noise, count = 0.0, 0.0, 0.0, 0
+    for name in lists["train"]:
+        sides = _load_latents(run, name).astype(np.float64)
+        total, square = total + sides[:, 0].sum(axis=(0, 2, 3, 4)), square + (sides[:, 0] ** 2).sum(axis=(0, 2, 3, 4))
+        noise, count = noise + np.exp(sides[:, 1]).sum(axis=(0, 2, 3, 4)), count + sides[:, 0, 0].size
+    mean, noise = total / count, noise / count
+    variance = square / count - mean**2
+    share = noise / (variance + noise)
+    print(f"Latents: posterior noise is {100 * share.mean():.1f} % of their variance (training uses the mean by default).")
+    if preset["diffusion"]["latent"] == "sample":
+        variance = variance + noise
+    values = np.array([_characteristics(run, name) for name in lists["train"]])
+    # A mirrored tumour is as plausible as its original: the joint model sees both wherever the training does.
+    plausible = np.concatenate([values, values * MIRRORED]) if preset["mirror"] else values
+    return {
+        "autoencoder_sha256": fingerprint,
+        "latent_mean": mean.tolist(),
+        "latent_std": np.sqrt(variance).tolist(),
+        "latent_shape": list(_load_latents(run, lists["train"][0]).shape[2:]),
+        "normaliser": Normaliser.fit(plausible).state(),
+        "tumours": TumourModel.fit(plausible).state(),
+        "intensities": np.median([s["intensities"] for s in sidecars], axis=0).tolist(),
+        "grids": _template(sidecars, WorkingGrid.from_config(**preset["grid"])),
+        "lists": lists,
+    }
+
+
+def _template(sidecars: Sequence[dict[str, Any]], grid: WorkingGrid) -> dict[str, Any]:
+    """The most frequent native grid of the training cases, and where the working grid lies in it (their median)."""
+    natives = [s["native"] for s in sidecars]
+    shapes = [(tuple(n["size"]), tuple(np.round(n["spacing"], 4)), tuple(np.round(n["direction"], 4))) for n in natives]
+    common = max(sorted(set(shapes)), key=shapes.count)
+    chosen = [s for s, shape in zip(sidecars, shapes, strict=True) if shape == common]
+    relative = [np.subtract(s["working"]["origin"], s["native"]["origin"]) for s in chosen]
+    native = chosen[0]["native"]
+    working = chosen[0]["working"] | {"origin": (np.median(relative, axis=0) + native["origin"]).tolist()}
+    return {"native": native, "working": working, "share": len(chosen) / len(sidecars), "spacing_mm": list(grid.spacing)}

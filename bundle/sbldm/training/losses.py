@@ -1,0 +1,61 @@
+"""Loss of stage 1 (authors' configuration at paper time, reference table in the documentation)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from monai.losses import PerceptualLoss, SSIMLoss
+from torch import nn
+
+from sbldm.errors import InputError
+
+__all__ = ["AutoencoderLoss"]
+
+
+class AutoencoderLoss(nn.Module):
+    """L1 + (1 - SSIM) on all channels + KL, and LPIPS on the image channels where local weights are given.
+
+    KL is summed over the latents and divided by the batch; the other terms are means.
+
+    Args:
+        kl_weight: weight of the KL divergence.
+        image_channels: how many of the first channels are images (for LPIPS).
+        perceptual_weights: local file with the state of MONAI's `PerceptualLoss(2, "vgg")`, or None.
+        perceptual_weight: weight of that term.
+
+    Raises:
+        InputError: `perceptual_weights` names no readable file.
+    """
+
+    def __init__(
+        self,
+        kl_weight: float = 1e-6,
+        image_channels: int = 1,
+        perceptual_weights: str | None = None,
+        perceptual_weight: float = 0.5,
+    ) -> None:
+        super().__init__()
+        self.kl_weight, self.image_channels, self.perceptual_weight = kl_weight, image_channels, perceptual_weight
+        self.ssim = SSIMLoss(spatial_dims=2, data_range=2.0)
+        self.perceptual = _perceptual(perceptual_weights) if perceptual_weights else None
+
+    def forward(
+        self, prediction: tuple[torch.Tensor, torch.Tensor, torch.Tensor], target: torch.Tensor
+    ) -> torch.Tensor:
+        """Loss of `(reconstruction, mean, log_variance)` against slices `[B, C + L, X, Y]`."""
+        reconstruction, mean, log_variance = prediction
+        kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum() / len(mean)
+        loss = (reconstruction - target).abs().mean() + self.ssim(reconstruction, target) + self.kl_weight * kl
+        if self.perceptual is not None:
+            images = [x[:, : self.image_channels].flatten(0, 1).unsqueeze(1) for x in (reconstruction, target)]
+            loss = loss + self.perceptual_weight * self.perceptual(*images)
+        return loss
+
+
+def _perceptual(weights: str) -> nn.Module:
+    if not Path(weights).is_file():
+        raise InputError(f"perceptual_weights: {weights} is not a file; give a local file or null.")
+    loss = PerceptualLoss(spatial_dims=2, network_type="vgg", pretrained=False)
+    loss.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    return loss.requires_grad_(False).eval()

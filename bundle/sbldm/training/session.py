@@ -1,0 +1,80 @@
+"""Starting and resuming a training; the small functions that the configs call."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import torch
+from ignite.metrics import Loss
+from monai.engines import Trainer
+from torch.optim.lr_scheduler import LambdaLR
+
+from sbldm.cases.lists import read_lists
+from sbldm.errors import InputError, StateError
+from sbldm.runs import Run
+from sbldm.training.checkpoints import RunCheckpoint
+from sbldm.training.data import Continuing
+
+__all__ = ["choose_device", "read_run_lists", "run", "validation_loss", "warm_up_then_cosine"]
+
+
+def choose_device(name: str = "") -> torch.device:
+    """The device asked for, else `DEVICE` of the environment, else CUDA where there is one, else the CPU; it is printed.
+
+    Raises:
+        InputError: no such device here.
+    """
+    name = name or os.environ.get("DEVICE", "") or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"DEVICE={name}: not available here ({str(error).splitlines()[0]}); try DEVICE=cpu.") from None
+    print(f"Device: {torch.cuda.get_device_name(device) if device.type == 'cuda' else device}")
+    return device
+
+
+def read_run_lists(folder: str, preset: dict[str, Any]) -> dict[str, list[str]]:
+    """The case lists of a run, after checking that the run was prepared with this very preset.
+
+    Raises:
+        StateError: nothing is prepared there, or with another preset.
+    """
+    run_folder = Run.at(folder)
+    if run_folder.preset != preset:
+        raise StateError(
+            f"{folder} was prepared with the preset '{run_folder.preset['name']}'; add its values to the command: "
+            f"--config_file \"['configs/train_....yaml','{folder}/preset.yaml']\""
+        )
+    return read_lists(run_folder.folder)
+
+
+def warm_up_then_cosine(optimizer: torch.optim.Optimizer, warm_up: int, iterations: int) -> LambdaLR:
+    """Learning rate rising linearly over `warm_up` iterations, then falling to zero along half a cosine."""
+
+    def factor(i: int) -> float:
+        if i < warm_up:
+            return (i + 1) / warm_up
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (i - warm_up) / max(1, iterations - warm_up))))
+
+    return LambdaLR(optimizer, factor)
+
+
+def validation_loss(loss: torch.nn.Module) -> Loss:
+    """Ignite metric: the mean of a training loss over the held-back cases."""
+    return Loss(loss, output_transform=lambda output: (output["pred"], output["label"]), batch_size=len)
+
+
+def run(trainer: Trainer, checkpoint: RunCheckpoint, sampler: Continuing, batch_size: int) -> None:
+    """Train, from the last checkpoint where there is one; a finished training is left as it is."""
+    done, total = checkpoint.resume(trainer), trainer.state.max_epochs * trainer.state.epoch_length
+    if done >= total:
+        print(f"{checkpoint.folder}: already trained ({total} iterations); nothing to do.")
+        return
+    if done:
+        print(f"{checkpoint.folder}: going on after iteration {done} of {total}.")
+    sampler.start = done * batch_size
+    trainer.run()
+    print(f"{checkpoint.folder / 'best.pt'}: validation loss {checkpoint.best:.4f}")

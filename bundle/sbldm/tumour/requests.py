@@ -1,0 +1,385 @@
+"""Requests for tumours: read, completed, drawn from the training tumours' joint distribution, judged.
+
+The paper (section "Tumour characteristics") draws random conditions one by one from uniform ranges, which asks for
+impossible tumours. Here a Gaussian mixture describes eight shape variables t,
+
+    ln V, ln A/A0, x, y, z, ln w/D, ln h/D, ln d/D    (A0, D: surface and diameter of the sphere of volume V),
+
+in which each of the nine characteristics (lengths, volume and surface as logarithms, sphericity = A0/A too) is one
+linear function. A value that a user fixes is therefore one linear constraint on t, whichever it is, and the mixture
+conditioned on any set of them is exact and closed-form; surface, volume and sphericity can never disagree.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import logsumexp
+from scipy.stats import multivariate_normal
+from sklearn.mixture import GaussianMixture
+
+from sbldm.errors import InputError
+from sbldm.tumour.characteristics import NAMES
+
+__all__ = ["VARIABLES", "TumourModel", "parse_request", "read_requests"]
+
+VARIABLES = {
+    "VOLUME_ML": NAMES[0:1],
+    "SURFACE_MM2": NAMES[1:2],
+    "SPHERICITY": NAMES[2:3],
+    "CENTRE_MM": NAMES[3:6],
+    "EXTENTS_MM": NAMES[6:9],
+}
+"""Variables of the command line and the characteristics that each one gives."""
+
+TITLES = {n: v if len(names) == 1 else f"{v} ({n})" for v, names in VARIABLES.items() for n in names}
+TOLERANCE = 0.1  # relative disagreement of surface, volume and sphericity that surface estimators explain
+LARGEST = 1e6  # ml, mm2 or mm; keeps the arithmetic finite
+ROUNDS = 6  # of the truncated fit; held-out likelihood gains little beyond
+ROUNDING = 0.005  # what rounded values may exceed the sphere's and the box's bounds by, in logarithms
+SPHERICITY, FILL, POSITION = 2, 9, slice(3, 6)
+
+# Rows: the nine characteristics and ln(box volume / V) as linear functions of t.
+_ROWS = np.zeros((10, 8))
+_ROWS[0, 0] = _ROWS[3, 2] = _ROWS[4, 3] = _ROWS[5, 4] = 1
+_ROWS[1, :2] = 2 / 3, 1
+_ROWS[2, 1] = -1
+_ROWS[6:9, 0] = 1 / 3
+_ROWS[6:9, 5:] = np.eye(3)
+_ROWS[FILL, 5:] = 1
+_BALL = np.log(6 / np.pi)  # ln(D^3 / V)
+_OFFSETS = np.array([0, np.log(np.pi) / 3 + 2 / 3 * np.log(6), 0, 0, 0, 0, *[_BALL / 3] * 3, _BALL])
+_TO_SHAPE = np.linalg.inv(_ROWS[[0, 1, 3, 4, 5, 6, 7, 8]])
+
+
+def _functions(values: np.ndarray) -> np.ndarray:
+    """Characteristics [..., 9] -> the ten functions [..., 10]; volume in mm3."""
+    values = np.array(values, dtype=np.float64)
+    values[..., 0] *= 1000
+    free = [0, 1, 2, 6, 7, 8]
+    values[..., free] = np.log(values[..., free])
+    fill = values[..., 6:9].sum(-1, keepdims=True) - values[..., :1]
+    return np.concatenate([values, fill], axis=-1)
+
+
+def _characteristics(functions: np.ndarray) -> np.ndarray:
+    """Inverse of `_functions`."""
+    values = functions[..., :9].copy()
+    free = [0, 1, 2, 6, 7, 8]
+    values[..., free] = np.exp(values[..., free])
+    values[..., 0] /= 1000
+    return values
+
+
+def _shapes(functions: np.ndarray) -> np.ndarray:
+    """The ten functions [..., 10] -> t [..., 8], by volume, surface, centre and extents."""
+    free = [0, 1, 3, 4, 5, 6, 7, 8]
+    return (functions[..., free] - _OFFSETS[free]) @ _TO_SHAPE.T
+
+
+def _within(functions: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    return (functions >= limits[:, 0]) & (functions <= limits[:, 1])
+
+
+def _check(request: Mapping[str, float]) -> dict[str, float]:
+    """Plain floats, or an `InputError` that names the variable."""
+    if unknown := [name for name in request if name not in NAMES]:
+        raise InputError(f"{unknown[0]!r} is no tumour characteristic; choose from {', '.join(NAMES)}.")
+    checked = {}
+    for name, value in request.items():
+        try:
+            checked[name] = value = float(value)
+        except (TypeError, ValueError):
+            raise InputError(f"{TITLES[name]}={value!r} is not a number.") from None
+        if not np.isfinite(value):
+            raise InputError(f"{TITLES[name]}={value} is not a finite number.")
+        if abs(value) > LARGEST:
+            raise InputError(f"{TITLES[name]}={value:g} is beyond anything in a head.")
+        if name not in NAMES[POSITION] and value <= 0:
+            raise InputError(f"{TITLES[name]}={value:g} must be greater than 0.")
+        if name == "sphericity" and value > 1:
+            raise InputError(f"SPHERICITY={value:g} must lie above 0 and not above 1 (a sphere).")
+    return checked
+
+
+def _contradictions(request: Mapping[str, float]) -> list[str]:
+    """What makes the given values impossible together, one sentence each."""
+    given = dict.fromkeys(NAMES, np.nan) | dict(request)
+    functions = _functions(np.array([given[name] for name in NAMES]))
+    sphericity = np.exp((functions - _OFFSETS)[0] * 2 / 3 - (functions - _OFFSETS)[1])
+    volume = given["volume_ml"]
+    found = []
+    if np.isnan(volume):  # a surface and a sphericity fix the volume
+        log_volume = 1.5 * (functions[1] - _OFFSETS[1] + functions[SPHERICITY])
+        functions[FILL], volume = functions[6:9].sum() - log_volume, np.exp(log_volume) / 1000
+    if np.log(sphericity) > ROUNDING:
+        least = given["surface_mm2"] * sphericity
+        found.append(
+            f"SURFACE_MM2={given['surface_mm2']:g} is less than a sphere of VOLUME_ML={volume:g} has ({least:.4g} mm2)"
+        )
+    elif abs(sphericity / given["sphericity"] - 1) > TOLERANCE:
+        found.append(
+            f"SPHERICITY={given['sphericity']:g} contradicts VOLUME_ML={volume:g} and "
+            f"SURFACE_MM2={given['surface_mm2']:g}, which make it {sphericity:.3g}"
+        )
+    if functions[FILL] < -ROUNDING:
+        box = volume * np.exp(functions[FILL])
+        found.append(f"EXTENTS_MM make a box of {box:.4g} ml, smaller than VOLUME_ML={volume:.4g}")
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class TumourModel:
+    """Joint distribution of the training tumours' characteristics.
+
+    Attributes:
+        weights: [K] of the mixture's components.
+        means: [K, 8] in t (module docstring).
+        covariances: [K, 8, 8] in t.
+        ranges: [9, 2] smallest and largest of the training list, in ml, mm2, 1, mm.
+        limits: [10, 2] the same in logarithms, with ln(box / volume) as tenth, 2 % wider: draws stay inside.
+        floor: log-density below which a tumour counts as implausible: what all training tumours and 99.9 % of the
+            mixture's own draws exceed.
+    """
+
+    weights: np.ndarray
+    means: np.ndarray
+    covariances: np.ndarray
+    ranges: np.ndarray
+    limits: np.ndarray
+    floor: float
+
+    @classmethod
+    def fit(cls, values: np.ndarray) -> TumourModel:
+        """Fit to training characteristics [N, 9] in the order of `NAMES`, N >= 1.
+
+        One to four components with own or shared covariances, by the Bayesian information criterion, and at least ten
+        tumours a component; a ridge of 1/N of the variance keeps few or equal tumours from a singular fit. As draws
+        beyond the training limits are rejected, the mixture is fitted as a truncated one (stochastic EM: what it draws
+        beyond the limits counts as unseen data), else the large tumours would be under-represented.
+
+        Raises:
+            ValueError: the shape is wrong or a value is impossible (not finite, not positive, sphericity above 1).
+        """
+        values = np.asarray(values, dtype=np.float64)
+        if values.ndim != 2 or values.shape[1] != len(NAMES) or not len(values):
+            raise ValueError(f"Characteristics have shape {values.shape}; [N, {len(NAMES)}] with N >= 1 is needed.")
+        lengths = np.delete(values, POSITION, axis=1)
+        if not np.isfinite(values).all() or (lengths <= 0).any() or (values[:, SPHERICITY] > 1).any():
+            raise ValueError("Characteristics must be finite, sizes positive and sphericities not above 1.")
+        functions = _functions(values)
+        shapes = _shapes(functions)
+        least = np.array([0.01, 0.01, 0.5, 0.5, 0.5, 0.01, 0.01, 0.01])  # a variable that does not vary: 1 %, 0.5 mm
+        centre, scale = shapes.mean(0), np.maximum(shapes.std(0), least)
+        low, high = functions.min(0), functions.max(0)
+        slack = 0.02 * (high - low) + np.where(np.isin(np.arange(10), [3, 4, 5]), 1.0, 0.02)
+        limits = np.stack([low - slack, high + slack], axis=1)
+        limits[SPHERICITY, 1] = min(limits[SPHERICITY, 1], 0.0)
+        limits[FILL, 0] = max(limits[FILL, 0], 0.0)
+
+        scaled = (np.repeat(shapes, 2, axis=0) if len(shapes) == 1 else shapes) - centre
+        scaled /= scale
+        most = min(4, max(1, len(np.unique(scaled.round(6), axis=0)) // 10))
+        mixtures = [
+            GaussianMixture(k, covariance_type=kind, reg_covar=1 / len(values), n_init=4, max_iter=500, random_state=0)
+            for k in range(1, most + 1)
+            for kind in (("full", "tied") if k > 1 else ("full",))
+        ]
+        best = min((mixture.fit(scaled) for mixture in mixtures), key=lambda mixture: mixture.bic(scaled))
+        best.set_params(warm_start=True)
+        copies, share = np.repeat(scaled, max(1, 1000 // len(scaled)), axis=0), 1.0
+        for _ in range(ROUNDS):
+            draws = best.sample(int(len(copies) / share))[0]
+            inside = _within((centre + draws * scale) @ _ROWS.T + _OFFSETS, limits).all(1)
+            share = max(inside.mean(), 0.5)
+            best.fit(np.concatenate([copies, draws[~inside]]))
+        model = cls(
+            weights=best.weights_,
+            means=centre + best.means_ * scale,
+            covariances=np.broadcast_to(best.covariances_, (best.n_components, 8, 8)) * np.outer(scale, scale),
+            ranges=np.stack([values.min(0), values.max(0)], axis=1),
+            limits=limits,
+            floor=-np.inf,
+        )
+        own = model._candidates({}, np.random.default_rng(0), 10_000)
+        floor = min(model._log_density(shapes).min(), np.quantile(model._log_density(own), 0.001))
+        return cls(**(vars(model) | {"floor": float(floor)}))
+
+    def state(self) -> dict[str, Any]:
+        """The model as plain lists and floats, for a checkpoint or JSON."""
+        return {name: np.asarray(value).tolist() for name, value in vars(self).items()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> TumourModel:
+        """Rebuild from `state()`."""
+        arrays = {name: np.asarray(state[name], dtype=np.float64) for name in cls.__dataclass_fields__}
+        return cls(**(arrays | {"floor": float(state["floor"])}))
+
+    def _log_density(self, shapes: np.ndarray) -> np.ndarray:
+        """Log-density of t [..., 8] under the mixture."""
+        parts = [multivariate_normal.logpdf(shapes, m, c) for m, c in zip(self.means, self.covariances, strict=True)]
+        return logsumexp(np.stack(parts, axis=-1) + np.log(self.weights), axis=-1)
+
+    def _candidates(self, given: Mapping[int, float], rng: np.random.Generator, count: int) -> np.ndarray:
+        """Draw t [count, 8] from the mixture conditioned on `given` (row of the ten functions -> value)."""
+        rows = _ROWS[list(given)]
+        target = np.array(list(given.values())) - _OFFSETS[list(given)]
+        cross = self.covariances @ rows.T
+        inner = rows @ cross
+        gains = np.swapaxes(np.linalg.solve(inner, np.swapaxes(cross, 1, 2)), 1, 2)
+        logits = np.log(self.weights)
+        if given:
+            logits = logits + [
+                multivariate_normal.logpdf(target, rows @ m, s) for m, s in zip(self.means, inner, strict=True)
+            ]
+        component = rng.choice(len(logits), size=count, p=np.exp(logits - logsumexp(logits)))
+        noise = rng.standard_normal((count, 8))
+        free = self.means[component] + np.einsum("nij,nj->ni", np.linalg.cholesky(self.covariances)[component], noise)
+        return free + np.einsum("nij,nj->ni", gains[component], target - free @ rows.T)
+
+    def _draw(self, given: dict[int, float], rng: np.random.Generator) -> np.ndarray:
+        """The ten functions [10] of the first candidate that is plausible, else of the first that is possible."""
+        bounded = np.ones(10, dtype=bool)
+        bounded[list(given)] = False
+        first = None
+        for _ in range(32):
+            shapes = self._candidates(given, rng, 64)
+            functions = shapes @ _ROWS.T + _OFFSETS
+            inside = _within(functions, self.limits)
+            # A sphere has the least surface, a box holds its tumour: the two bounds on ln V, exceeded by so much.
+            excess = np.stack([1.5 * functions[:, SPHERICITY], -functions[:, FILL]])
+            possible = (excess <= ROUNDING).all(0)
+            good = possible & inside[:, bounded].all(1)
+            if not given:
+                good &= self._log_density(shapes) >= self.floor
+            if good.any():
+                return functions[np.argmax(good)]
+            if first is None and possible.any():
+                first = functions[np.argmax(possible)]
+        if first is not None:
+            return first
+        # The given values are so far out that no draw is possible: hold what is violated most at the training limit.
+        broken, side = ((SPHERICITY, 1), (FILL, 0))[np.argmax(np.median(excess, axis=1))]
+        given = given | {broken: self.limits[broken, side]}
+        if np.linalg.matrix_rank(_ROWS[list(given)]) < len(given):
+            raise InputError(f"No tumour has these {', '.join(VARIABLES)} together; leave one of them out.")
+        return self._draw(given, rng)
+
+    def sample(self, n: int, seed: int) -> np.ndarray:
+        """Draw plausible tumours [n, 9]; row i is a pure function of this model and `seed + i`."""
+        return np.array([self.complete({}, seed + i) for i in range(n)]).reshape(n, len(NAMES))
+
+    def complete(self, partial: Mapping[str, float], seed: int) -> np.ndarray:
+        """Fill up a request that is given in part with a draw from the conditional distribution.
+
+        Two of volume, surface and sphericity fix the third. Draws stay within the training limits where the given
+        values allow it; a request far outside is extrapolated along the fitted correlations.
+
+        Args:
+            partial: Characteristics by name, any subset of `NAMES`; they come back as given.
+            seed: Not negative; equal seeds give equal completions.
+
+        Returns:
+            [9] in the order of `NAMES`, ml, mm2, 1, mm.
+
+        Raises:
+            InputError: a name is unknown, a value impossible, or the values contradict each other.
+        """
+        given = _check(partial)
+        if found := _contradictions(given):
+            raise InputError(f"{'; '.join(found)}. Change one of them or leave it out.")
+        full = _functions(np.array([given.get(name, np.nan) for name in NAMES]))
+        known = {i: full[i] for i, name in enumerate(NAMES) if name in given}
+        if {0, 1} <= known.keys():
+            known.pop(SPHERICITY, None)
+        values = _characteristics(self._draw(known, np.random.default_rng(seed)))
+        values[SPHERICITY] = min(values[SPHERICITY], 1.0)
+        for i, name in enumerate(NAMES):
+            values[i] = given.get(name, values[i])
+        return values
+
+    def outside(self, request: np.ndarray) -> list[str]:
+        """Say in what a request [9] lies beyond what training saw; an empty list when in nothing.
+
+        One entry per characteristic more than 2 % of the (logarithmic) range beyond the training range, one when the
+        values are impossible together, or possible but jointly less likely than `floor`.
+
+        Raises:
+            InputError: a value is not finite, not positive, or a sphericity above 1.
+        """
+        values = _check(dict(zip(NAMES, request, strict=True)))
+        functions = _functions(np.array(list(values.values())))
+        found = []
+        for (name, value), position, limits, (low, high) in zip(
+            values.items(), functions, self.limits, self.ranges, strict=False
+        ):
+            if not limits[0] <= position <= limits[1]:
+                side = "below" if position < limits[0] else "above"
+                found.append(f"{name} {value:.4g} is {side} {low:.3g} to {high:.3g}")
+        if impossible := _contradictions(values):
+            found.append(f"impossible together: {'; '.join(impossible)}")
+        elif self._log_density(_shapes(functions)) < self.floor:
+            found.append("the combination is less likely than every training tumour")
+        return found
+
+
+def read_requests(path: Path) -> list[dict[str, float]]:
+    """Read requests from a CSV whose header names any of the nine characteristics; an empty cell means "draw it".
+
+    Raises:
+        InputError: the file cannot be read or is empty, or a column or cell is wrong; file, line and column are named.
+    """
+    legend = f"The columns are any of {', '.join(NAMES)}."
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader if line]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read as a CSV of requests ({reason}). {legend}") from None
+    if len(lines) < 2:
+        raise InputError(f"{path}: holds no request, a header and at least one row are needed. {legend}")
+    header = [name.lower() for name in lines[0][1]]
+    for name in header:
+        if name not in NAMES or header.count(name) > 1:
+            problem = "comes twice" if name in NAMES else "is unknown"
+            raise InputError(f"{path}, line {lines[0][0]}: column {name!r} {problem}. {legend}")
+    requests = []
+    for number, cells in lines[1:]:
+        if len(cells) != len(header):
+            raise InputError(f"{path}, line {number}: {len(cells)} cells under {len(header)} columns. {legend}")
+        requests.append({})
+        for name, cell in zip(header, cells, strict=True):
+            try:
+                requests[-1] |= _check({name: cell} if cell else {})
+            except InputError as error:
+                raise InputError(f"{path}, line {number}, column {name}: {error} {legend}") from None
+    return requests
+
+
+def parse_request(**text: str) -> dict[str, float]:
+    """Read a request from the command line's variables (`VARIABLES`), each one number or three with commas.
+
+    `CENTRE_MM="-30,10,5"` counts millimetres to the right, anterior and superior from the centre of the field of view,
+    `EXTENTS_MM` the bounding box along the same axes. Empty strings are ignored.
+
+    Raises:
+        InputError: a variable is unknown, has too few or too many numbers, or an impossible value.
+    """
+    request: dict[str, float] = {}
+    for variable, content in text.items():
+        if variable not in VARIABLES:
+            raise InputError(f"{variable} is no variable of a request; choose from {', '.join(VARIABLES)}.")
+        if not (content or "").strip():
+            continue
+        names, parts = VARIABLES[variable], content.split(",")
+        if len(parts) != len(names):
+            form = "one number" if len(names) == 1 else 'three numbers along R, A, S, as in "40,35,30"'
+            raise InputError(f"{variable}={content!r}: {form} needed.")
+        request |= _check(dict(zip(names, parts, strict=True)))
+    return request

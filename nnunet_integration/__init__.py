@@ -1,0 +1,1 @@
+"""nnU-Net on the datasets that SBLDM writes; it knows datasets, never the networks."""
