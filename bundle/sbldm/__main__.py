@@ -39,7 +39,8 @@ def _bundle(config: str, run_id: str, run: Run, **values: Any) -> None:
     os.chdir(BUNDLE)  # macros in the configs are relative to the bundle folder
     try:
         files = [f"configs/{config}.yaml"] + ([str(run.preset_file)] if run_id == "training" else [])
-        workflow = ConfigWorkflow(files, run_id=run_id, run_dir=str(run.folder), **values)
+        shared = {"meta_file": "configs/metadata.json", "logging_file": "configs/logging.conf", "run_dir": str(run.folder)}
+        workflow = ConfigWorkflow(files, run_id=run_id, **shared, **values)
         workflow.initialize()
         workflow.run()
         workflow.finalize()

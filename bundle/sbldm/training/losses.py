@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from monai.losses import PerceptualLoss, SSIMLoss
+from monai.losses import DiceLoss, PerceptualLoss, SSIMLoss
 from torch import nn
 
 from sbldm.errors import InputError
@@ -16,11 +16,13 @@ __all__ = ["AutoencoderLoss"]
 class AutoencoderLoss(nn.Module):
     """L1 + (1 - SSIM) on all channels + KL, and LPIPS on the image channels where local weights are given.
 
-    KL is summed over the latents and divided by the batch; the other terms are means.
+    KL is summed over the latents and divided by the batch; the other terms are means. The Dice term is ours: L1 alone
+    is content with empty masks for the first thousands of slices, which short trainings cannot afford.
 
     Args:
         kl_weight: weight of the KL divergence.
-        image_channels: how many of the first channels are images (for LPIPS).
+        image_channels: how many of the first channels are images (for LPIPS), the others being labels (for Dice).
+        dice_weight: weight of the soft Dice loss of the labels.
         perceptual_weights: local file with the state of MONAI's `PerceptualLoss(2, "vgg")`, or None.
         perceptual_weight: weight of that term.
 
@@ -32,11 +34,13 @@ class AutoencoderLoss(nn.Module):
         self,
         kl_weight: float = 1e-6,
         image_channels: int = 1,
+        dice_weight: float = 0.0,
         perceptual_weights: str | None = None,
         perceptual_weight: float = 0.5,
     ) -> None:
         super().__init__()
         self.kl_weight, self.image_channels, self.perceptual_weight = kl_weight, image_channels, perceptual_weight
+        self.dice_weight, self.dice = dice_weight, DiceLoss(batch=True)
         self.ssim = SSIMLoss(spatial_dims=2, data_range=2.0)
         self.perceptual = _perceptual(perceptual_weights) if perceptual_weights else None
 
@@ -47,6 +51,9 @@ class AutoencoderLoss(nn.Module):
         reconstruction, mean, log_variance = prediction
         kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum() / len(mean)
         loss = (reconstruction - target).abs().mean() + self.ssim(reconstruction, target) + self.kl_weight * kl
+        if self.dice_weight:
+            labels = [(x[:, self.image_channels :].clamp(-1, 1) + 1) / 2 for x in (reconstruction, target)]
+            loss = loss + self.dice_weight * self.dice(*labels)
         if self.perceptual is not None:
             images = [x[:, : self.image_channels].flatten(0, 1).unsqueeze(1) for x in (reconstruction, target)]
             loss = loss + self.perceptual_weight * self.perceptual(*images)

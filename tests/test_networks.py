@@ -1,0 +1,290 @@
+"""The networks in numbers: the authors' sizes, what conditions them, and known answers of the blocks and the loss."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from sbldm.networks import LatentUNet, SliceVAE, build_autoencoder, build_denoiser
+from sbldm.networks.blocks import ResidualBlock
+from sbldm.runs import load_preset
+from sbldm.training.losses import AutoencoderLoss
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+TINY_VAE = {"channels": [8, 16], "latent_channels": 3, "groups": 4}
+TINY_UNET = {
+    "latent_channels": 2,
+    "channels": [8, 16],
+    "strides": [2],
+    "num_res_blocks": 1,
+    "embedding": 16,
+    "groups": 4,
+}
+
+
+def shaken(network: nn.Module, seed: int = 0) -> nn.Module:
+    """The network in eval mode with every parameter moved at random, the zero-initialised ones too."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return network.eval()
+
+
+def normal(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def macs(network: nn.Module, *inputs: torch.Tensor, call: str = "forward") -> float:
+    """Multiply-adds of one call: half of what PyTorch's counter calls FLOPs, biases and norms left out."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        getattr(network, call)(*inputs)
+    return counter.get_total_flops() / 2
+
+
+@pytest.fixture(scope="module")
+def paper() -> tuple[SliceVAE, LatentUNet]:
+    """Both networks of the preset `paper`, without memory."""
+    preset = load_preset("paper")
+    with torch.device("meta"):
+        return build_autoencoder(preset), build_denoiser(preset)
+
+
+def test_counter_counts_linear_and_transposed_layers():
+    """The counter behind the MAC figures gives the textbook numbers for every kind of layer in use."""
+    with torch.device("meta"):
+        assert macs(nn.Linear(9, 256), torch.empty(3, 9)) == 3 * 9 * 256
+        assert macs(nn.Conv2d(4, 8, 3, stride=2, padding=1), torch.empty(1, 4, 10, 10)) == 4 * 8 * 9 * 5 * 5
+        up = nn.ConvTranspose3d(4, 8, 4, stride=2, padding=1)
+        assert macs(up, torch.empty(1, 4, 6, 6, 6)) == 4 * 8 * 4**3 * 6**3
+
+
+def test_paper_autoencoder_has_the_authors_size(paper):
+    """27.093 M parameters; 98.0 GMAC a 192x192 slice, 36.8 of them to encode and 61.2 to decode; 8x in-plane."""
+    autoencoder, _ = paper
+    slice_, latents, position = (
+        torch.empty(shape, device="meta") for shape in ((1, 2, 192, 192), (1, 6, 24, 24), (1,))
+    )
+    assert parameters(autoencoder) == pytest.approx(27.093e6, rel=0.01)
+    assert macs(autoencoder, slice_, position) == pytest.approx(98.0e9, rel=0.01)
+    assert macs(autoencoder, slice_, position, call="encode") == pytest.approx(36.8e9, rel=0.01)
+    assert macs(autoencoder, latents, position, call="decode") == pytest.approx(61.2e9, rel=0.01)
+    assert autoencoder.encode(slice_, position)[0].shape == latents.shape
+    assert autoencoder.factor == 8
+
+
+def test_paper_denoiser_has_the_authors_size(paper):
+    """135.18 M parameters and 523.735 GMAC for one step on 6x24x24x96 latents."""
+    _, denoiser = paper
+    latents, time, condition = (torch.empty(shape, device="meta") for shape in ((1, 6, 24, 24, 96), (1,), (1, 9)))
+    assert parameters(denoiser) == pytest.approx(135.18e6, rel=0.01)
+    assert macs(denoiser, latents, time, condition) == pytest.approx(523.735e9, rel=0.01)
+    assert denoiser(latents, time, condition).shape == latents.shape
+
+
+def test_channels_and_labels_come_from_the_preset_alone():
+    """Two modalities and three labels instead of one of each change the first and last layer of stage 1 alone."""
+    preset = load_preset("demo")
+    more = copy.deepcopy(preset)
+    more["data"] = {
+        "channels": ["flair", "t1ce"],
+        "labels": {"oedema": "oedema", "core": "necrotic", "active": "enhancing"},
+    }
+    with torch.device("meta"):
+        one, many = (
+            {name: tuple(p.shape) for name, p in build_autoencoder(values).named_parameters()}
+            for values in (preset, more)
+        )
+        assert {n: tuple(p.shape) for n, p in build_denoiser(preset).named_parameters()} == {
+            n: tuple(p.shape) for n, p in build_denoiser(more).named_parameters()
+        }
+    assert one.keys() == many.keys()
+    assert {name: (one[name], many[name]) for name in one if one[name] != many[name]} == {
+        "encoder_in.norm1.weight": ((2,), (5,)),
+        "encoder_in.norm1.bias": ((2,), (5,)),
+        "encoder_in.conv1.weight": ((16, 2, 3, 3), (16, 5, 3, 3)),
+        "encoder_in.skip.weight": ((16, 2, 1, 1), (16, 5, 1, 1)),
+        "to_slice.weight": ((2, 16, 3, 3), (5, 16, 3, 3)),
+        "to_slice.bias": ((2,), (5,)),
+    }
+
+
+def test_slice_position_reaches_encoder_and_decoder():
+    """Another slice index alone changes the posterior and the decoded slice; equal indices do not."""
+    network = shaken(SliceVAE(position_embedding=8, **TINY_VAE))
+    slices, latents = normal(1, 2, 16, 16).repeat(3, 1, 1, 1), normal(1, 3, 8, 8).repeat(3, 1, 1, 1)
+    position = torch.tensor([3.0, 3.0, 40.0])
+    with torch.no_grad():
+        for output in (*network.encode(slices, position), network.decode(latents, position)):
+            torch.testing.assert_close(output[0], output[1])
+            assert (output[0] - output[2]).abs().mean() > 0.05 * output[0].std()
+
+
+def test_ablation_without_slice_position():
+    """`position_embedding=0` has no such parameters, and the slice index changes nothing."""
+    network = shaken(SliceVAE(position_embedding=0, **TINY_VAE))
+    slices = normal(2, 2, 16, 16)
+    with torch.no_grad():
+        first, second = (network(slices, torch.full((2,), index)) for index in (3.0, 40.0))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not [name for name, _ in network.named_parameters() if "position" in name or "scale_shift" in name]
+
+
+def test_autoencoder_in_eval_mode_decodes_the_mean():
+    """Deterministic, and exactly the decoded posterior mean."""
+    network, slices, position = shaken(SliceVAE(**TINY_VAE)), normal(2, 2, 16, 16), torch.tensor([3.0, 5.0])
+    with torch.no_grad():
+        first, second = network(slices, position), network(slices, position)
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        assert torch.equal(first[0], network.decode(first[1], position))
+
+
+def test_autoencoder_in_training_samples_the_posterior(monkeypatch):
+    """What is decoded in training has the posterior's mean and standard deviation, element by element."""
+    network = shaken(SliceVAE(**TINY_VAE)).train()
+    decoded: list[torch.Tensor] = []
+    monkeypatch.setattr(network, "decode", lambda z, position: decoded.append(z) or z)
+    n = 20_000
+    with torch.no_grad():
+        torch.manual_seed(0)
+        _, mean, log_variance = network(normal(1, 2, 4, 4).expand(n, -1, -1, -1), torch.full((n,), 7.0))
+    std = (0.5 * log_variance[0]).exp()
+    assert std.max() / std.min() > 1.2  # or one common number would pass
+    error = (decoded[0].mean(0) - mean[0]) / std
+    assert error.abs().max() < 5 / math.sqrt(n)
+    torch.testing.assert_close(decoded[0].std(0), std, rtol=5 / math.sqrt(2 * n), atol=0)
+
+
+def test_residual_block_starts_as_its_skip():
+    """Before training a block is the identity, or its 1-wide convolution, whatever the embedding."""
+    x, e = normal(2, 8, 5, 6, 7), normal(2, 16, seed=2)
+    assert torch.equal(ResidualBlock(3, 8, 8, 16, 4)(x, e), x)
+    widening = ResidualBlock(3, 8, 12, 16, 4)
+    assert torch.equal(widening(x, e), widening.skip(x))
+
+
+def test_scale_shift_known_answer():
+    """The embedding enters as `h (1 + scale) + shift` behind the second norm, first half scale, second half shift."""
+    block = ResidualBlock(2, 8, 8, embedding=3, groups=4)
+    scale, shift = normal(8, seed=3), normal(8, seed=4)
+    with torch.no_grad():
+        block.scale_shift.weight.zero_()
+        block.scale_shift.bias.copy_(torch.cat([scale, shift]))
+        nn.init.dirac_(block.conv2.weight)  # makes the second convolution the identity
+        x = normal(2, 8, 6, 6)
+        h = nn.functional.group_norm(block.conv1(nn.functional.silu(nn.functional.group_norm(x, 4))), 4)
+        expected = x + nn.functional.silu(h * (1 + scale.view(1, 8, 1, 1)) + shift.view(1, 8, 1, 1))
+        torch.testing.assert_close(block(x, normal(2, 3)), expected)
+        torch.testing.assert_close(block(x), x + nn.functional.silu(h))
+
+
+def test_denoiser_starts_at_zero():
+    """An untrained denoiser says 0 for every input."""
+    network = LatentUNet(**TINY_UNET)
+    output = network(normal(2, 2, 4, 4, 8), torch.tensor([3, 900]), normal(2, 9))
+    assert output.shape == (2, 2, 4, 4, 8)
+    assert not output.any()
+
+
+def test_condition_and_time_change_the_denoiser():
+    """Each of the nine characteristics and the time step change the output of an otherwise equal row."""
+    network = shaken(LatentUNet(**TINY_UNET))
+    x = normal(1, 2, 4, 4, 8)
+    conditions = torch.cat([torch.zeros(2, 9), torch.eye(9)])
+    time = torch.full((11,), 500)
+    time[1] = 20
+    with torch.no_grad():
+        output = network(x.expand(11, -1, -1, -1, -1), time, conditions)
+    assert (output[1:] - output[0]).abs().flatten(1).mean(1).min() > 1e-3 * output[0].std()
+
+
+def test_no_request_is_the_null_condition_row_by_row():
+    """A row with a NaN equals `context=None`, which is the learned null condition, and leaves the other rows alone."""
+    network = shaken(LatentUNet(**TINY_UNET))
+    x, time, asked = normal(4, 2, 4, 4, 8), torch.tensor([500, 20, 500, 20]), normal(4, 9)
+    mixed = asked.clone()
+    mixed[1], mixed[3, 5] = torch.nan, torch.nan
+    with torch.no_grad():
+        full, free, some = network(x, time, asked), network(x, time, None), network(x, time, mixed)
+        torch.testing.assert_close(some[[0, 2]], full[[0, 2]], rtol=0, atol=1e-5)
+        torch.testing.assert_close(some[[1, 3]], free[[1, 3]], rtol=0, atol=1e-5)
+        assert (full - free).abs().flatten(1).mean(1).min() > 0.01 * free.std()
+        for row in range(4):
+            alone = network(x[[row]], time[[row]], mixed[[row]])
+            torch.testing.assert_close(alone[0], some[row], rtol=0, atol=1e-5)
+        torch.testing.assert_close(network.embed(time, None), network.time(time) + network.null_condition)
+        network.null_condition += 1
+        assert (network(x, time, None) - free).abs().max() > 0.01 * free.std()
+        torch.testing.assert_close(network(x, time, asked), full)
+
+
+def test_null_condition_learns_from_absent_rows_alone():
+    """Its gradient comes from the rows without a request, and no NaN reaches any gradient."""
+    network = shaken(LatentUNet(**TINY_UNET)).train()
+    x, time, asked = normal(2, 2, 4, 4, 8), torch.tensor([500, 20]), normal(2, 9)
+    network(x, time, asked).square().mean().backward()
+    assert not network.null_condition.grad.any()
+    asked[1] = torch.nan
+    network(x, time, asked).square().mean().backward()
+    assert network.null_condition.grad.abs().max() > 0
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("channels", "strides", "coarsest"),
+    [
+        ([8, 16], [[2, 2, 1]], (4, 6, 8)),
+        ([8, 16, 24], [[2, 2, 1], 2], (2, 3, 4)),
+        ([8, 16, 24], [1, [1, 2, 2]], (8, 6, 4)),
+        ([8, 16, 24], [[1, 1, 2], [2, 2, 1]], (4, 6, 4)),
+    ],
+)
+def test_anisotropic_strides(channels, strides, coarsest):
+    """A stride per axis shrinks those axes and comes back to the same grid."""
+    network = LatentUNet(2, channels, strides, num_res_blocks=1, embedding=16, groups=4)
+    seen: list[tuple[int, ...]] = []
+    network.middle[0].register_forward_hook(lambda _, inputs, __: seen.append(tuple(inputs[0].shape)))
+    assert network(normal(1, 2, 8, 12, 8), torch.tensor([5]), None).shape == (1, 2, 8, 12, 8)
+    assert seen == [(1, channels[-1], *coarsest)]
+
+
+def test_mismatched_strides():
+    """One stride too few or too many is refused in plain words."""
+    for strides in ([2], [2, 2, 2]):
+        with pytest.raises(ValueError, match=rf"3 levels need 2 strides, got {len(strides)}"):
+            LatentUNet(2, [8, 16, 24], strides)
+
+
+def test_loss_of_a_perfect_reconstruction_is_zero():
+    """Equal slices and a standard normal posterior cost nothing."""
+    slices, latents = normal(2, 2, 16, 16).clamp(-1, 1), torch.zeros(2, 3, 4, 4)
+    assert AutoencoderLoss(kl_weight=1.0)((slices, latents, latents), slices).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_loss_kl_known_answer():
+    """KL(N(m, s^2) || N(0, 1)) of PyTorch's distributions, summed over the latents and divided by the batch."""
+    slices, mean, log_variance = normal(5, 2, 16, 16), normal(5, 3, 4, 4, seed=2), normal(5, 3, 4, 4, seed=3)
+    posterior = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
+    expected = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).sum() / 5
+    loss = AutoencoderLoss(kl_weight=0.25)((slices, mean, log_variance), slices)
+    assert loss.item() == pytest.approx(0.25 * expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("wanted", "got"), [(0.5, -0.25), (-1.0, 1.0), (0.8, 0.7)])
+def test_loss_l1_and_ssim_known_answer(wanted, got):
+    """Flat slices of values a, b cost |a - b| + 1 - (2ab + c) / (a^2 + b^2 + c), c = (0.01 * 2)^2, on both channels."""
+    latents = torch.zeros(1, 3, 4, 4)
+    target, slices = torch.full((1, 2, 16, 16), wanted), torch.full((1, 2, 16, 16), got)
+    c = 0.02**2
+    cost = abs(wanted - got) + 1 - (2 * wanted * got + c) / (wanted**2 + got**2 + c)
+    loss = AutoencoderLoss()
+    assert loss((slices, latents, latents), target).item() == pytest.approx(cost, rel=1e-3)
+    slices[:, 1] = wanted  # the mask channel now right: half the cost
+    assert loss((slices, latents, latents), target).item() == pytest.approx(cost / 2, rel=1e-3)
