@@ -43,7 +43,10 @@ def verify_dataset(run: Path, dataset_id: str, workers: int = 1) -> Path:
     options = ["-d", dataset_id, "-c", "3d_fullres", "-npfp", str(workers), "-np", str(workers), "--clean"]
     command = [sys.executable, "-c", ENTRY, *options, "--verify_dataset_integrity"]
     log = run / "nnunet_verify.log"
-    print(f"{dataset.name}: nnU-Net checks, plans and preprocesses {read_json(found[0])['numTraining']} pairs ...", flush=True)
+    print(
+        f"{dataset.name}: nnU-Net checks, plans and preprocesses {read_json(found[0])['numTraining']} pairs ...",
+        flush=True,
+    )
     with open(log, "w") as file:
         code = subprocess.run(command, env=os.environ | folders, stdout=file, stderr=subprocess.STDOUT).returncode
     if code:
@@ -51,5 +54,7 @@ def verify_dataset(run: Path, dataset_id: str, workers: int = 1) -> Path:
         raise DataError(f"{dataset}: nnU-Net refuses it ({last.strip()}); the whole output is in {log}.")
     preprocessed = run / "nnUNet_preprocessed" / dataset.name
     plan = read_json(preprocessed / "nnUNetPlans.json")["configurations"]["3d_fullres"]
-    print(f"{preprocessed}: verified, planned (spacing {plan['spacing']} mm, patch {plan['patch_size']}) and preprocessed.")
+    print(
+        f"{preprocessed}: verified, planned (spacing {plan['spacing']} mm, patch {plan['patch_size']}) and preprocessed."
+    )
     return preprocessed

@@ -288,3 +288,15 @@ def test_loss_l1_and_ssim_known_answer(wanted, got):
     assert loss((slices, latents, latents), target).item() == pytest.approx(cost, rel=1e-3)
     slices[:, 1] = wanted  # the mask channel now right: half the cost
     assert loss((slices, latents, latents), target).item() == pytest.approx(cost / 2, rel=1e-3)
+
+
+def test_loss_dice_known_answer():
+    """Soft Dice of the labels alone, over the whole batch: a mask of 8 voxels against 0.5 everywhere scores 8 / 264."""
+    latents, target = torch.zeros(2, 3, 4, 4), torch.full((2, 2, 16, 16), -1.0)
+    target[0, 1, :2, :4] = 1
+    grey = target.clone()
+    grey[:, 1] = 0.0
+    with_dice, without = AutoencoderLoss(dice_weight=0.5), AutoencoderLoss()
+    dice = with_dice((grey, latents, latents), target) - without((grey, latents, latents), target)
+    assert dice.item() == pytest.approx(0.5 * (1 - 2 * 8 * 0.5 / (8 + 512 * 0.5)), abs=1e-5)
+    assert with_dice((target, latents, latents), target).item() == pytest.approx(0, abs=1e-5)

@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from sbldm.errors import InputError, SbldmError, mendable
+from sbldm.errors import InputError, mendable
 from sbldm.runs import Run, load_preset
 
 BUNDLE = Path(__file__).parents[1]
@@ -39,7 +39,11 @@ def _bundle(config: str, run_id: str, run: Run, **values: Any) -> None:
     os.chdir(BUNDLE)  # macros in the configs are relative to the bundle folder
     try:
         files = [f"configs/{config}.yaml"] + ([str(run.preset_file)] if run_id == "training" else [])
-        shared = {"meta_file": "configs/metadata.json", "logging_file": "configs/logging.conf", "run_dir": str(run.folder)}
+        shared = {
+            "meta_file": "configs/metadata.json",
+            "logging_file": "configs/logging.conf",
+            "run_dir": str(run.folder),
+        }
         workflow = ConfigWorkflow(files, run_id=run_id, **shared, **values)
         workflow.initialize()
         workflow.run()
@@ -138,7 +142,9 @@ def parser() -> argparse.ArgumentParser:
         strict=("", "1: stop when pre-flight finds anything"),
         workers=("2", "processes"),
     )
-    command(train, run=run).add_argument("stage", nargs="?", default="both", choices=("both", "autoencoder", "diffusion"))
+    command(train, run=run).add_argument(
+        "stage", nargs="?", default="both", choices=("both", "autoencoder", "diffusion")
+    )
     command(
         synth,
         run=run,

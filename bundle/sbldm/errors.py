@@ -6,7 +6,10 @@ Exit codes (also printed by ``make help``): 0 done, 2 a variable or argument is 
 
 from __future__ import annotations
 
-__all__ = ["DataError", "InputError", "OutputError", "SbldmError", "StateError", "mendable"]
+import sys
+from types import TracebackType
+
+__all__ = ["DataError", "InputError", "OutputError", "SbldmError", "StateError", "mendable", "say_in_one_line"]
 
 
 class SbldmError(Exception):
@@ -44,3 +47,17 @@ def mendable(error: BaseException | None) -> SbldmError | None:
     while error is not None and not isinstance(error, SbldmError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def say_in_one_line() -> None:
+    """Let a mendable error that ends this process be printed as its message alone; the configs call this first."""
+    usual = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        known = mendable(error)
+        if known is None:
+            usual(kind, error, trace)
+        else:
+            print(f"Error: {known}", file=sys.stderr)
+
+    sys.excepthook = hook

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ def make_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{path}: cannot create this folder ({error.strerror}); choose another RUN or free it.") from None
+        raise OutputError(
+            f"{path}: cannot create this folder ({error.strerror}); choose another RUN or free it."
+        ) from None
     return path
 
 
@@ -40,29 +43,28 @@ def _sync(path: Path) -> None:
 def atomic_path(path: Path, scratch: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path with the same file ending; on success it takes the place of `path`, else it is removed.
 
-    The temporary file lies in a hidden folder of this process under `scratch` (default: beside `path`), on the same file
-    system, so that a killed process never leaves a stray file where another program lists files.
+    The temporary file lies in a hidden folder of its own under `scratch` (default: beside `path`), on the same file
+    system, so that a killed process never leaves a stray file where another program lists files and writers that run
+    at the same time keep apart.
 
     Raises:
         OutputError: the disk is full, read-only or not permitted.
     """
     path = Path(path)
     make_folder(path.parent)
-    scratch = make_folder((scratch or path.parent) / f"{PARTIAL}{os.getpid()}")
-    temporary = scratch / path.name
+    scratch = make_folder(scratch or path.parent)
     try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
+        with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=scratch, ignore_cleanup_errors=True) as own:
+            temporary = Path(own) / path.name
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
     except OSError as error:
         raise OutputError(
             f"{path}: cannot be written ({error.strerror or error}); free space or choose another RUN. "
             "What was finished before is kept."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(scratch)
 
 
 def clear_partial(folder: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from sbldm.errors import InputError, StateError
@@ -35,8 +37,23 @@ def load_preset(name_or_path: str) -> dict[str, Any]:
         raise InputError(f"{path}: not a readable YAML preset ({' '.join(str(error).split())}).") from None
     missing = [part for part in PARTS if part not in preset]
     if missing:
-        raise InputError(f"{path}: the preset lacks {', '.join(missing)} under 'preset:'; see configs/presets/small.yaml.")
+        raise InputError(
+            f"{path}: the preset lacks {', '.join(missing)} under 'preset:'; see configs/presets/small.yaml."
+        )
+    _check_sizes(path, preset)
     return preset
+
+
+def _check_sizes(path: Path, preset: dict[str, Any]) -> None:
+    """The grid must survive all halvings of both networks."""
+    halvings = 2 ** (len(preset["autoencoder"]["network"]["channels"]) - 1)
+    need = np.array([halvings, halvings, 1])
+    for stride in preset["diffusion"]["network"]["strides"]:
+        need = need * stride
+    if np.any(np.array(preset["grid"]["size"]) % need):
+        raise InputError(
+            f"{path}: grid.size {preset['grid']['size']} must be divisible by {need.tolist()} (the networks halve it)."
+        )
 
 
 @dataclass(frozen=True)
@@ -48,7 +65,7 @@ class Run:
     @classmethod
     def at(cls, folder: str | Path) -> Run:
         """The run at a folder, which need not exist yet."""
-        return cls(Path(folder).expanduser().absolute())
+        return cls(Path(os.path.abspath(Path(folder).expanduser())))
 
     @property
     def preset_file(self) -> Path:
@@ -74,7 +91,7 @@ class Run:
         """The preset this run was prepared with; a `StateError` says how to prepare one."""
         if not self.preset_file.is_file():
             raise StateError(
-                f"{self.folder}: no prepared cases here; run `make prepare DATA=/path/to/cases RUN={self.folder}` first."
+                f"{self.folder}: no prepared cases here; run `make prepare DATA=/path/to/cases RUN={self.folder}`."
             )
         return load_preset(str(self.preset_file))
 
@@ -83,9 +100,11 @@ class Run:
         if self.preset_file.exists():
             if self.preset != preset:
                 raise StateError(
-                    f"{self.preset_file}: this run was prepared with the preset '{self.preset['name']}' and other values; "
+                    f"{self.preset_file}: prepared with the preset '{self.preset['name']}' and other values; "
                     "choose another RUN or remove this folder."
                 )
             return
         with atomic_path(self.preset_file) as temporary:
-            temporary.write_text(yaml.safe_dump({"preset": preset}, sort_keys=False, default_flow_style=None, width=120))
+            temporary.write_text(
+                yaml.safe_dump({"preset": preset}, sort_keys=False, default_flow_style=None, width=120)
+            )

@@ -26,8 +26,8 @@ def download_decathlon(folder: Path) -> Path:
             DecathlonDataset(root_dir=folder, task=TASK, section="training", download=True, cache_num=0)
         except Exception as error:  # MONAI wraps every failure of a download in a bare Exception
             raise InputError(
-                f"{target}: the download failed ({type(error).__name__}); check the connection. Offline, use your own cases "
-                "(make prepare DATA=/path/to/cases) or phantoms (make phantom)."
+                f"{target}: the download failed ({type(error).__name__}); check the connection. Offline, use your own "
+                "cases (make prepare DATA=/path/to/cases) or phantoms (make phantom)."
             ) from error
     print(f"{target}: ready; next: make prepare DATA={target} RUN=runs/mine")
     return target

@@ -65,7 +65,7 @@ class NativeGrid:
         return LPS_FROM_RAS @ lps
 
     def frame(self, working: NativeGrid) -> np.ndarray:
-        """Voxel indices of this grid to millimetres from the centre of a working grid, along that grid's R, A, S axes."""
+        """Voxel indices of this grid to millimetres from the centre of a working grid, along its R, A and S axes."""
         axes = np.reshape(working.direction, (3, 3))
         centre = working.origin + axes @ (np.asarray(working.spacing) * (np.asarray(working.size) - 1) / 2)
         world = LPS_FROM_RAS @ self.affine()
@@ -99,7 +99,9 @@ class WorkingGrid:
         """Millimetres a voxel along L, P, S."""
         return tuple(f / n for f, n in zip(self.fov_mm, self.size, strict=True))
 
-    def placed(self, centre: Sequence[float], direction: Sequence[float], factor: Sequence[int] = (1, 1, 1)) -> NativeGrid:
+    def placed(
+        self, centre: Sequence[float], direction: Sequence[float], factor: Sequence[int] = (1, 1, 1)
+    ) -> NativeGrid:
         """This grid centred on a physical point (mm, LPS), its voxels divided by `factor` along each axis."""
         size = np.multiply(self.size, factor)
         spacing = np.divide(self.spacing, factor)
@@ -121,7 +123,7 @@ class WorkingGrid:
 
 
 def brain_centre(brain: np.ndarray, image: sitk.Image) -> tuple[list[float], list[float]]:
-    """Centre (mm, LPS) and extents (mm) of the bounding box of a brain mask `[X, Y, Z]` that lies on the grid of `image`."""
+    """Centre (mm, LPS) and extents (mm) of the bounding box of a brain mask `[X, Y, Z]` on the grid of `image`."""
     bounds = [np.flatnonzero(brain.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
     low, high = (np.array([b[i] for b in bounds]) for i in (0, -1))
     centre = image.TransformContinuousIndexToPhysicalPoint(((low + high) / 2).tolist())

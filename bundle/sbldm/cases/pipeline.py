@@ -44,7 +44,9 @@ def prepare_run(
         InputError, DataError, StateError, OutputError: see the modules called.
     """
     if not data:
-        raise InputError("DATA is missing: make prepare DATA=/path/to/cases RUN=runs/mine (or `make data` to download some).")
+        raise InputError(
+            "DATA is missing: make prepare DATA=/path/to/cases RUN=runs/mine (or `make data` to download some)."
+        )
     source = Source.from_config(**preset["data"])
     asked = read_case_list(Path(cases)) if cases else None
     held_back = read_case_list(Path(validation_cases)) if validation_cases else []
@@ -64,15 +66,21 @@ def prepare_run(
     else:
         lists = split_cases(names, 0.1, seed)
     if not lists["train"] or not lists["validation"]:
-        raise DataError(f"{data}: {len(names)} usable case(s); at least one to train on and one to hold back are needed.")
+        raise DataError(
+            f"{data}: {len(names)} usable case(s); at least one to train on and one to hold back are needed."
+        )
     if (run.folder / "lists.json").exists():
         if read_lists(run.folder) != lists:
-            raise StateError(f"{run.folder / 'lists.json'}: this run holds other cases; choose another RUN or remove it.")
+            raise StateError(
+                f"{run.folder / 'lists.json'}: this run holds other cases; choose another RUN or remove it."
+            )
     else:
         write_lists(run.folder, lists, seed)
 
     sidecars = prepare_cases(usable, run.prepared, preset["data"], preset["grid"], preset["intensity"], workers)
     cropped = [s["case"] for s in sidecars if s["cropped"]]
     if cropped:
-        print(f"Warning: the brain is larger than the field of view in {len(cropped)} case(s): {', '.join(cropped[:5])}")
+        print(
+            f"Warning: the brain is larger than the field of view in {len(cropped)} case(s): {', '.join(cropped[:5])}"
+        )
     print(f"{run.folder}: {len(lists['train'])} cases to train on, {len(lists['validation'])} held back.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
+import zipfile
+import zlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -56,7 +58,8 @@ def prepare_case(case: Case, source: Source, grid: WorkingGrid, intensity: dict[
         channels.append(grid.resample(sitk.DICOMOrient(to_image(scaled, affine), "LPS"), centre))
         intensities.append(limits)
     occupancy = [
-        grid.resample(sitk.Cast(oriented == number, sitk.sitkFloat32), centre) for number in range(1, 1 + len(source.labels))
+        grid.resample(sitk.Cast(oriented == number, sitk.sitkFloat32), centre)
+        for number in range(1, 1 + len(source.labels))
     ]
 
     placed = grid.placed(centre, oriented.GetDirection())
@@ -82,11 +85,18 @@ def _prepare_to(folder: Path, settings: dict[str, Any], source: Source, grid: Wo
     prepared = prepare_case(case, source, grid, settings["intensity"])
     with atomic_path(folder / f"{case.name}.npz") as temporary:
         np.savez_compressed(temporary, image=prepared["image"].astype(np.float16), occupancy=prepared["occupancy"])
-    write_json(folder / f"{case.name}.json", prepared["sidecar"] | {"settings": settings})  # last: it marks the case done
+    write_json(
+        folder / f"{case.name}.json", prepared["sidecar"] | {"settings": settings}
+    )  # last: it marks the case done
 
 
 def prepare_cases(
-    cases: Sequence[Case], folder: Path, data: dict[str, Any], grid: dict[str, Any], intensity: dict[str, Any], workers: int
+    cases: Sequence[Case],
+    folder: Path,
+    data: dict[str, Any],
+    grid: dict[str, Any],
+    intensity: dict[str, Any],
+    workers: int,
 ) -> list[dict[str, Any]]:
     """Prepare all cases that are not yet in `folder`, several at a time, and return their sidecars.
 
@@ -105,11 +115,10 @@ def prepare_cases(
         sidecar = folder / f"{case.name}.json"
         if sidecar.exists() and read_json(sidecar)["settings"] != settings:
             raise StateError(f"{sidecar}: prepared with other settings; choose another RUN or remove {folder}.")
-    missing = [case for case in cases if not (folder / f"{case.name}.json").exists()]
+    endings = (".npz", ".json")
+    missing = [case for case in cases if not all((folder / f"{case.name}{ending}").exists() for ending in endings)]
     if missing:
-        work = partial(
-            _prepare_to, folder, settings, Source.from_config(**data), WorkingGrid.from_config(**grid)
-        )
+        work = partial(_prepare_to, folder, settings, Source.from_config(**data), WorkingGrid.from_config(**grid))
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(max(1, min(workers, len(missing))), mp_context=context) as pool:
             for _ in track(pool.map(work, missing), "Preparing cases", total=len(missing)):
@@ -120,7 +129,9 @@ def prepare_cases(
 
 
 def load_prepared(folder: Path, name: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """One prepared case as the networks see it: `[C + L, X, Y, Z]` float32 in [-1, 1] (images, then labels), and its sidecar.
+    """One prepared case as the networks see it, and its sidecar.
+
+    Images, then labels: `[C + L, X, Y, Z]` float32 in [-1, 1].
 
     Raises:
         StateError: the case has not been prepared, or its file is damaged.
@@ -129,5 +140,7 @@ def load_prepared(folder: Path, name: str) -> tuple[np.ndarray, dict[str, Any]]:
         with np.load(folder / f"{name}.npz") as arrays:
             image, occupancy = arrays["image"].astype(np.float32), arrays["occupancy"].astype(np.float32) / 255
         return 2 * np.concatenate([image, occupancy]) - 1, read_json(folder / f"{name}.json")
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise StateError(f"{folder / name}.npz: missing or damaged ({error}); run `make prepare` again.") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise StateError(
+            f"{folder / name}.npz: missing or damaged ({error}); remove it and run `make prepare` again."
+        ) from None

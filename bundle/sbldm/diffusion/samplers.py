@@ -27,7 +27,9 @@ def time_steps(schedule: Schedule, steps: int) -> list[int]:
         ValueError: `steps` outside 1..T.
     """
     if not 1 <= steps <= schedule.steps:
-        raise ValueError(f"a chain of {schedule.steps} steps can be sampled in 1 to {schedule.steps} steps, not {steps}.")
+        raise ValueError(
+            f"a chain of {schedule.steps} steps can be sampled in 1 to {schedule.steps} steps, not {steps}."
+        )
     return torch.linspace(schedule.steps - 1, -1, steps + 1, dtype=torch.float64).round().long().tolist()[:-1]
 
 

@@ -12,7 +12,9 @@ from torch import nn
 __all__ = ["ResidualBlock", "SinusoidalEmbedding", "convolution", "zero_initialised"]
 
 
-def convolution(spatial_dims: int, c_in: int, c_out: int, kernel: int = 3, stride: int | Sequence[int] = 1) -> nn.Module:
+def convolution(
+    spatial_dims: int, c_in: int, c_out: int, kernel: int = 3, stride: int | Sequence[int] = 1
+) -> nn.Module:
     """A convolution that keeps the grid at stride 1 (odd kernels only)."""
     return Conv[Conv.CONV, spatial_dims](c_in, c_out, kernel, stride=stride, padding=kernel // 2)
 

@@ -25,7 +25,7 @@ class LatentUNet(nn.Module):
     Args:
         latent_channels: channels of the latents.
         channels: width of each level.
-        strides: between two levels 1, 2 or one stride per axis (H, W, D); the latents must be divisible by their product.
+        strides: between two levels 1, 2 or one stride per axis (H, W, D); their product must divide the latents.
         num_res_blocks: residual blocks per level and direction.
         condition_size: numbers in a condition vector.
         embedding: size of the joint embedding of time and condition.
@@ -50,9 +50,7 @@ class LatentUNet(nn.Module):
             return ResidualBlock(3, c_in, c_out, embedding, groups)
 
         self.time = SinusoidalEmbedding(channels[0], embedding)
-        self.condition = nn.Sequential(
-            nn.Linear(condition_size, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
-        )
+        self.condition = nn.Sequential(nn.Linear(condition_size, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         self.null_condition = nn.Parameter(torch.zeros(embedding))
         self.stem = convolution(3, latent_channels, channels[0])
 
@@ -69,7 +67,9 @@ class LatentUNet(nn.Module):
             if level > 0:
                 self.up.append(_up(width, channels[level - 1], strides[level - 1]))
         self.out = nn.Sequential(
-            nn.GroupNorm(min(groups, c := channels[0]), c), nn.SiLU(), zero_initialised(convolution(3, c, latent_channels))
+            nn.GroupNorm(min(groups, c := channels[0]), c),
+            nn.SiLU(),
+            zero_initialised(convolution(3, c, latent_channels)),
         )
 
     def embed(self, timesteps: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
@@ -85,9 +85,7 @@ class LatentUNet(nn.Module):
         condition = self.condition(context.nan_to_num().to(e.dtype))
         return e + torch.where(absent, self.null_condition.to(condition.dtype), condition)
 
-    def forward(
-        self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
         """Predict the noise in `x` `[B, Z, H, W, D]` at time steps `[B]` given condition vectors `[B, K]` or none."""
         e = self.embed(timesteps, context)
         h = self.stem(x)

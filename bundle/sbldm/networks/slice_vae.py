@@ -1,8 +1,9 @@
-"""Stage 1: a variational autoencoder of axial slices that knows where in the volume a slice lies (paper, section 2.2)."""
+"""Stage 1: a variational autoencoder of axial slices that knows where a slice lies (paper, section 2.2)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -41,13 +42,13 @@ class SliceVAE(nn.Module):
         self.position = SinusoidalEmbedding(e, e) if e else None
 
         self.encoder_in = ResidualBlock(2, in_channels, first, e, groups)
-        self.down = nn.ModuleList(convolution(2, a, b, stride=2) for a, b in zip(channels, channels[1:], strict=False))
+        self.down = nn.ModuleList(convolution(2, a, b, stride=2) for a, b in pairwise(channels))
         self.encoder = nn.ModuleList(ResidualBlock(2, c, c, e, groups) for c in channels[1:])
         self.to_posterior = convolution(2, last, 2 * latent_channels)
 
         rising = list(channels[::-1])
         self.decoder_in = ResidualBlock(2, latent_channels, last, e, groups)
-        self.up = nn.ModuleList(convolution(2, a, b) for a, b in zip(rising, rising[1:], strict=False))
+        self.up = nn.ModuleList(convolution(2, a, b) for a, b in pairwise(rising))
         self.decoder = nn.ModuleList(ResidualBlock(2, c, c, e, groups) for c in rising[1:])
         self.to_slice = convolution(2, first, in_channels)
 

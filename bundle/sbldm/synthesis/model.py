@@ -54,7 +54,9 @@ class Model:
         require_same(path, content, run.preset, ("data", "grid", "intensity", "autoencoder", "diffusion"))
         autoencoder = load_autoencoder(run, device)
         if sha256(run.checkpoint("autoencoder")) != content["constants"]["autoencoder_sha256"]:
-            raise StateError(f"{path}: trained on the latents of another autoencoder; remove {path.parent} and train again.")
+            raise StateError(
+                f"{path}: trained on the latents of another autoencoder; remove {path.parent} and train again."
+            )
         denoiser = build_denoiser(content["preset"])
         denoiser.load_state_dict(content["network"])
         denoiser = denoiser.to(device).eval().requires_grad_(False)
@@ -139,7 +141,9 @@ class PairSampler(Inferer):
 
     def noise(self, seeds: Sequence[int], attempts: Sequence[int], device: torch.device):
         """The noise of each row from a generator of its own, on the CPU, so that it is the same on every device."""
-        states = [np.random.SeedSequence([s, a]).generate_state(1, np.uint64)[0] for s, a in zip(seeds, attempts, strict=True)]
+        states = [
+            np.random.SeedSequence([s, a]).generate_state(1, np.uint64)[0] for s, a in zip(seeds, attempts, strict=True)
+        ]
         generators = [torch.Generator().manual_seed(int(state >> np.uint64(1))) for state in states]
 
         def draw(k: int) -> torch.Tensor:

@@ -35,7 +35,7 @@ class Pair:
 
 
 def finish_pair(volume: np.ndarray, model: Model) -> Pair:
-    """Bring a decoded volume `[C + L, X, Y, Z]` in [-1, 1] back to the native grid, cut to the brain, and measure it."""
+    """Bring a decoded volume `[C + L, X, Y, Z]` in [-1, 1] back to the native grid, cut it to the brain, measure it."""
     channels, floor = len(model.preset["data"]["channels"]), model.preset["intensity"]["floor"]
     native, working = model.native, model.working
     volume = (volume + 1) / 2

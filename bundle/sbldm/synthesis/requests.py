@@ -1,4 +1,4 @@
-"""Which pairs are asked for: one request, a table of requests, or draws from the joint model of the training tumours."""
+"""Which pairs are asked for: one request, a table of them, or draws from the joint model of the training tumours."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def read_asked(table: str | None = None, request: Mapping[str, Any] | None = Non
         InputError: both are given, or one of them is wrong.
     """
     given = {k.upper(): v for k, v in (request or {}).items() if v not in (None, "")}
-    fixed = parse_request(**{k: ",".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for k, v in given.items()})
+    fixed = parse_request(
+        **{k: ",".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for k, v in given.items()}
+    )
     if table and fixed:
         raise InputError("REQUESTS (a table) and a single request (VOLUME_ML, CENTRE_MM, ...) exclude each other.")
     return read_requests(Path(table)) if table else [fixed] if fixed else []
@@ -69,7 +71,12 @@ class PairRequests(Dataset):
     def __init__(
         self, model: Model, output: RawDataset, n: Any, seed: int = 0, asked: Sequence[Mapping[str, float]] = ()
     ) -> None:
-        self.n, self.tumours, self.normaliser, self.output = count_pairs(n, asked), model.tumours, model.normaliser, output
+        self.n, self.tumours, self.normaliser, self.output = (
+            count_pairs(n, asked),
+            model.tumours,
+            model.normaliser,
+            output,
+        )
         try:
             self.seed = int(str(seed))
             if self.seed < 0:

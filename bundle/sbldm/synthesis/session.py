@@ -76,7 +76,9 @@ class PairWriter:
         if engine.state.iteration % 10 == 0:
             self.output.compile()
 
-    def _accept(self, row: dict[str, Any], latent: torch.Tensor, network: torch.nn.Module) -> tuple[Pair | None, list[str]]:
+    def _accept(
+        self, row: dict[str, Any], latent: torch.Tensor, network: torch.nn.Module
+    ) -> tuple[Pair | None, list[str]]:
         faults: list[str] = []
         for attempt in range(ATTEMPTS):
             if attempt:
@@ -122,7 +124,8 @@ def run(evaluator: Evaluator, requests: PairRequests, writer: PairWriter, output
     print(summarise(output.folder / "manifest.csv"))
     contact_sheet(output.folder, output.folder.parents[1] / "figures" / f"{output.folder.name}.png")
     if writer.extrapolated:
-        print(f"Warning: {len(writer.extrapolated)} request(s) lie outside what training saw, e.g. {writer.extrapolated[0]}")
+        count, first = len(writer.extrapolated), writer.extrapolated[0]
+        print(f"Warning: {count} request(s) lie outside what training saw, e.g. {first}")
     if writer.failed:
         raise StateError(
             f"{output.folder}: {len(writer.failed)} pair(s) were refused {ATTEMPTS} times each ({writer.failed[0]}: "

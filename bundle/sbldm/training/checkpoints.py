@@ -30,7 +30,8 @@ def load_checkpoint(path: Path, stage: str) -> dict[str, Any]:
         StateError: there is none (the command that trains one is named), it is damaged, or of another stage or format.
     """
     if not path.is_file():
-        raise StateError(f"{path}: no {stage} has been trained here; run `make train RUN={path.parents[1]}` first.")
+        model = {"diffusion": "diffusion model"}.get(stage, stage)
+        raise StateError(f"{path}: no {model} has been trained here; run `make train RUN={path.parents[1]}` first.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:

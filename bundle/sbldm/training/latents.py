@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,7 +93,9 @@ class LatentStore:
     constants: dict[str, Any]
 
     @classmethod
-    def build(cls, folder: str, preset: dict[str, Any], lists: dict[str, list[str]], device: torch.device) -> LatentStore:
+    def build(
+        cls, folder: str, preset: dict[str, Any], lists: dict[str, list[str]], device: torch.device
+    ) -> LatentStore:
         """Encode what is missing, measure the constants, and score the reconstruction of the held-back cases.
 
         Raises:
@@ -178,7 +179,9 @@ def _measure_constants(
     mean, noise = total / count, noise / count
     variance = square / count - mean**2
     share = noise / (variance + noise)
-    print(f"Latents: posterior noise is {100 * share.mean():.1f} % of their variance (training uses the mean by default).")
+    print(
+        f"Latents: posterior noise is {100 * share.mean():.1f} % of their variance (training uses the mean by default)."
+    )
     if preset["diffusion"]["latent"] == "sample":
         variance = variance + noise
     values = np.array([_characteristics(run, name) for name in lists["train"]])
@@ -206,4 +209,9 @@ def _template(sidecars: Sequence[dict[str, Any]], grid: WorkingGrid) -> dict[str
     relative = [np.subtract(s["working"]["origin"], s["native"]["origin"]) for s in chosen]
     native = chosen[0]["native"]
     working = chosen[0]["working"] | {"origin": (np.median(relative, axis=0) + native["origin"]).tolist()}
-    return {"native": native, "working": working, "share": len(chosen) / len(sidecars), "spacing_mm": list(grid.spacing)}
+    return {
+        "native": native,
+        "working": working,
+        "share": len(chosen) / len(sidecars),
+        "spacing_mm": list(grid.spacing),
+    }

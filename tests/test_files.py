@@ -1,0 +1,208 @@
+"""Files appear whole or not at all, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from sbldm.errors import OutputError
+from sbldm.files import atomic_path, clear_partial, make_folder, read_json, sha256, write_csv, write_json
+
+
+def everything(folder: Path) -> list[str]:
+    """All that lies under a folder, hidden things too."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_written_whole_with_its_ending(tmp_path):
+    """The target appears at the end, under the temporary path's own name, and nothing else is left."""
+    target = tmp_path / "new" / "case.nii.gz"
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(b"whole")
+        assert temporary.name == target.name and temporary != target
+        assert temporary.stat().st_dev == target.parent.stat().st_dev
+        assert not [path for path in target.parent.iterdir() if not path.name.startswith(".")]
+    assert target.read_bytes() == b"whole"
+    assert everything(tmp_path) == ["new", "new/case.nii.gz"]
+
+
+def test_scratch_elsewhere(tmp_path):
+    """With `scratch` nothing but the finished file ever lies beside the target."""
+    target = tmp_path / "imagesTr" / "a.txt"
+    with atomic_path(target, scratch=tmp_path / "work") as temporary:
+        temporary.write_text("whole")
+        assert everything(target.parent) == []
+        assert temporary.is_relative_to(tmp_path / "work")
+    assert everything(tmp_path) == ["imagesTr", "imagesTr/a.txt", "work"]
+
+
+@pytest.mark.parametrize("old", [None, "old"])
+@pytest.mark.parametrize("problem", [ValueError("wrong"), KeyboardInterrupt(), SystemExit(3)])
+def test_exception_inside(tmp_path, old, problem):
+    """It comes through as it was; no target appears, an old one keeps its bytes, no temporary file stays."""
+    target = tmp_path / "a.txt"
+    if old:
+        target.write_text(old)
+    with pytest.raises(type(problem)) as caught, atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise problem
+    assert caught.value is problem
+    assert everything(tmp_path) == (["a.txt"] if old else [])
+    assert not old or target.read_text() == old
+
+
+@pytest.mark.parametrize("old", [None, "old"])
+def test_disk_full_while_writing(tmp_path, old):
+    """The kernel's own "no space left" (of /dev/full) names the target and the mend; an old file is kept."""
+    target = tmp_path / "a.txt"
+    if old:
+        target.write_text(old)
+    message = r"a\.txt: cannot be written \(No space left.*free space"
+    with pytest.raises(OutputError, match=message) as caught, atomic_path(target) as temporary:
+        temporary.symlink_to("/dev/full")
+        temporary.write_bytes(b"x" * 100_000)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value) and caught.value.exit_code == 5
+    assert everything(tmp_path) == (["a.txt"] if old else [])
+    assert not old or target.read_text() == old
+
+
+def test_disk_full_while_flushing(tmp_path, monkeypatch):
+    """The same when the disk first complains at the flush."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    target = tmp_path / "a.json"
+    write_json(target, {"old": 1})
+    monkeypatch.setattr(os, "fsync", full)
+    for write in (lambda: write_json(target, {"new": 2}), lambda: write_csv(tmp_path / "b.csv", [{"new": 2}])):
+        with pytest.raises(OutputError, match="No space left"):
+            write()
+    assert read_json(target) == {"old": 1}
+    assert everything(tmp_path) == ["a.json"]
+
+
+def test_flushed_before_it_is_renamed(tmp_path, monkeypatch):
+    """The file reaches the disk before its name does, and the name before the writer goes on."""
+    order: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda d: order.append(os.readlink(f"/proc/self/fd/{d}")) or fsync(d))
+    monkeypatch.setattr(os, "replace", lambda a, b: order.append("rename") or replace(a, b))
+    with atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text("whole")
+    assert order == [str(temporary), "rename", str(tmp_path)]
+
+
+def test_folder_that_cannot_be(tmp_path):
+    """A regular file in the way, for every kind of writer: one line that names the path."""
+    (tmp_path / "file").write_text("in the way")
+    for write in (
+        lambda: make_folder(tmp_path / "file" / "run"),
+        lambda: write_json(tmp_path / "file" / "run" / "a.json", {}),
+        lambda: write_csv(tmp_path / "file" / "a.csv", [{"a": 1}]),
+    ):
+        with pytest.raises(OutputError, match=rf"^{tmp_path}/file(/run)?: cannot create this folder") as caught:
+            write()
+        assert "\n" not in str(caught.value)
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_read_only_folder(tmp_path, monkeypatch):
+    """A file system that takes nothing (also from root): the error names the target, and the block is never entered."""
+
+    def read_only(path: object, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(os, "mkdir", read_only)
+    entered = False
+    message = rf"^{tmp_path}/a\.txt: cannot be written \(Read-only file system\)"
+    with pytest.raises(OutputError, match=message), atomic_path(tmp_path / "a.txt"):
+        entered = True
+    assert not entered and everything(tmp_path) == []
+
+
+def test_target_is_a_folder(tmp_path):
+    """A folder of the target's name is neither removed nor filled."""
+    (tmp_path / "a.txt" / "inner").mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"a\.txt: cannot be written"), atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text("whole")
+    assert everything(tmp_path) == ["a.txt", "a.txt/inner"]
+
+
+def test_nothing_written_is_an_error(tmp_path):
+    """A block that forgets to write does not pass for a finished file."""
+    with pytest.raises(OutputError, match=r"a\.txt"), atomic_path(tmp_path / "a.txt"):
+        pass
+    assert everything(tmp_path) == []
+
+
+def test_writers_at_the_same_time(tmp_path):
+    """Eight threads that all stand inside their block at once, four on one target: every file whole, nothing left."""
+    inside, failures = threading.Barrier(8), []
+
+    def write(number: int) -> None:
+        try:
+            with atomic_path(tmp_path / f"{max(number, 4)}.txt") as temporary:
+                temporary.write_text(str(number) * 1000)
+                inside.wait(20)
+                assert temporary.read_text() == str(number) * 1000
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert failures == []
+    assert everything(tmp_path) == ["4.txt", "5.txt", "6.txt", "7.txt"]
+    assert (tmp_path / "4.txt").read_text() in {str(number) * 1000 for number in range(5)}
+    assert all((tmp_path / f"{n}.txt").read_text() == str(n) * 1000 for n in (5, 6, 7))
+
+
+def test_one_block_inside_another(tmp_path):
+    """A sidecar written while its volume is still open does not take the volume's temporary file away."""
+    with atomic_path(tmp_path / "outer.txt") as temporary:
+        temporary.write_text("outer")
+        write_json(tmp_path / "inner.json", {"a": 1})
+        with pytest.raises(ValueError), atomic_path(tmp_path / "failed.txt"):
+            raise ValueError
+    assert everything(tmp_path) == ["inner.json", "outer.txt"]
+    assert (tmp_path / "outer.txt").read_text() == "outer"
+
+
+def test_killed_while_writing(tmp_path):
+    """SIGKILL inside the block: no target, only a hidden rest, which `clear_partial` removes with nothing else."""
+    kept = tmp_path / "deep" / "kept.txt"
+    kept.parent.mkdir()
+    kept.write_text("kept")
+    code = (
+        "import os, signal, sys; from pathlib import Path; from sbldm.files import atomic_path\n"
+        "with atomic_path(Path(sys.argv[1])) as t: t.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "deep" / "a.txt")], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [name for name in os.listdir(kept.parent) if not name.startswith(".")] == ["kept.txt"]
+    assert len(everything(tmp_path)) == 4  # deep, kept, the hidden folder and the half file in it
+    clear_partial(tmp_path)
+    assert everything(tmp_path) == ["deep", "deep/kept.txt"]
+    clear_partial(tmp_path / "not there")
+
+
+def test_contents(tmp_path):
+    """JSON and CSV come back as they were; the hash is that of the bytes."""
+    content = {"a": [1, 2.5, None], "b": {"c": "ä"}}
+    write_json(tmp_path / "a.json", content)
+    assert read_json(tmp_path / "a.json") == content
+    write_csv(tmp_path / "a.csv", [{"x": 1, "y": "a,b"}, {"x": 2, "y": ""}])
+    assert (tmp_path / "a.csv").read_bytes() == b'x,y\r\n1,"a,b"\r\n2,\r\n'
+    assert sha256(tmp_path / "a.csv") == hashlib.sha256((tmp_path / "a.csv").read_bytes()).hexdigest()
+    write_csv(tmp_path / "empty.csv", [])
+    assert (tmp_path / "empty.csv").read_text().strip() == ""
