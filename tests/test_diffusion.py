@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from sbldm.diffusion import SAMPLERS, Schedule, ddim, ddpm, guided, time_steps
 
 MEAN, STD = 1.5, 0.4

@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from sbldm.errors import OutputError
 from sbldm.files import atomic_path, clear_partial, make_folder, read_json, sha256, write_csv, write_json
 

@@ -7,12 +7,13 @@ import math
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
 from sbldm.networks import LatentUNet, SliceVAE, build_autoencoder, build_denoiser
 from sbldm.networks.blocks import ResidualBlock
 from sbldm.runs import load_preset
 from sbldm.training.losses import AutoencoderLoss
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 TINY_VAE = {"channels": [8, 16], "latent_channels": 3, "groups": 4}
 TINY_UNET = {

@@ -95,15 +95,16 @@ class Run:
             )
         return load_preset(str(self.preset_file))
 
+    def check_preset(self, preset: dict[str, Any]) -> None:
+        """Refuse another preset than the one this run was prepared with; a `StateError` names both."""
+        if self.preset_file.exists() and self.preset != preset:
+            raise StateError(
+                f"{self.preset_file}: prepared with the preset '{self.preset['name']}' and other values than "
+                f"'{preset['name']}'; choose another RUN or remove this folder."
+            )
+
     def save_preset(self, preset: dict[str, Any]) -> None:
-        """Keep the preset with the run; another one in its place is refused."""
-        if self.preset_file.exists():
-            if self.preset != preset:
-                raise StateError(
-                    f"{self.preset_file}: prepared with the preset '{self.preset['name']}' and other values; "
-                    "choose another RUN or remove this folder."
-                )
-            return
+        """Keep the preset with the run."""
         with atomic_path(self.preset_file) as temporary:
             temporary.write_text(
                 yaml.safe_dump({"preset": preset}, sort_keys=False, default_flow_style=None, width=120)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sbldm.cases.layouts import Source, find_cases, read_case_list
-from sbldm.cases.lists import check_disjoint, read_lists, split_cases, write_lists
+from sbldm.cases.lists import LISTS_FILE, read_lists, split_cases, write_lists
 from sbldm.cases.preflight import preflight
 from sbldm.cases.prepare import prepare_cases
 from sbldm.errors import DataError, InputError, StateError
@@ -48,17 +49,14 @@ def prepare_run(
             "DATA is missing: make prepare DATA=/path/to/cases RUN=runs/mine (or `make data` to download some)."
         )
     source = Source.from_config(**preset["data"])
-    asked = read_case_list(Path(cases)) if cases else None
+    asked = read_case_list(Path(cases)) if cases else []
     held_back = read_case_list(Path(validation_cases)) if validation_cases else []
-    if asked is not None:
-        check_disjoint({"train": asked, "validation": held_back})
-    found = find_cases(Path(data), source, [*asked, *held_back] if asked is not None else None)
-    run.save_preset(preset)
-    usable, findings = preflight(found, source, workers=workers, strict=strict)
-    columns = ("case", "check", "what", "action")
-    if findings:
-        write_csv(run.folder / "preflight.csv", [{c: getattr(f, c) for c in columns} for f in findings])
+    found = find_cases(Path(data), source, [*asked, *held_back] if asked else None)
+    if held_back:
+        find_cases(Path(data), source, held_back)  # a name that does not exist is an error here too
+    run.check_preset(preset)
 
+    usable, findings = preflight(found, source, {"CASES": asked, "VALIDATION_CASES": held_back}, workers, strict)
     names = [case.name for case in usable]
     if held_back:
         kept = set(held_back)
@@ -66,17 +64,14 @@ def prepare_run(
     else:
         lists = split_cases(names, 0.1, seed)
     if not lists["train"] or not lists["validation"]:
-        raise DataError(
-            f"{data}: {len(names)} usable case(s); at least one to train on and one to hold back are needed."
-        )
-    if (run.folder / "lists.json").exists():
-        if read_lists(run.folder) != lists:
-            raise StateError(
-                f"{run.folder / 'lists.json'}: this run holds other cases; choose another RUN or remove it."
-            )
-    else:
-        write_lists(run.folder, lists, seed)
+        raise DataError(f"{data}: {len(names)} usable case(s); one to train on and one to hold back are the least.")
+    if (run.folder / LISTS_FILE).exists() and read_lists(run.folder) != lists:
+        raise StateError(f"{run.folder / LISTS_FILE}: this run holds other cases; choose another RUN or remove it.")
 
+    run.save_preset(preset)
+    write_lists(run.folder, lists, seed)
+    if findings:
+        write_csv(run.folder / "preflight.csv", [asdict(finding) for finding in findings])
     sidecars = prepare_cases(usable, run.prepared, preset["data"], preset["grid"], preset["intensity"], workers)
     cropped = [s["case"] for s in sidecars if s["cropped"]]
     if cropped:

@@ -121,9 +121,7 @@ class RunCheckpoint:
         content = load_checkpoint(path, self.stage)
         require_same(path, content, self.preset, tuple(self.preset))
         if content["constants"] != self.constants:
-            raise StateError(
-                f"{path}: trained on other cases or latents than this run holds; choose another RUN or remove {self.folder}."
-            )
+            raise StateError(f"{path}: trained on other cases or latents; choose another RUN or remove {self.folder}.")
         for name, item in self.states.items():
             item.load_state_dict(content["states"][name])
         self.best, self.history = content["best"], content["history"]

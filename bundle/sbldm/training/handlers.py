@@ -41,7 +41,7 @@ class ClipGradient:
 
 
 class ProgressBar:
-    """One bar over all iterations of a training, with losses and the time left; a resumed run starts where it stopped."""
+    """One bar over all iterations of a training, with losses and time left; a resumed run starts where it stopped."""
 
     def __init__(self, description: str, evaluator: Engine) -> None:
         self.description, self.evaluator, self.loss = description, evaluator, None

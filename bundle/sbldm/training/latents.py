@@ -47,7 +47,7 @@ def _positions(start: int, stop: int, device: torch.device) -> torch.Tensor:
 
 @torch.no_grad()
 def encode_volume(network: SliceVAE, volume: np.ndarray, device: torch.device, chunk: int = 16) -> np.ndarray:
-    """Encode `[C + L, X, Y, Z]` slice by slice, `chunk` slices at a time: `[2, latent, X/f, Y/f, Z]` mean, log-variance."""
+    """Encode `[C + L, X, Y, Z]` in chunks of slices: mean and log-variance, `[2, latent, X/f, Y/f, Z]`."""
     slices = torch.from_numpy(np.ascontiguousarray(volume.transpose(3, 0, 1, 2)))
     parts = [
         torch.stack(network.encode(part.to(device), _positions(i * chunk, i * chunk + len(part), device))).cpu()
@@ -58,7 +58,7 @@ def encode_volume(network: SliceVAE, volume: np.ndarray, device: torch.device, c
 
 @torch.no_grad()
 def decode_volume(network: SliceVAE, latents: torch.Tensor, chunk: int = 16) -> np.ndarray:
-    """Decode latents `[latent, X/f, Y/f, Z]` slice by slice, `chunk` slices at a time: `[C + L, X, Y, Z]` in [-1, 1]."""
+    """Decode latents `[latent, X/f, Y/f, Z]` in chunks of slices: `[C + L, X, Y, Z]` in [-1, 1]."""
     slices = latents.permute(3, 0, 1, 2)
     parts = [
         network.decode(part, _positions(i * chunk, i * chunk + len(part), part.device)).clamp(-1, 1).cpu()
@@ -68,7 +68,7 @@ def decode_volume(network: SliceVAE, latents: torch.Tensor, chunk: int = 16) -> 
 
 
 def reconstruction_scores(volume: np.ndarray, decoded: np.ndarray, image_channels: int) -> dict[str, float]:
-    """PSNR (dB, data range 1 on images in [0, 1]) inside the brain and DSC of the joined labels, on the working grid."""
+    """PSNR inside the brain (dB, images in [0, 1], data range 1) and DSC of the joined labels, on the working grid."""
     brain = volume[:image_channels].max(axis=0) > -1
     error = (volume[:image_channels, brain] - decoded[:image_channels, brain]) / 2
     real, drawn = ((v[image_channels:] > 0).any(axis=0) for v in (volume, decoded))

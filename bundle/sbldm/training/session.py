@@ -21,7 +21,7 @@ __all__ = ["choose_device", "read_run_lists", "run", "validation_loss", "warm_up
 
 
 def choose_device(name: str = "") -> torch.device:
-    """The device asked for, else `DEVICE` of the environment, else CUDA where there is one, else the CPU; it is printed.
+    """The device asked for, else `DEVICE` of the environment, else CUDA if there is one, else the CPU; it is printed.
 
     Raises:
         InputError: no such device here.
