@@ -54,5 +54,5 @@ def verify_dataset(run: Path, dataset_id: str, workers: int = 1) -> Path:
         raise DataError(f"{dataset}: nnU-Net refuses it ({last.strip()}); the whole output is in {log}.")
     preprocessed = run / "nnUNet_preprocessed" / dataset.name
     plan = read_json(preprocessed / "nnUNetPlans.json")["configurations"]["3d_fullres"]
-    print(f"{preprocessed}: verified, planned and preprocessed (spacing {plan['spacing']}, patch {plan['patch_size']}).")
+    print(f"{preprocessed}: planned and preprocessed (spacing {plan['spacing']}, patch {plan['patch_size']}).")
     return preprocessed

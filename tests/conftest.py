@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import yaml
 
+from sbldm import __main__ as command_line
 from sbldm.cases.phantom import write_phantoms
 
 TINY = Path(__file__).parent / "tiny.yaml"
@@ -24,6 +30,57 @@ def run_cli(*arguments: object, module: str = "sbldm") -> subprocess.CompletedPr
     return subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, timeout=600, check=False
     )
+
+
+def call(*arguments: object) -> subprocess.CompletedProcess:
+    """What `python -m sbldm ...` does, in this process: without the seconds that a start costs."""
+    out, err = io.StringIO(), io.StringIO()
+    argv = ["python -m sbldm", *map(str, arguments)]
+    with mock.patch.object(sys, "argv", argv), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = command_line.main()
+        except SystemExit as stop:
+            code = stop.code
+    return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
+
+
+def copy_run(run: Path, folder: Path, leave_out: str = "", **values: object) -> Path:
+    """Copy a run folder without one of its parts; `values` replace parts of its preset."""
+    ignore = shutil.ignore_patterns(*leave_out.split()) if leave_out else None
+    copy = Path(shutil.copytree(run, folder / "run", ignore=ignore))
+    if values:
+        preset = yaml.safe_load((copy / "preset.yaml").read_text())
+        preset["preset"] |= values
+        (copy / "preset.yaml").write_text(yaml.safe_dump(preset, sort_keys=False))
+    return copy
+
+
+def snapshot(folder: Path, but: str = "tensorboard") -> dict[str, tuple[int, bytes]]:
+    """Time of change and content of all files below a folder, hidden ones too, but for one subfolder."""
+    files = (p for p in folder.rglob("*") if p.is_file() and but not in p.parts)
+    return {str(p.relative_to(folder)): (p.stat().st_mtime_ns, p.read_bytes()) for p in files}
+
+
+def partial_files(folder: Path) -> list[Path]:
+    """Temporary folders that a killed process left behind."""
+    return list(folder.rglob(".partial-*"))
+
+
+def wait_for(path: Path, process: subprocess.Popen, seconds: float = 120) -> None:
+    """Wait until a running process has written a file."""
+    stop = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, f"it ended before it wrote {path}"
+        assert time.monotonic() < stop, f"{path} did not appear"
+        time.sleep(0.01)
+
+
+def one_line(done: subprocess.CompletedProcess, code: int) -> str:
+    """The error of a command that failed as documented: its exit code, one line, no traceback."""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr and len(lines) == 1 and done.stderr.endswith(f"{lines[0]}\n")
+    return lines[0]
 
 
 @pytest.fixture(scope="session")
@@ -55,5 +112,14 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory, prepared_run: Path) ->
     run = tmp_path_factory.mktemp("trained") / "run"
     shutil.copytree(prepared_run, run)
     done = run_cli("train", "--run", run)
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.fixture(scope="session")
+def drawn_run(tmp_path_factory: pytest.TempPathFactory, trained_run: Path) -> Path:
+    """The trained run with three pairs drawn, seeds 0 to 2; copy it before changing it."""
+    run = copy_run(trained_run, tmp_path_factory.mktemp("drawn"))
+    done = run_cli("synth", "--run", run, "--n", 3)
     assert done.returncode == 0, done.stderr
     return run

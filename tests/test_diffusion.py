@@ -108,25 +108,25 @@ def test_schedule_state_and_errors():
     ("total", "steps", "expected"),
     [
         (1000, 1, [999]),
-        (1000, 2, [999, 499]),
-        (1000, 4, [999, 749, 499, 249]),
-        (1000, 10, [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]),
+        (1000, 2, [999, 0]),
+        (1000, 4, [999, 444, 111, 0]),
+        (1000, 10, [999, 789, 604, 444, 308, 197, 111, 49, 12, 0]),
         (10, 10, [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]),
-        (10, 3, [9, 6, 2]),
+        (10, 3, [9, 2, 0]),
     ],
 )
 def test_time_steps_known(total, steps, expected):
-    """Evenly spaced from T - 1 to the clean sample at -1."""
+    """Quadratically spaced from T - 1 to 0."""
     assert time_steps(replace(SCHEDULE, steps=total), steps) == expected
 
 
 def test_time_steps_of_every_length():
-    """From T - 1, strictly falling, as many as asked for, never below 0, gaps that differ by one at most."""
-    for steps in range(1, 1001):
+    """From T - 1 to 0, strictly falling, as many as asked for, gaps never growing beyond rounding."""
+    for steps in range(2, 1001):
         times = time_steps(SCHEDULE, steps)
-        gaps = -np.diff([*times, -1])
-        assert len(times) == steps and times[0] == 999 and times[-1] >= 0
-        assert gaps.min() >= 1 and gaps.max() - gaps.min() <= 1
+        gaps = -np.diff(times)
+        assert len(times) == steps and times[0] == 999 and times[-1] == 0
+        assert gaps.min() >= 1 and np.diff(gaps).max(initial=0) <= 1
 
 
 @pytest.mark.parametrize("steps", [-1, 0, 1001])
@@ -151,7 +151,7 @@ def test_ddpm_recovers_the_data(prediction):
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize(("steps", "off"), [(1, 1.0), (10, 0.43), (50, 0.15), (1000, 0.015)])
+@pytest.mark.parametrize(("steps", "off"), [(1, 1.0), (10, 0.16), (50, 0.04), (1000, 0.015)])
 def test_ddim_propagates_the_noise_exactly(prediction, steps, off):
     """At eta 0 a sample is affine in its noise: constant and slope are those of the closed recursion to 1e-9.
 
@@ -160,7 +160,8 @@ def test_ddim_propagates_the_noise_exactly(prediction, steps, off):
     schedule = replace(SCHEDULE, prediction=prediction)
     start = torch.tensor([0.0, 1.0, -2.0], dtype=torch.float64)
     low, high, other = ddim(gaussian_denoiser(schedule), lambda k: start, schedule, steps).tolist()
-    times = [round(999 - 1000 * k / steps) for k in range(steps)]
+    root = np.linspace(1, 0, steps) if steps > 1 else np.ones(1)
+    times = [max(steps - 1 - k, round(999 * r**2)) for k, r in enumerate(root)]
     mean, std = law(numpy_alpha_bar(schedule), times, eta=0.0)
     assert low == pytest.approx(mean, rel=1e-9)
     assert high - low == pytest.approx(std, rel=1e-9)

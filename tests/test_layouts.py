@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+
 from sbldm.cases.layouts import Source, find_cases, read_arrays, read_case_list, to_labels
 from sbldm.errors import DataError, InputError
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from sbldm.cases.lists import check_disjoint, read_lists, split_cases, write_lists
 from sbldm.errors import DataError, InputError, StateError
 

@@ -128,6 +128,17 @@ def test_slice_position_reaches_encoder_and_decoder():
             assert (output[0] - output[2]).abs().mean() > 0.05 * output[0].std()
 
 
+def test_embeddings_reach_every_block():
+    """Every residual block of both networks, on the way in and out, is told position, or time and tumour."""
+    autoencoder, denoiser = shaken(SliceVAE(position_embedding=8, **TINY_VAE)), shaken(LatentUNet(**TINY_UNET))
+    autoencoder(normal(2, 2, 16, 16), torch.tensor([3.0, 40.0]))[0].square().mean().backward()
+    denoiser(normal(2, 2, 4, 4, 8), torch.tensor([500, 20]), normal(2, 9)).square().mean().backward()
+    for network, blocks in ((autoencoder, 4), (denoiser, 6)):
+        layers = [module.scale_shift for module in network.modules() if isinstance(module, ResidualBlock)]
+        assert len(layers) == blocks
+        assert all(layer.weight.grad is not None and layer.weight.grad.abs().max() > 0 for layer in layers)
+
+
 def test_ablation_without_slice_position():
     """`position_embedding=0` has no such parameters, and the slice index changes nothing."""
     network = shaken(SliceVAE(position_embedding=0, **TINY_VAE))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
+
 from sbldm.cases.phantom import CHANNELS, HEAD_BOX, VOLUME_ML, make_channels, make_phantom, write_phantoms
 from sbldm.errors import InputError, OutputError
-from scipy import ndimage
 
 COARSE = {"shape": (60, 60, 39), "spacing": 4.0}
 

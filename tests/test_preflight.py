@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+
 from sbldm.cases import preflight as module
 from sbldm.cases.layouts import Source, find_cases
 from sbldm.cases.preflight import Finding, inspect_case, preflight, print_table

@@ -165,9 +165,9 @@ def test_brain_centre_known():
 
 @grids
 def test_smooth_volume_goes_there_and_back(axes, spacing, degrees):
-    """Native -> working -> native at 2 mm: a wave of 50 mm comes back to 3 % of its height at its own place.
+    """Native -> working -> native at 2 mm: waves of 50 mm and height 1 come back to 0.04 everywhere, at their place.
 
-    Half a working voxel of shift would cost 12 %; the best match must lie within a twentieth of a voxel.
+    Half a working voxel of shift would cost 0.12; the best match lies within 0.03 mm.
     """
     shape, affine = grid_of(axes, spacing, degrees)
     p = positions(shape, affine, degrees)
@@ -182,10 +182,10 @@ def test_smooth_volume_goes_there_and_back(axes, spacing, degrees):
     back = to_native(working, BODY.placed(centre, oriented.GetDirection()), NativeGrid.of(native), outside=-9.0)
     assert back.shape == shape
     inside = (np.abs(p) < np.array([64, 72, 52]) / 2 - 4).all(-1)
-    assert np.abs(back - wave(p))[inside].max() < 0.03 * 3
+    assert np.abs(back - wave(p))[inside].max() < 0.04
     slopes = [(wave(p + shift) - wave(p - shift))[inside] / 0.2 for shift in 0.1 * np.eye(3)]
     shift = np.linalg.lstsq(np.stack(slopes, 1), (back - wave(p))[inside], rcond=None)[0]
-    assert np.abs(shift).max() < 0.1
+    assert np.abs(shift).max() < 0.03
     far = (np.abs(p) > np.array([64, 72, 52]) / 2 + 2).any(-1)
     assert far.any() and (back[far] == -9.0).all()
 
@@ -195,15 +195,15 @@ def test_smooth_volume_goes_there_and_back(axes, spacing, degrees):
 
 @grids
 def test_tumour_keeps_volume_and_place(tmp_path, axes, spacing, degrees):
-    """Summed occupancy is the volume of the native mask to 0.5 %, and its centre lies within 0.1 mm."""
+    """Summed occupancy is the volume of the native mask to 0.1 %, and its centre lies within 0.03 mm."""
     image, labels, affine = body(axes, spacing, degrees)
     result = prepared(tmp_path, images={"flair": image}, labels=labels, affine=affine)
     occupancy, working = result["occupancy"][0], NativeGrid.from_state(result["sidecar"]["working"])
     native_ml = np.count_nonzero(labels) * np.prod(spacing) / 1000
-    assert occupancy.sum() / 255 * np.prod(working.spacing) / 1000 == pytest.approx(native_ml, rel=0.005)
+    assert occupancy.sum() / 255 * np.prod(working.spacing) / 1000 == pytest.approx(native_ml, rel=0.001)
     assert native_ml == pytest.approx(4 / 3 * np.pi * RADIUS**3 / 1000, rel=0.03)
     apart = world_centre(occupancy, working.affine()) - world_centre(labels, affine)
-    assert np.linalg.norm(apart) < 0.1
+    assert np.linalg.norm(apart) < 0.03
     assert occupancy.max() == 255 and result["occupancy"].dtype == np.uint8
 
 
@@ -243,10 +243,10 @@ def test_sidecar_restores_the_native_grid(tmp_path, axes, spacing, degrees):
     back = to_native(result["image"][0], working, native, outside=0.0)
     units = low + (back - 0.1) / 0.9 * (high - low)
     deep = ((positions(image.shape, affine, degrees) / (BRAIN - 5)) ** 2).sum(-1) <= 1
-    assert np.abs(units - image)[deep].mean() < 0.01 * (high - low)
+    assert np.abs(units - image)[deep].mean() < 0.005 * (high - low)
     mask = to_native(result["occupancy"][0] / 255, working, native, outside=0.0) > 0.5
     dice = 2 * np.count_nonzero(mask & (labels > 0)) / (np.count_nonzero(mask) + np.count_nonzero(labels))
-    assert dice > 0.96
+    assert dice > 0.98
 
 
 def test_bigger_than_the_field_of_view(tmp_path):
@@ -267,11 +267,9 @@ def test_background_is_exactly_zero(tmp_path):
     at = np.moveaxis(np.indices(working.size), 0, -1) @ lps[:3, :3].T + lps[:3, 3]
     at = at * [-1, -1, 1] - [31.7, -12.3, 84.1]
     reach = (np.array(working.spacing) + 2 * np.array([1, 1, 3])) / 2
-    brain = positions(image.shape, affine, (0, 0, 0))[image > 0]
     share = result["image"][0]
     outside = (((np.abs(at) - reach).clip(0) / (BRAIN + 0.01)) ** 2).sum(-1) > 1
     inside = (((np.abs(at) + reach) / BRAIN) ** 2).sum(-1) < 1
-    assert np.abs(brain).max() <= BRAIN.max()
     assert outside.sum() > 5000 and inside.sum() > 1500
     assert (share[outside] == 0).all()
     assert share[inside].min() >= 0.1 - 1e-6 and share.max() <= 1 + 1e-6
@@ -338,14 +336,14 @@ def test_modalities_and_labels_through_data_alone(tmp_path):
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_phantom_head(tmp_path, seed):
-    """A head at 4 mm, like a real one: volume to 0.5 %, centre to 0.05 mm, the whole brain in the field of view."""
+    """A head at 4 mm, like a real one: volume to 0.5 %, centre to 0.1 mm, the whole brain in the field of view."""
     images, labels, affine = make_channels([6, seed], **COARSE)
     grid = WorkingGrid.from_config(**HEAD)
     result = prepared(tmp_path, grid, images=images, labels=labels, affine=affine)
     working = NativeGrid.from_state(result["sidecar"]["working"])
     occupancy = result["occupancy"][0]
     assert occupancy.sum() / 255 * np.prod(grid.spacing) == pytest.approx(np.count_nonzero(labels) * 64, rel=0.005)
-    assert np.linalg.norm(world_centre(occupancy, working.affine()) - world_centre(labels > 0, affine)) < 0.05
+    assert np.linalg.norm(world_centre(occupancy, working.affine()) - world_centre(labels > 0, affine)) < 0.1
     assert not result["sidecar"]["cropped"]
     assert result["image"].min() == 0 and 0.9 < result["image"].max() <= 1
 
@@ -442,7 +440,7 @@ def tiny() -> dict[str, Any]:
 
 
 def test_run_end_to_end(heads, tmp_path, tiny, capsys):
-    """Six good heads and a broken one: checked, split, prepared; a second call changes nothing, another preset cannot."""
+    """Six good heads and a broken one: checked, split, prepared; a second call adds nothing; another preset cannot."""
     data = tmp_path / "data"
     data.mkdir()
     for folder in heads.iterdir():
@@ -475,13 +473,13 @@ def test_run_end_to_end(heads, tmp_path, tiny, capsys):
     before = contents(run.folder)
     prepare_run(str(data), run, tiny, seed=3)
     after = contents(run.folder)
-    rewritten = {"preflight.csv", "prepared/characteristics.csv"}
-    assert {n: v for n, v in after.items() if n not in rewritten} == {
-        n: v for n, v in before.items() if n not in rewritten
+    assert {name: stored for name, (_, stored) in after.items()} == {
+        name: stored for name, (_, stored) in before.items()
     }
-    assert all(after[name][1] == before[name][1] for name in rewritten)
+    finished = [name for name in before if name.startswith("prepared/Phantom")]
+    assert len(finished) == 12 and all(after[name] == before[name] for name in finished)
 
-    with pytest.raises(StateError, match=r"preset\.yaml: this run was prepared with the preset 'tiny'"):
+    with pytest.raises(StateError, match=r"preset\.yaml: prepared with the preset 'tiny'"):
         prepare_run(str(data), run, tiny | {"intensity": {"percentiles": [1, 99], "floor": 0.1}}, seed=3)
     with pytest.raises(DataError, match="STRICT=1"):
         prepare_run(str(data), Run.at(tmp_path / "strict"), tiny, strict=True)
@@ -489,16 +487,18 @@ def test_run_end_to_end(heads, tmp_path, tiny, capsys):
 
 
 def test_run_with_lists(heads, tmp_path, tiny):
-    """CASES and VALIDATION_CASES decide alone; a name in both, or one that is not there, is named."""
+    """CASES and VALIDATION_CASES decide; a name that is not there stops, one that stands in both is left out."""
     train, validation, wrong = tmp_path / "train.txt", tmp_path / "validation.txt", tmp_path / "wrong.txt"
-    train.write_text("Phantom_003  # a comment\n\nPhantom_001\n")
-    validation.write_text("Phantom_004\n")
+    train.write_text("Phantom_003  # a comment\n\nPhantom_001\nPhantom_000\n")
+    validation.write_text("Phantom_004\nPhantom_000\n")
     wrong.write_text("Phantom_001\nNobody\n")
     run = Run.at(tmp_path / "run")
     with pytest.raises(DataError, match="Nobody"):
         prepare_run(str(heads), run, tiny, cases=str(wrong))
-    with pytest.raises(DataError, match="Phantom_001"):
+    with pytest.raises(DataError, match="Nobody"):
         prepare_run(str(heads), run, tiny, cases=str(train), validation_cases=str(wrong))
+    with pytest.raises(DataError, match="Nobody"):
+        prepare_run(str(heads), run, tiny, validation_cases=str(wrong))
     with pytest.raises(InputError, match="DATA is missing"):
         prepare_run("", run, tiny)
     assert not run.folder.exists()
@@ -506,6 +506,8 @@ def test_run_with_lists(heads, tmp_path, tiny):
     prepare_run(str(heads), run, tiny, cases=str(train), validation_cases=str(validation))
     lists = read_lists(run.folder)
     assert sorted(lists["train"]) == ["Phantom_001", "Phantom_003"] and lists["validation"] == ["Phantom_004"]
+    rows = (run.folder / "preflight.csv").read_text().splitlines()
+    assert len(rows) == 2 and rows[1].startswith("Phantom_000,two_lists,") and rows[1].endswith(",left out")
     assert {path.stem for path in run.prepared.glob("*.npz")} == {"Phantom_001", "Phantom_003", "Phantom_004"}
     with pytest.raises(StateError, match=r"lists\.json: this run holds other cases"):
         prepare_run(str(heads), run, tiny, cases=str(train))
@@ -519,11 +521,11 @@ def test_run_keeps_its_preset(tmp_path, tiny):
         _ = run.preset
     run.save_preset(tiny)
     assert run.preset == tiny == yaml.safe_load(run.preset_file.read_text())["preset"]
-    run.save_preset(copy.deepcopy(tiny))
     changed = copy.deepcopy(tiny)
+    run.check_preset(changed)
     changed["diffusion"]["schedule"]["steps"] += 1
     with pytest.raises(StateError, match="choose another RUN"):
-        run.save_preset(changed)
+        run.check_preset(changed)
 
 
 # Real cases

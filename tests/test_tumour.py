@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import ellipeinc, ellipkinc
+from scipy.stats import ks_2samp, spearmanr
+
 from sbldm.errors import InputError
 from sbldm.tumour.characteristics import NAMES, measure, sphere_surface, to_dict
 from sbldm.tumour.normaliser import Normaliser
 from sbldm.tumour.requests import TumourModel, parse_request, read_requests
-from scipy.special import ellipeinc, ellipkinc
-from scipy.stats import ks_2samp, spearmanr
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 ISO = (1.0, 1.0, 1.0)

@@ -46,7 +46,7 @@ def prepare_case(case: Case, source: Source, grid: WorkingGrid, intensity: dict[
         the latter measured on the native mask in the frame of the working grid.
     """
     image, labels, affine = read_arrays(case, source)
-    brain = image[0] != 0
+    brain = (image != 0).any(axis=0)
     native = NativeGrid.of(to_image(labels, affine))
     oriented = sitk.DICOMOrient(to_image(labels, affine), "LPS")
     brain_lps, _ = from_image(sitk.DICOMOrient(to_image(brain.astype(np.uint8), affine), "LPS"))
@@ -85,9 +85,8 @@ def _prepare_to(folder: Path, settings: dict[str, Any], source: Source, grid: Wo
     prepared = prepare_case(case, source, grid, settings["intensity"])
     with atomic_path(folder / f"{case.name}.npz") as temporary:
         np.savez_compressed(temporary, image=prepared["image"].astype(np.float16), occupancy=prepared["occupancy"])
-    write_json(
-        folder / f"{case.name}.json", prepared["sidecar"] | {"settings": settings}
-    )  # last: it marks the case done
+    # Last, as it marks the case done.
+    write_json(folder / f"{case.name}.json", prepared["sidecar"] | {"settings": settings})
 
 
 def prepare_cases(
@@ -142,5 +141,5 @@ def load_prepared(folder: Path, name: str) -> tuple[np.ndarray, dict[str, Any]]:
         return 2 * np.concatenate([image, occupancy]) - 1, read_json(folder / f"{name}.json")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise StateError(
-            f"{folder / name}.npz: missing or damaged ({error}); remove it and run `make prepare` again."
+            f"{folder / name}.npz: missing or damaged ({error}); remove it and its .json and run `make prepare`."
         ) from None

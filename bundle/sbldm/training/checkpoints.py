@@ -101,12 +101,15 @@ class RunCheckpoint:
             self._save("best.pt", best)
         progress = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
         states = {name: item.state_dict() for name, item in self.states.items()}
+        write_csv(self.folder / "history.csv", self.history)  # before last.pt: after that, this epoch is not run again
         self._save("last.pt", common | progress | {"states": states, "best": self.best, "history": self.history})
-        write_csv(self.folder / "history.csv", self.history)
 
     def _save(self, name: str, content: dict[str, Any]) -> None:
         with atomic_path(self.folder / name) as temporary:
-            torch.save(content, temporary)
+            try:
+                torch.save(content, temporary)
+            except RuntimeError as error:  # torch keeps to itself what the disk said
+                raise OSError("the disk is full or takes no more") from error
 
     def resume(self, engine: Engine) -> int:
         """Load `last.pt` where there is one; return how many iterations are already done.

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import EMAHandler
 from monai.engines.utils import IterationEvents
 from tqdm import tqdm
 
-__all__ = ["ClipGradient", "ProgressBar", "Seeded"]
+from sbldm.errors import StateError
+
+__all__ = ["ClipGradient", "FiniteLoss", "MovingAverage", "ProgressBar", "Seeded"]
 
 
 class Seeded:
@@ -22,7 +28,8 @@ class Seeded:
 
     def __call__(self, engine: Engine) -> None:
         """Seed one iteration."""
-        torch.manual_seed((self.seed << 32) + engine.state.iteration)
+        state = np.random.SeedSequence([self.seed, engine.state.iteration]).generate_state(1)  # torch heeds 32 bits
+        torch.manual_seed(int(state[0]))
 
 
 class ClipGradient:
@@ -38,6 +45,39 @@ class ClipGradient:
     def __call__(self, engine: Engine) -> None:
         """Clip once."""
         torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_norm)
+
+
+class FiniteLoss:
+    """End a training whose loss is no longer a number; the checkpoints of the epochs before are kept."""
+
+    def attach(self, engine: Engine) -> None:
+        """Follow a trainer."""
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Check one loss.
+
+        Raises:
+            StateError: it is NaN or infinite.
+        """
+        if not torch.isfinite(engine.state.output["loss"]):
+            raise StateError(
+                f"the loss is not finite at iteration {engine.state.iteration}; lower learning_rate in the preset and "
+                "train in a new RUN. The checkpoints of the epochs before are kept."
+            )
+
+
+class MovingAverage(EMAHandler):
+    """Ignite's moving average of the weights, whose warm-up counts the iterations done, also before a resume."""
+
+    def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:
+        """Follow a trainer."""
+        super().attach(engine, *args, **kwargs)
+        if self.momentum_scheduler is not None:
+            engine.add_event_handler(Events.STARTED, self._catch_up)
+
+    def _catch_up(self, engine: Engine) -> None:
+        self.momentum_scheduler.event_index = engine.state.iteration
 
 
 class ProgressBar:

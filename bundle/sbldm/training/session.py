@@ -67,9 +67,9 @@ def validation_loss(loss: torch.nn.Module) -> Loss:
     return Loss(loss, output_transform=lambda output: (output["pred"], output["label"]), batch_size=len)
 
 
-def run(trainer: Trainer, checkpoint: RunCheckpoint, sampler: Continuing, batch_size: int) -> None:
-    """Train, from the last checkpoint where there is one; a finished training is left as it is."""
-    done, total = checkpoint.resume(trainer), trainer.state.max_epochs * trainer.state.epoch_length
+def run(trainer: Trainer, checkpoint: RunCheckpoint, sampler: Continuing, batch_size: int, resume: bool = True) -> None:
+    """Train, with `resume` from the last checkpoint where there is one; a finished training is then left as it is."""
+    done, total = checkpoint.resume(trainer) if resume else 0, trainer.state.max_epochs * trainer.state.epoch_length
     if done >= total:
         print(f"{checkpoint.folder}: already trained ({total} iterations); nothing to do.")
         return

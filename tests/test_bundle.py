@@ -1,0 +1,198 @@
+"""The folder `bundle/` is a MONAI bundle: its metadata, its configs, and MONAI's own commands."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import urllib.request
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import BUNDLE, copy_run, snapshot
+from monai.bundle import ConfigWorkflow, verify_metadata
+
+from sbldm.errors import StateError, mendable
+from sbldm.networks import build_autoencoder, build_denoiser
+from sbldm.runs import load_preset
+
+pytestmark = pytest.mark.filterwarnings("ignore:No hash value provided")
+SCHEMA = Path(__file__).with_name("metadata_schema.json")
+METADATA = json.loads((BUNDLE / "configs" / "metadata.json").read_text())
+CONFIGS = sorted((BUNDLE / "configs").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def in_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As documented: the commands are typed in the bundle folder. Nothing here may use the network."""
+    monkeypatch.chdir(BUNDLE)
+
+    def offline(*_: Any, **__: Any) -> None:
+        raise AssertionError("this needs the network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    monkeypatch.setattr(urllib.request, "urlretrieve", offline)
+
+
+def workflow(run: Path, config: str, kind: str, overlay: bool = True, **values: Any) -> ConfigWorkflow:
+    """A config of the bundle on a run folder."""
+    files = [f"configs/{config}.yaml"] + ([str(run / "preset.yaml")] if overlay else [])
+    shared = {"meta_file": "configs/metadata.json", "logging_file": "configs/logging.conf"}
+    return ConfigWorkflow(files, workflow_type=kind, run_dir=str(run), **shared, **values)
+
+
+# --- metadata -------------------------------------------------------------------------------------------------------
+
+
+def test_metadata() -> None:
+    """MONAI's check passes without a network, on rules of our own writing."""
+    before = SCHEMA.read_bytes()
+    verify_metadata(meta_file="configs/metadata.json", filepath=str(SCHEMA))
+    assert SCHEMA.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"authors": None},
+        {"version": "one"},
+        {"network_data_format": {"inputs": {}}},
+        {"optional_packages_version": {}},
+        {"autoencoder_data_format": {"inputs": {"image": {"type": "image"}}, "outputs": {"pred": {}}}},
+    ],
+)
+def test_metadata_rules_bite(tmp_path: Path, change: dict[str, Any]) -> None:
+    """A metadata file with something missing or wrong is refused by the same rules."""
+    changed = {key: value for key, value in (METADATA | change).items() if value is not None}
+    (tmp_path / "metadata.json").write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match="Failed validating"):
+        verify_metadata(meta_file=str(tmp_path / "metadata.json"), filepath=str(SCHEMA))
+
+
+def test_versions() -> None:
+    """The version is the package's and stands in the changelog."""
+    assert METADATA["version"] == version("sbldm") and METADATA["version"] in METADATA["changelog"]
+
+
+def test_metadata_agrees_with_the_small_preset() -> None:
+    """Channels and shapes are those of the networks that the default preset builds, and they accept such input."""
+    preset = load_preset("small")
+    x, y, z = preset["grid"]["size"]
+    with torch.device("meta"):
+        autoencoder, denoiser = build_autoencoder(preset), build_denoiser(preset)
+        channels = len(preset["data"]["channels"]) + len(preset["data"]["labels"])
+        slices, position = torch.zeros(1, channels, x, y), torch.zeros(1, dtype=torch.long)
+        latents, _ = autoencoder.encode(slices, position)
+        stacked = torch.zeros(1, latents.shape[1], *latents.shape[2:], z)
+        predicted = denoiser(stacked, position, torch.zeros(1, 9))
+        decoded = autoencoder.decode(latents, position)
+
+    def shape(network: str, side: str, name: str) -> tuple[int, ...]:
+        entry = METADATA[f"{network}_data_format"][side][name]
+        return (1, entry["num_channels"], *entry["spatial_shape"])
+
+    assert shape("autoencoder", "inputs", "image") == tuple(slices.shape) == (1, 2, 64, 80)
+    assert shape("autoencoder", "outputs", "pred") == tuple(decoded.shape)
+    assert shape("network", "inputs", "image") == tuple(stacked.shape) == (1, 4, 16, 20, 48)
+    assert shape("network", "outputs", "pred") == tuple(predicted.shape)
+    assert shape("network", "inputs", "context") == (1, 9)
+    assert METADATA["network_data_format"]["inputs"]["timesteps"]["value_range"] == [0, 999]
+    assert preset["diffusion"]["schedule"]["steps"] == 1000
+
+
+# --- presets and configs --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["demo", "small", "paper"])
+def test_presets(name: str) -> None:
+    """Each builds both networks, whose shapes fit together on its grid, and a whole number of epochs."""
+    preset = load_preset(name)
+    assert preset["name"] == name
+    with torch.device("meta"):
+        autoencoder, denoiser = build_autoencoder(preset), build_denoiser(preset)
+        slices = torch.zeros(1, autoencoder.in_channels, *preset["grid"]["size"][:2])
+        latents, _ = autoencoder.encode(slices, torch.zeros(1, dtype=torch.long))
+        volume = latents.unsqueeze(-1).expand(*latents.shape, preset["grid"]["size"][2])
+        assert denoiser(volume, torch.zeros(1, dtype=torch.long), torch.zeros(1, 9)).shape == volume.shape
+    for stage in ("autoencoder", "diffusion"):
+        assert preset[stage]["iterations"] % preset[stage]["iterations_per_epoch"] == 0
+        assert 0 < preset[stage]["warm_up"] < preset[stage]["iterations"]
+
+
+def test_every_config_has_run() -> None:
+    """MONAI's default run id, beside one with a name of its own that does the same."""
+    assert [path.stem for path in CONFIGS] == ["inference", "train_autoencoder", "train_diffusion"]
+    for path in CONFIGS:
+        config = yaml.safe_load(path.read_text())
+        assert config["run"] == ("%synthesis" if path.stem == "inference" else "%training")
+        assert config["run"][1:] in config and config["bundle_root"] == "."
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"), [("train_autoencoder", "train"), ("train_diffusion", "train"), ("inference", "inference")]
+)
+def test_properties(trained_run: Path, config: str, kind: str) -> None:
+    """MONAI finds every property that it requires of a training or an inference workflow."""
+    flow = workflow(trained_run, config, kind, overlay=kind == "train", **({"n": 1} if kind == "inference" else {}))
+    flow.initialize()
+    assert flow.check_properties() == []
+
+
+@pytest.mark.parametrize("config", ["train_autoencoder", "train_diffusion"])
+def test_run_of_another_preset(trained_run: Path, config: str) -> None:
+    """A config without the run's own preset says which overlay to add, and writes nothing."""
+    before = snapshot(trained_run, but="")
+    flow = workflow(trained_run, config, "train", overlay=False)
+    flow.initialize()
+    with pytest.raises(Exception) as caught:
+        flow.run()
+    known = mendable(caught.value)
+    assert isinstance(known, StateError)
+    assert "was prepared with the preset 'tiny'" in str(known)
+    assert (
+        f"add its values to the command: --config_file \"['configs/train_....yaml','{trained_run}/preset.yaml']\""
+        in str(known)
+    )
+    assert snapshot(trained_run, but="") == before
+
+
+# --- MONAI's command line -------------------------------------------------------------------------------------------
+
+
+def bundle(*arguments: str) -> subprocess.CompletedProcess:
+    """Run `python -m monai.bundle run ...` in the bundle folder."""
+    command = [sys.executable, "-m", "monai.bundle", "run", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=BUNDLE)
+
+
+def test_training_by_monai(tmp_path: Path, trained_run: Path) -> None:
+    """The documented training command; on a finished run it says so and leaves every checkpoint."""
+    run = copy_run(trained_run, tmp_path)
+    before = snapshot(run)
+    files = f"['configs/train_autoencoder.yaml','{run}/preset.yaml']"
+    done = bundle("training", "--config_file", files, "--run_dir", str(run))
+    assert done.returncode == 0, done.stderr
+    assert f"{run}/autoencoder: already trained (200 iterations)" in done.stdout
+    assert snapshot(run) == before
+
+
+def test_inference_by_monai(tmp_path: Path, trained_run: Path) -> None:
+    """The documented inference command draws a pair."""
+    run = copy_run(trained_run, tmp_path)
+    files = "configs/inference.yaml"
+    done = bundle("synthesis", "--config_file", files, "--run_dir", str(run), "--n", "1")
+    assert done.returncode == 0, done.stderr
+    labels = list(run.glob("nnUNet_raw/Dataset501_SBLDM/labelsTr/*"))
+    assert [path.name for path in labels] == ["SBLDM_000000.nii.gz"]
+
+
+def test_wrong_preset_by_monai(trained_run: Path) -> None:
+    """Also through MONAI's command a mendable error is its message alone, with an exit code other than 0."""
+    done = bundle("--config_file", "configs/train_autoencoder.yaml", "--run_dir", str(trained_run))
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"Error: {trained_run} was prepared with the preset 'tiny'")
