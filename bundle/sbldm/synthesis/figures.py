@@ -12,8 +12,9 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from sbldm.files import atomic_path
+from sbldm.tumour.characteristics import NAMES
 
-__all__ = ["contact_sheet", "summarise"]
+__all__ = ["contact_sheet", "request_plot", "summarise"]
 
 matplotlib.use("Agg")
 
@@ -21,8 +22,6 @@ matplotlib.use("Agg")
 def contact_sheet(dataset: Path, path: Path, most: int = 8) -> None:
     """Draw the first pairs of a raw dataset in three planes through the tumour's centre, the mask as an outline."""
     labels = sorted((dataset / "labelsTr").glob("*.nii.gz"))[:most]
-    if not labels:
-        return
     figure, axes = plt.subplots(3, len(labels), figsize=(1.7 * len(labels), 5.4), facecolor="black", squeeze=False)
     for column, label in zip(axes.T, labels, strict=True):
         name = label.name.removesuffix(".nii.gz")
@@ -49,20 +48,41 @@ def contact_sheet(dataset: Path, path: Path, most: int = 8) -> None:
     print(f"{path}: the first {len(labels)} pairs in three planes")
 
 
-def summarise(manifest: Path) -> str:
-    """One line on how well the tumours drawn match the ones asked for, over all pairs of a manifest."""
-    if not manifest.is_file():
-        return "No pairs yet."
+def _read_manifest(manifest: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
+    """Requested and measured characteristics by name, and the seconds of each pair."""
     with open(manifest, newline="") as file:
         rows = list(csv.DictReader(file))
     asked, drawn = (
-        {n: np.array([float(r[f"{kind}_{n}"]) for r in rows]) for n in ("volume_ml", "x_mm", "y_mm", "z_mm")}
-        for kind in ("requested", "measured")
+        {n: np.array([float(r[f"{k}_{n}"]) for r in rows]) for n in NAMES} for k in ("requested", "measured")
     )
+    return asked, drawn, np.array([float(r["seconds"]) for r in rows])
+
+
+def request_plot(manifest: Path, path: Path) -> None:
+    """Plot each measured characteristic against the one asked for, all pairs of a manifest."""
+    asked, drawn, _ = _read_manifest(manifest)
+    figure, axes = plt.subplots(3, 3, figsize=(8, 8))
+    for panel, name in zip(axes.flat, NAMES, strict=True):
+        low, high = (f([f(asked[name]), f(drawn[name])]) for f in (np.min, np.max))
+        panel.plot([low, high], [low, high], color="0.7", linewidth=1)
+        panel.scatter(asked[name], drawn[name], s=10, color="#c2571a")
+        panel.set_title(name, fontsize=9)
+        panel.tick_params(labelsize=7)
+    figure.supxlabel("requested", fontsize=10)
+    figure.supylabel("measured", fontsize=10)
+    figure.tight_layout()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+    print(f"{path}: requested against measured")
+
+
+def summarise(manifest: Path) -> str:
+    """One line on how well the tumours drawn match the ones asked for, over all pairs of a manifest."""
+    asked, drawn, seconds = _read_manifest(manifest)
     error = np.median(np.abs(drawn["volume_ml"] / asked["volume_ml"] - 1))
     distance = np.median(np.sqrt(sum((drawn[n] - asked[n]) ** 2 for n in ("x_mm", "y_mm", "z_mm"))))
-    line = f"Requested against measured, n = {len(rows)}: volume off by a median {100 * error:.0f} %"
-    if len(rows) > 2 and np.ptp(asked["volume_ml"]) > 0:
+    line = f"Requested against measured, n = {len(seconds)}: volume off by a median {100 * error:.0f} %"
+    if len(seconds) > 2 and np.ptp(asked["volume_ml"]) > 0:
         line += f" (Spearman {spearmanr(asked['volume_ml'], drawn['volume_ml']).statistic:.2f})"
-    seconds = np.median([float(r["seconds"]) for r in rows])
-    return f"{line}, centre by {distance:.1f} mm; {seconds:.1f} s a pair."
+    return f"{line}, centre by {distance:.1f} mm; {np.median(seconds):.1f} s a pair."

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from sbldm.errors import StateError
 from sbldm.files import clear_partial
-from sbldm.synthesis.figures import contact_sheet, summarise
+from sbldm.synthesis.figures import contact_sheet, request_plot, summarise
 from sbldm.synthesis.model import Model, PairSampler
 from sbldm.synthesis.pairs import Pair, finish_pair
 from sbldm.synthesis.raw_dataset import RawDataset
@@ -127,10 +127,12 @@ def run(evaluator: Evaluator, requests: PairRequests, writer: PairWriter, output
     finally:
         count = output.compile()
     print(f"{output.folder}: {count} pairs; {len(writer.refused)} refused and drawn again.")
-    print(summarise(output.folder / "manifest.csv"))
-    figures = output.folder.parents[1] / "figures"
-    clear_partial(figures)
-    contact_sheet(output.folder, figures / f"{output.folder.name}.png")
+    if count:
+        manifest, figures = output.folder / "manifest.csv", output.folder.parents[1] / "figures"
+        clear_partial(figures)
+        print(summarise(manifest))
+        contact_sheet(output.folder, figures / f"{output.folder.name}.png")
+        request_plot(manifest, figures / f"{output.folder.name}_requests.png")
     if writer.extrapolated:
         count, first = len(writer.extrapolated), writer.extrapolated[0]
         print(f"Warning: {count} request(s) lie outside what training saw, e.g. {first}")
