@@ -19,7 +19,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.installed
 SBLDM := $(PY) -m sbldm
 DEMO := runs/demo
-export DEVICE OMP_NUM_THREADS ?= 2
+export DEVICE
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow lint phantom data prepare train train-autoencoder train-diffusion synth verify bench
@@ -33,10 +33,11 @@ help: ## this page
 	@echo "  synth:   N=pairs  REQUESTS=table.csv | VOLUME_ML= SURFACE_MM2= SPHERICITY= CENTRE_MM=R,A,S EXTENTS_MM=R,A,S"
 	@echo "           SAMPLER=ddim|ddpm STEPS= ETA= GUIDANCE= BATCH=$(BATCH) DATASET=$(DATASET) NAME=$(NAME)"
 	@echo; echo "Exit codes of each step (make prints them as 'Error N'): 0 done, 2 a variable is wrong, 3 the data are wrong,"
-	@echo "4 an earlier step is missing or of another preset, 5 the output cannot be written."
+	@echo "4 an earlier step is missing, unfinished or of another preset, 5 the output cannot be written, 130 stopped by Ctrl-C."
 
 $(READY): pyproject.toml
-	@test -n "$(PYTHON)" || { echo "Error: no python3 found; set PYTHON=/path/to/python3.11"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "Error: Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q --disable-pip-version-check -e '.[dev]'
 	@touch $@
@@ -71,10 +72,10 @@ prepare: $(READY) ## DATA=/path/to/cases RUN=.. PRESET=..: check the cases and b
 	  --validation-cases '$(VALIDATION_CASES)' --seed '$(SEED)' --strict '$(STRICT)' --workers '$(WORKERS)'
 
 train: $(READY) ## RUN=..: train both stages; a stopped training goes on where it was
-	@$(SBLDM) train both --run '$(RUN)'
+	@$(SBLDM) train both --run '$(RUN)' --seed '$(SEED)'
 
 train-autoencoder train-diffusion: train-%: $(READY)
-	@$(SBLDM) train $* --run '$(RUN)'
+	@$(SBLDM) train $* --run '$(RUN)' --seed '$(SEED)'
 train-autoencoder: ## stage 1 alone
 train-diffusion: ## stage 2 alone
 

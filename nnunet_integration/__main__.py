@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from nnunet_integration.verify import verify_dataset
-from sbldm.errors import SbldmError
+from sbldm.errors import mendable
 
 
 def main() -> int:
@@ -21,9 +21,12 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         verify_dataset(Path(arguments.run).absolute(), arguments.dataset, arguments.workers)
-    except SbldmError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return error.exit_code
+    except Exception as error:
+        known = mendable(error)
+        if known is None:
+            raise
+        print(f"Error: {known}", file=sys.stderr)
+        return known.exit_code
     return 0
 
 

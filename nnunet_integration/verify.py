@@ -50,7 +50,7 @@ def verify_dataset(run: Path, dataset_id: str, workers: int = 1) -> Path:
     with open(log, "w") as file:
         code = subprocess.run(command, env=os.environ | folders, stdout=file, stderr=subprocess.STDOUT).returncode
     if code:
-        last = [line for line in log.read_text().splitlines() if line.strip()][-1]
+        last = next((line for line in reversed(log.read_text().splitlines()) if line.strip()), f"exit code {code}")
         raise DataError(f"{dataset}: nnU-Net refuses it ({last.strip()}); the whole output is in {log}.")
     preprocessed = run / "nnUNet_preprocessed" / dataset.name
     plan = read_json(preprocessed / "nnUNetPlans.json")["configurations"]["3d_fullres"]

@@ -20,7 +20,6 @@ from sbldm.cases.phantom import write_phantoms
 
 TINY = Path(__file__).parent / "tiny.yaml"
 BUNDLE = Path(__file__).parents[1] / "bundle"
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 Cli = Callable[..., subprocess.CompletedProcess]
 

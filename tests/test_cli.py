@@ -71,13 +71,16 @@ def test_prepare_refuses_wrong_variables(tmp_path: Path, phantom_cases: Path) ->
     for option, value in (("seed", "-1"), ("seed", "x"), ("workers", "0"), ("workers", "two")):
         done = call("prepare", "--run", run, "--data", phantom_cases, f"--{option}={value}")
         assert f"{option.upper()}={value}: " in one_line(done, 2)
-    assert "CASES=0" in one_line(call("phantom", "--out", tmp_path / "cases", "--n", 0), 2)
+    assert "CASES_N=0" in one_line(call("phantom", "--out", tmp_path / "cases", "--n", 0), 2)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_unreadable_preset(tmp_path: Path, phantom_cases: Path) -> None:
     """A YAML file that is none, or that lacks a part, is named with what it lacks."""
-    broken = {"a: [": "not a readable YAML preset", "preset: {name: x, data: {}}": "lacks grid, intensity"}
+    broken = {
+        "a: [": "not a readable YAML preset",
+        "preset: {name: x, data: {}}": "lacks data.channels, data.labels, grid, intensity, mirror",
+    }
     for text, words in broken.items():
         (tmp_path / "p.yaml").write_text(text)
         done = call("prepare", "--run", tmp_path / "run", "--data", phantom_cases, "--preset", tmp_path / "p.yaml")

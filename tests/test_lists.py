@@ -63,3 +63,13 @@ def test_missing_or_damaged(tmp_path):
     (tmp_path / "lists.json").write_text('{"seed": 1}')
     with pytest.raises(StateError, match="damaged"):
         read_lists(tmp_path)
+
+
+def test_visits_of_one_subject_stay_together():
+    """BraTS 2023+ numbers visits: no subject stands on both sides, and at least the share asked for is held back."""
+    names = [f"BraTS-GLI-{i:05d}-{visit:03d}" for i in range(12) for visit in range(1 + i % 3)]
+    for seed in range(20):
+        lists = split_cases(names, 0.2, seed)
+        assert sorted(lists["train"] + lists["validation"]) == sorted(names)
+        train, held_back = ({name.rsplit("-", 1)[0] for name in lists[role]} for role in ("train", "validation"))
+        assert not train & held_back and 5 <= len(lists["validation"]) <= 7

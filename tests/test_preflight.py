@@ -383,3 +383,9 @@ def test_real_cases_all_pass():
         pytest.skip("no real BraTS cases beside this repository (shared/data/brats_1mm)")
     usable, findings = preflight(find_cases(root, Source()), Source())
     assert len(usable) == 10 and findings == []
+
+
+def test_background_that_is_not_zero(data):
+    """An image whose corners are all filled is not skull-stripped, or was normalised with its background."""
+    save(flair(data), brain() + np.int16(7))
+    assert run(data) == (["good"], [("bad", "background", "left out")])

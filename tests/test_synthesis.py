@@ -561,3 +561,18 @@ def test_eta_and_guidance_from_the_command_line(tmp_path: Path, drawn_run: Path)
     assert call("synth", "--run", run, "--n", 1, "--eta", 0.2, "--dataset", 502).returncode == 0
     assert manifest(run, folder)[0]["eta"] == "0.2"
     assert volumes(run, folder)["SBLDM_000000_0000.nii.gz"] != volumes(run)["SBLDM_000000_0000.nii.gz"]
+
+
+def test_leftovers_of_a_killed_run_are_cleared(drawn_run: Path, tmp_path: Path) -> None:
+    """A pair without a record is removed, so that `numTraining` is what lies there; a lost image is drawn again."""
+    run = copy_run(drawn_run, tmp_path)
+    (dataset,) = (run / "nnUNet_raw").iterdir()
+    names = sorted(path.name.removesuffix(".nii.gz") for path in (dataset / "labelsTr").iterdir())
+    for part, ending in (("labelsTr", ""), ("imagesTr", "_0000")):
+        shutil.copy(dataset / part / f"{names[0]}{ending}.nii.gz", dataset / part / f"SBLDM_000099{ending}.nii.gz")
+    (dataset / "imagesTr" / f"{names[1]}_0000.nii.gz").unlink()
+    done = call("synth", "--run", run, "--n", len(names))
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (dataset / "labelsTr").iterdir()) == [f"{name}.nii.gz" for name in names]
+    assert sorted(path.name for path in (dataset / "imagesTr").iterdir()) == [f"{name}_0000.nii.gz" for name in names]
+    assert json.loads((dataset / "dataset.json").read_text())["numTraining"] == len(names)

@@ -598,3 +598,20 @@ def test_a_loss_that_is_no_number_ends_the_training(value: float) -> None:
     engine.state.output = {"loss": torch.tensor(value)}
     with pytest.raises(StateError, match="not finite at iteration 7; lower learning_rate"):
         FiniteLoss()(engine)
+
+
+def test_half_trained_stages_are_named(trained_run: Path, tmp_path: Path) -> None:
+    """Stage 2 refuses the latents of an unfinished autoencoder; an unfinished diffusion model is warned of."""
+    run = copy_run(trained_run, tmp_path, leave_out="latents diffusion")
+    last = Run.at(run).checkpoint("autoencoder", "last")
+    content = torch.load(last, weights_only=True)
+    torch.save(content | {"iteration": 80}, last)
+    done = call("train", "diffusion", "--run", run)
+    assert "only 80 of 200 iterations done; `make train-autoencoder` goes on" in one_line(done, 4)
+    assert not (run / "latents").exists()
+
+    whole = copy_run(trained_run, tmp_path / "other")
+    last = Run.at(whole).checkpoint("diffusion", "last")
+    torch.save(torch.load(last, weights_only=True) | {"iteration": 40}, last)
+    drawn = call("synth", "--run", whole, "--n", 1)
+    assert drawn.returncode == 0 and "half-trained: 40 of 240 iterations" in drawn.stdout

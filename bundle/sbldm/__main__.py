@@ -1,7 +1,7 @@
 """The command line behind the Makefile: `python -m sbldm COMMAND --help`.
 
-Exit codes: 0 done; 2 a variable or argument is wrong; 3 the data are wrong; 4 a step that must come first is missing or
-belongs to another preset; 5 the output cannot be written; 1 anything else, with a traceback to report.
+Exit codes: 0 done; 2 a variable or argument is wrong; 3 the data are wrong; 4 a step that must come first is missing,
+unfinished or of another preset; 5 the output cannot be written; 130 stopped by Ctrl-C; 1 anything else, a traceback.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def phantom(arguments: argparse.Namespace) -> None:
     """Write phantom cases in the layout of BraTS 2018-2021."""
     from sbldm.cases.phantom import write_phantoms
 
-    n, seed = _whole("CASES", arguments.n, 1), _whole("SEED", arguments.seed, 0)
+    n, seed = _whole("CASES_N", arguments.n, 1), _whole("SEED", arguments.seed, 0)
     write_phantoms(Path(arguments.out), n, seed)
     print(f"{arguments.out}: {n} phantom cases")
 
@@ -86,10 +86,15 @@ def prepare(arguments: argparse.Namespace) -> None:
 
 def train(arguments: argparse.Namespace) -> None:
     """Train one stage, or both; a stopped training goes on where it was."""
-    run = Run.at(arguments.run)
+    from sbldm.training.checkpoints import unfinished
+
+    run, seed = Run.at(arguments.run), _whole("SEED", arguments.seed, 0)
     _ = run.preset  # says what to do when nothing is prepared
     for stage in ("autoencoder", "diffusion") if arguments.stage == "both" else (arguments.stage,):
-        _bundle(f"train_{stage}", "training", run)
+        if run.checkpoint(stage, "last").exists() and not unfinished(run, stage):
+            print(f"{run.folder / stage}: already trained; nothing to do.")
+        else:
+            _bundle(f"train_{stage}", "training", run, seed=seed)
 
 
 def synth(arguments: argparse.Namespace) -> None:
@@ -98,7 +103,8 @@ def synth(arguments: argparse.Namespace) -> None:
 
     request = {name: getattr(arguments, name) for name in REQUEST}
     table = str(Path(arguments.requests).absolute()) if arguments.requests else None
-    count_pairs(arguments.n, read_asked(table, request))  # before any model is loaded
+    asked = read_asked(table, request)
+    count_pairs(arguments.n, len(asked) if table else 0)  # before any model is loaded
     _bundle(
         "inference",
         "synthesis",
@@ -142,7 +148,7 @@ def parser() -> argparse.ArgumentParser:
         strict=("", "1: stop when pre-flight finds anything"),
         workers=("2", "processes"),
     )
-    command(train, run=run).add_argument(
+    command(train, run=run, seed=seed).add_argument(
         "stage", nargs="?", default="both", choices=("both", "autoencoder", "diffusion")
     )
     command(

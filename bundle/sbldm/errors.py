@@ -1,13 +1,16 @@
 """What can go wrong, in one line that names the file or variable and the mend.
 
 Exit codes (also printed by ``make help``): 0 done, 2 a variable or argument is wrong, 3 the data are wrong,
-4 a step that must come first is missing or belongs to another preset, 5 the output cannot be written.
+4 a step that must come first is missing, unfinished or of another preset, 5 the output cannot be written.
 """
 
 from __future__ import annotations
 
+import errno
 import sys
 from types import TracebackType
+
+UNWRITABLE = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT)
 
 __all__ = ["DataError", "InputError", "OutputError", "SbldmError", "StateError", "mendable", "say_in_one_line"]
 
@@ -43,9 +46,11 @@ class OutputError(SbldmError):
 
 
 def mendable(error: BaseException | None) -> SbldmError | None:
-    """The `SbldmError` behind an exception that other libraries have wrapped, if there is one."""
+    """What a user can mend behind an exception that other libraries may have wrapped, if there is anything."""
     while error is not None and not isinstance(error, SbldmError):
-        error = error.__cause__ or error.__context__
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            return OutputError(f"{error.filename or 'The output'}: cannot be written ({error.strerror}); free space.")
+        error = error.__cause__
     return error
 
 

@@ -13,9 +13,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
+
 from sbldm.errors import OutputError
 
-__all__ = ["atomic_path", "clear_partial", "make_folder", "read_json", "sha256", "write_csv", "write_json"]
+__all__ = [
+    "atomic_path",
+    "clear_partial",
+    "make_folder",
+    "read_json",
+    "sha256",
+    "write_csv",
+    "write_json",
+    "write_nifti",
+]
 
 PARTIAL = ".partial-"
 
@@ -86,12 +98,22 @@ def read_json(path: Path) -> Any:
         return json.load(file)
 
 
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write dictionaries with equal keys as one CSV table, whole or not at all."""
+def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """Write dictionaries with equal keys as one CSV table, whole or not at all; no rows need the `columns`."""
     with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
+        writer = csv.DictWriter(file, fieldnames=columns or list(rows[0] if rows else ()))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray, scratch: Path | None = None) -> None:
+    """Write a volume `[X, Y, Z]` with its RAS affine (qform and sform alike, units mm), whole or not at all."""
+    image = nib.Nifti1Image(array, affine)
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    image.header.set_xyzt_units("mm")
+    with atomic_path(path, scratch) as temporary:
+        nib.save(image, temporary)
 
 
 def sha256(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from sbldm.files import atomic_path
 __all__ = ["PRESETS", "Run", "load_preset"]
 
 PRESETS = Path(__file__).parents[1] / "configs" / "presets"
-PARTS = ("name", "data", "grid", "intensity", "autoencoder", "diffusion")
 
 
 def load_preset(name_or_path: str) -> dict[str, Any]:
@@ -35,17 +35,27 @@ def load_preset(name_or_path: str) -> dict[str, Any]:
         preset = (yaml.safe_load(path.read_text()) or {}).get("preset", {})
     except (yaml.YAMLError, AttributeError) as error:
         raise InputError(f"{path}: not a readable YAML preset ({' '.join(str(error).split())}).") from None
-    missing = [part for part in PARTS if part not in preset]
-    if missing:
-        raise InputError(
-            f"{path}: the preset lacks {', '.join(missing)} under 'preset:'; see configs/presets/small.yaml."
-        )
+    known = yaml.safe_load((PRESETS / "small.yaml").read_text())["preset"]
+    if missing := list(_missing(known, preset)):
+        raise InputError(f"{path}: the preset lacks {', '.join(missing)}; see configs/presets/small.yaml.")
     _check_sizes(path, preset)
     return preset
 
 
+def _missing(known: dict[str, Any], preset: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of the values that a complete preset has and this one lacks; label names are free."""
+    for name, value in known.items():
+        if not isinstance(preset, dict) or name not in preset:
+            yield prefix + name
+        elif isinstance(value, dict) and name != "labels":
+            yield from _missing(value, preset[name], f"{prefix}{name}.")
+
+
 def _check_sizes(path: Path, preset: dict[str, Any]) -> None:
-    """The grid must survive all halvings of both networks."""
+    """The grid must survive all halvings of both networks, and each training last an epoch at least."""
+    for stage in ("autoencoder", "diffusion"):
+        if preset[stage]["iterations"] < preset[stage]["iterations_per_epoch"]:
+            raise InputError(f"{path}: {stage}.iterations must not be below {stage}.iterations_per_epoch.")
     halvings = 2 ** (len(preset["autoencoder"]["network"]["channels"]) - 1)
     need = np.array([halvings, halvings, 1])
     for stride in preset["diffusion"]["network"]["strides"]:
@@ -79,7 +89,7 @@ class Run:
 
     @property
     def latents(self) -> Path:
-        """Latent store: `NAME.npz` and `latents.json`."""
+        """Latent store: `NAME.npz`, `constants.json` and `reconstruction.csv`."""
         return self.folder / "latents"
 
     def checkpoint(self, stage: str, which: str = "best") -> Path:

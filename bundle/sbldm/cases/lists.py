@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ def check_disjoint(lists: Mapping[str, Sequence[str]]) -> None:
 
 
 def split_cases(names: Sequence[str], validation: float | int, seed: int) -> dict[str, list[str]]:
-    """Draw the validation cases.
+    """Draw the validation cases; the visits of one subject stay together.
 
     Args:
         names: all case names; their order plays no part.
@@ -54,12 +55,21 @@ def split_cases(names: Sequence[str], validation: float | int, seed: int) -> dic
     if not 0 <= validation < (1 if share else max(total, 2)):
         raise InputError(f"validation={validation}: must be a share from 0 to below 1, or a number below {total}.")
     count = min(max(round(validation * total) if share else validation, 1), total - 1)
+    subjects = sorted({_subject(name) for name in names})
+    held_back: set[str] = set()
+    for index in np.random.default_rng(seed).permutation(len(subjects)):
+        if len([name for name in names if _subject(name) in held_back]) < count and len(held_back) < len(subjects) - 1:
+            held_back.add(subjects[index])
     ordered = sorted(names)
-    held_back = set(np.random.default_rng(seed).permutation(total)[:count].tolist())
     return {
-        "train": [name for index, name in enumerate(ordered) if index not in held_back],
-        "validation": [name for index, name in enumerate(ordered) if index in held_back],
+        "train": [name for name in ordered if _subject(name) not in held_back],
+        "validation": [name for name in ordered if _subject(name) in held_back],
     }
+
+
+def _subject(name: str) -> str:
+    """The person behind a case: BraTS 2023+ numbers visits, as in BraTS-GLI-00005-001."""
+    return re.sub(r"^(BraTS-[A-Za-z]+-\d+)-\d{3}$", r"\1", name)
 
 
 def write_lists(folder: Path, lists: Mapping[str, Sequence[str]], seed: int) -> None:

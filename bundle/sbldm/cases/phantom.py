@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from rich.progress import track
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from sbldm.errors import InputError
-from sbldm.files import atomic_path
+from sbldm.files import write_nifti
 
 __all__ = ["CHANNELS", "HEAD_BOX", "VOLUME_ML", "make_channels", "make_phantom", "write_phantoms"]
 
@@ -417,10 +416,5 @@ def write_phantoms(
             continue
         images, labels, affine = make_channels([seed, i], shape, spacing, channels)
         for part, array in {**images, "seg": labels}.items():
-            image = nib.Nifti1Image(array, affine)
-            image.set_qform(affine, 1)
-            image.set_sform(affine, 1)
-            image.header.set_xyzt_units("mm")
-            with atomic_path(paths[part]) as temporary:
-                nib.save(image, temporary)
+            write_nifti(paths[part], array, affine)
     return names

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from sbldm.cases.layouts import Source, find_cases, read_case_list
 from sbldm.cases.lists import LISTS_FILE, read_lists, split_cases, write_lists
-from sbldm.cases.preflight import preflight
+from sbldm.cases.preflight import Finding, preflight
 from sbldm.cases.prepare import prepare_cases
 from sbldm.errors import DataError, InputError, StateError
 from sbldm.files import write_csv
@@ -70,8 +70,8 @@ def prepare_run(
 
     run.save_preset(preset)
     write_lists(run.folder, lists, seed)
-    if findings:
-        write_csv(run.folder / "preflight.csv", [asdict(finding) for finding in findings])
+    columns = [field.name for field in fields(Finding)]
+    write_csv(run.folder / "preflight.csv", [asdict(finding) for finding in findings], columns)
     sidecars = prepare_cases(usable, run.prepared, preset["data"], preset["grid"], preset["intensity"], workers)
     cropped = [s["case"] for s in sidecars if s["cropped"]]
     if cropped:

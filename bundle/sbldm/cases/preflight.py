@@ -49,7 +49,7 @@ class Finding:
     Attributes:
         case: name of the case.
         check: short id of the check: missing, unreadable, dimensions, affine, qform_sform, shape, grid, nan, constant,
-            outlier, labels, empty_mask, outside_brain, duplicate, two_lists.
+            outlier, background, labels, empty_mask, outside_brain, duplicate, two_lists.
         what: plain words that name the file.
         action: what is done about it.
     """
@@ -194,6 +194,8 @@ def inspect_case(case: Case, source: Source) -> tuple[list[Finding], str]:
             found(check, path, what if index is None else f"{channel}: {what}", action)
         digest.update(volume.T)
         brain |= volume != 0
+    if brain[:: max(1, brain.shape[0] - 1), :: max(1, brain.shape[1] - 1), :: max(1, brain.shape[2] - 1)].all():
+        found("background", case.images[0], "its background is not 0; skull-strip it and set what is no brain to 0")
     try:
         tumour = to_labels(np.asanyarray(opened[case.mask].dataobj), case, source) > 0
     except DataError as error:

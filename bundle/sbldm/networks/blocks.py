@@ -9,7 +9,7 @@ from monai.networks.layers.factories import Conv
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import nn
 
-__all__ = ["ResidualBlock", "SinusoidalEmbedding", "convolution", "zero_initialised"]
+__all__ = ["ResidualBlock", "SinusoidalEmbedding", "convolution", "group_norm", "zero_initialised"]
 
 
 def convolution(
@@ -59,9 +59,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, spatial_dims: int, c_in: int, c_out: int, embedding: int = 0, groups: int = 32) -> None:
         super().__init__()
-        self.norm1 = _group_norm(c_in, groups)
+        self.norm1 = group_norm(c_in, groups)
         self.conv1 = convolution(spatial_dims, c_in, c_out)
-        self.norm2 = _group_norm(c_out, groups)
+        self.norm2 = group_norm(c_out, groups)
         self.conv2 = zero_initialised(convolution(spatial_dims, c_out, c_out))
         self.scale_shift = nn.Linear(embedding, 2 * c_out) if embedding else None
         self.skip = convolution(spatial_dims, c_in, c_out, kernel=1) if c_in != c_out else nn.Identity()
@@ -77,7 +77,8 @@ class ResidualBlock(nn.Module):
         return self.skip(x) + self.conv2(self.act(h))
 
 
-def _group_norm(channels: int, groups: int) -> nn.GroupNorm:
+def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+    """Group norm with at most `groups` groups, lowered to a divisor of the channels."""
     groups = min(groups, channels)
     while channels % groups:
         groups -= 1

@@ -8,7 +8,7 @@ import torch
 from monai.networks.layers.factories import Conv
 from torch import nn
 
-from sbldm.networks.blocks import ResidualBlock, SinusoidalEmbedding, convolution, zero_initialised
+from sbldm.networks.blocks import ResidualBlock, SinusoidalEmbedding, convolution, group_norm, zero_initialised
 
 __all__ = ["LatentUNet"]
 
@@ -67,9 +67,9 @@ class LatentUNet(nn.Module):
             if level > 0:
                 self.up.append(_up(width, channels[level - 1], strides[level - 1]))
         self.out = nn.Sequential(
-            nn.GroupNorm(min(groups, c := channels[0]), c),
+            group_norm(channels[0], groups),
             nn.SiLU(),
-            zero_initialised(convolution(3, c, latent_channels)),
+            zero_initialised(convolution(3, channels[0], latent_channels)),
         )
 
     def embed(self, timesteps: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-import matplotlib
-import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
+from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from sbldm.files import atomic_path
@@ -16,17 +15,17 @@ from sbldm.tumour.characteristics import NAMES
 
 __all__ = ["contact_sheet", "request_plot", "summarise"]
 
-matplotlib.use("Agg")
-
 
 def contact_sheet(dataset: Path, path: Path, most: int = 8) -> None:
     """Draw the first pairs of a raw dataset in three planes through the tumour's centre, the mask as an outline."""
-    labels = sorted((dataset / "labelsTr").glob("*.nii.gz"))[:most]
-    figure, axes = plt.subplots(3, len(labels), figsize=(1.7 * len(labels), 5.4), facecolor="black", squeeze=False)
-    for column, label in zip(axes.T, labels, strict=True):
-        name = label.name.removesuffix(".nii.gz")
+    with open(dataset / "manifest.csv", newline="") as file:
+        names = [row["pair"] for row in csv.DictReader(file)][:most]
+    figure = Figure(figsize=(1.7 * len(names), 5.4), facecolor="black")
+    axes = figure.subplots(3, len(names), squeeze=False)
+    for column, name in zip(axes.T, names, strict=True):
         file = nib.as_closest_canonical(nib.load(dataset / "imagesTr" / f"{name}_0000.nii.gz"))
-        image, mask = file.get_fdata(), nib.as_closest_canonical(nib.load(label)).get_fdata() > 0
+        label = nib.as_closest_canonical(nib.load(dataset / "labelsTr" / f"{name}.nii.gz"))
+        image, mask = file.get_fdata(), label.get_fdata() > 0
         box = tuple(slice(b.min(), b.max() + 1) for b in np.nonzero(image))
         centre = np.rint(np.mean(np.nonzero(mask), axis=1)).astype(int)
         top = np.percentile(image[image > 0], 99.8)
@@ -44,8 +43,7 @@ def contact_sheet(dataset: Path, path: Path, most: int = 8) -> None:
     figure.subplots_adjust(0.005, 0.005, 0.995, 0.95, 0.02, 0.02)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, facecolor="black")
-    plt.close(figure)
-    print(f"{path}: the first {len(labels)} pairs in three planes")
+    print(f"{path}: the first {len(names)} pairs in three planes")
 
 
 def _read_manifest(manifest: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
@@ -61,8 +59,8 @@ def _read_manifest(manifest: Path) -> tuple[dict[str, np.ndarray], dict[str, np.
 def request_plot(manifest: Path, path: Path) -> None:
     """Plot each measured characteristic against the one asked for, all pairs of a manifest."""
     asked, drawn, _ = _read_manifest(manifest)
-    figure, axes = plt.subplots(3, 3, figsize=(8, 8))
-    for panel, name in zip(axes.flat, NAMES, strict=True):
+    figure = Figure(figsize=(8, 8))
+    for panel, name in zip(figure.subplots(3, 3).flat, NAMES, strict=True):
         low, high = (f([f(asked[name]), f(drawn[name])]) for f in (np.min, np.max))
         panel.plot([low, high], [low, high], color="0.7", linewidth=1)
         panel.scatter(asked[name], drawn[name], s=10, color="#c2571a")
@@ -73,7 +71,6 @@ def request_plot(manifest: Path, path: Path) -> None:
     figure.tight_layout()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
-    plt.close(figure)
     print(f"{path}: requested against measured")
 
 

@@ -17,7 +17,7 @@ from sbldm.errors import InputError, StateError
 from sbldm.files import sha256
 from sbldm.networks import LatentUNet, SliceVAE, build_denoiser
 from sbldm.runs import Run
-from sbldm.training.checkpoints import load_checkpoint, require_same
+from sbldm.training.checkpoints import load_checkpoint, require_same, unfinished
 from sbldm.training.latents import decode_volume, load_autoencoder
 from sbldm.tumour.normaliser import Normaliser
 from sbldm.tumour.requests import TumourModel
@@ -53,6 +53,8 @@ class Model:
         path = run.checkpoint("diffusion")
         content = load_checkpoint(path, "diffusion")
         require_same(path, content, run.preset, ("data", "grid", "intensity", "autoencoder", "diffusion"))
+        if so_far := unfinished(run, "diffusion"):
+            print(f"Warning: the diffusion model of {run.folder} is half-trained: {so_far}.")
         autoencoder = load_autoencoder(run, device)
         if sha256(run.checkpoint("autoencoder")) != content["constants"]["autoencoder_sha256"]:
             raise StateError(

@@ -22,7 +22,8 @@ class Pair:
     """One synthetic pair in the native grid.
 
     Attributes:
-        image: `[C, X, Y, Z]` int16 in scanner units of the training data, background exactly 0.
+        image: `[C, X, Y, Z]` int16, background exactly 0: scanner units of the training data, or 1 to 1000 where those
+            are too small for whole numbers (data that were normalised before).
         labels: `[X, Y, Z]` uint8, 0 background, k the k-th label.
         measured: characteristics `[9]`, or None without a tumour.
         fault: why the gate refuses it, or an empty string.
@@ -49,9 +50,9 @@ def finish_pair(volume: np.ndarray, model: Model) -> Pair:
 
     images = []
     for scaled, (low, high) in zip(volume[:channels], model.constants["intensities"], strict=True):
+        if high < 256 or low < 1:
+            low, high = 1, 1000
         image = low + (to_native(scaled, working, native, 0) - floor) / (1 - floor) * (high - low)
-        if high < 256:  # data in small numbers (already normalised) would lose their contrast as integers
-            image = image * 1000 / high
         images.append(np.where(brain, image.clip(1, np.iinfo(np.int16).max), 0))
 
     volume_ml = tumour.sum() * np.prod(native.spacing) / 1000

@@ -6,16 +6,16 @@ A pair is its label file, its image files, and last a record under `records/`, w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from sbldm.errors import InputError, StateError
-from sbldm.files import atomic_path, clear_partial, make_folder, read_json, write_csv, write_json
+from sbldm.files import clear_partial, make_folder, read_json, write_csv, write_json, write_nifti
 
 __all__ = ["RawDataset"]
 
@@ -75,11 +75,16 @@ class RawDataset:
         return cls(folder, name, tuple(channels), tuple(labels), np.asarray(affine), settings)
 
     def begin(self) -> None:
-        """Make the folders, and clear away what a killed run left half-written."""
+        """Make the folders, and clear away what a killed run left: partial files, and pairs without a record."""
         for part in ("imagesTr", "labelsTr", "records"):
             make_folder(self.folder / part)
         clear_partial(self.folder)
         write_json(self.folder / "synthesis.json", self.settings)
+        finished = {path.stem for path in (self.folder / "records").glob("*.json")}
+        for part, ending in (("imagesTr", r"_\d{4}\.nii\.gz"), ("labelsTr", r"\.nii\.gz")):
+            for path in (self.folder / part).glob("*.nii.gz"):
+                if re.sub(f"{ending}$", "", path.name) not in finished:
+                    path.unlink()
 
     def name(self, seed: int) -> str:
         """Name of the pair with this seed."""
@@ -87,23 +92,19 @@ class RawDataset:
 
     def finished(self, seed: int) -> bool:
         """Whether the pair with this seed is there as a whole."""
-        return (self.folder / "records" / f"{self.name(seed)}.json").exists()
+        name, folder = self.name(seed), self.folder
+        files = [folder / "records" / f"{name}.json", folder / "labelsTr" / f"{name}.nii.gz"]
+        files += [folder / "imagesTr" / f"{name}_{k:04d}.nii.gz" for k in range(len(self.channels))]
+        return all(path.exists() for path in files)
 
     def write(self, seed: int, image: np.ndarray, labels: np.ndarray, record: dict[str, Any]) -> None:
         """Write one pair: `image` `[C, X, Y, Z]` int16, `labels` `[X, Y, Z]` uint8, and its record."""
         name = self.name(seed)
-        self._write_volume(self.folder / "labelsTr" / f"{name}.nii.gz", labels)
+        write_nifti(self.folder / "labelsTr" / f"{name}.nii.gz", labels, self.affine, scratch=self.folder)
         for k, channel in enumerate(image):
-            self._write_volume(self.folder / "imagesTr" / f"{name}_{k:04d}.nii.gz", channel)
+            path = self.folder / "imagesTr" / f"{name}_{k:04d}.nii.gz"
+            write_nifti(path, channel, self.affine, scratch=self.folder)
         write_json(self.folder / "records" / f"{name}.json", {"pair": name} | record)
-
-    def _write_volume(self, path: Path, array: np.ndarray) -> None:
-        image = nib.Nifti1Image(array, self.affine)
-        image.set_sform(self.affine, code=1)
-        image.set_qform(self.affine, code=1)
-        image.header.set_xyzt_units("mm")
-        with atomic_path(path, scratch=self.folder) as temporary:
-            nib.save(image, temporary)
 
     def compile(self) -> int:
         """Write `manifest.csv` and `dataset.json` from the records; return the number of pairs."""

@@ -20,15 +20,15 @@ from sbldm.tumour.requests import parse_request, read_requests
 __all__ = ["PairRequests", "RequestBatch", "count_pairs", "read_asked"]
 
 
-def count_pairs(n: Any, asked: Sequence[Mapping[str, float]]) -> int:
-    """The number of pairs: N, or without it one a row of the request table.
+def count_pairs(n: Any, rows: int) -> int:
+    """The number of pairs: N, or without it one for each of the `rows` of a request table.
 
     Raises:
         InputError: N is not a whole number above 0.
     """
     if n in (None, ""):
-        if len(asked) > 1:
-            return len(asked)
+        if rows:
+            return rows
         raise InputError("N is missing: say how many pairs, for example `make synth N=100`.")
     try:
         number = int(str(n))
@@ -66,17 +66,20 @@ class PairRequests(Dataset):
         n: number of pairs in all.
         seed: of pair 0.
         asked: what the user fixes (`read_asked`).
+        rows: how many rows of that come from a table, 0 without one.
     """
 
     def __init__(
-        self, model: Model, output: RawDataset, n: Any, seed: int = 0, asked: Sequence[Mapping[str, float]] = ()
+        self,
+        model: Model,
+        output: RawDataset,
+        n: Any,
+        seed: int = 0,
+        asked: Sequence[Mapping[str, float]] = (),
+        rows: int = 0,
     ) -> None:
-        self.n, self.tumours, self.normaliser, self.output = (
-            count_pairs(n, asked),
-            model.tumours,
-            model.normaliser,
-            output,
-        )
+        self.n, self.output = count_pairs(n, rows), output
+        self.tumours, self.normaliser = model.tumours, model.normaliser
         try:
             self.seed = int(str(seed))
             if self.seed < 0:

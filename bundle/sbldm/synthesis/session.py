@@ -79,8 +79,6 @@ class PairWriter:
                 self.extrapolated.append(row["extrapolated"])
             self.bar.set_postfix({"redrawn": len(self.refused)}, refresh=False)
             self.bar.update()
-        if engine.state.iteration % 10 == 0:
-            self.output.compile()
 
     def _accept(
         self, row: dict[str, Any], latent: torch.Tensor, network: torch.nn.Module

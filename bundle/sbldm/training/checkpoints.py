@@ -17,8 +17,9 @@ from ignite.engine import Engine, Events
 
 from sbldm.errors import StateError
 from sbldm.files import atomic_path, clear_partial, write_csv
+from sbldm.runs import Run
 
-__all__ = ["FORMAT", "RunCheckpoint", "load_checkpoint", "require_same"]
+__all__ = ["FORMAT", "RunCheckpoint", "load_checkpoint", "require_same", "unfinished"]
 
 FORMAT = 1
 
@@ -40,6 +41,20 @@ def load_checkpoint(path: Path, stage: str) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("stage") != stage:
         raise StateError(f"{path}: not a checkpoint of an SBLDM {stage} (format {FORMAT}); point RUN at the right run.")
     return content
+
+
+def unfinished(run: Run, stage: str) -> str:
+    """How far the training of a stage has come when it has not come to its end, else an empty string.
+
+    Raises:
+        StateError: it was never begun, its checkpoint is damaged, or it belongs to another preset.
+    """
+    path = run.checkpoint(stage, "last")
+    content = load_checkpoint(path, stage)
+    require_same(path, content, run.preset, tuple(run.preset))
+    values = content["preset"][stage]
+    total = values["iterations"] // values["iterations_per_epoch"] * values["iterations_per_epoch"]
+    return f"{content['iteration']} of {total} iterations" if content["iteration"] < total else ""
 
 
 def require_same(path: Path, content: dict[str, Any], preset: dict[str, Any], parts: tuple[str, ...]) -> None:
@@ -82,20 +97,26 @@ class RunCheckpoint:
         self.weights = network if weights is None else weights
         self.states = {"network": network, **states} | ({} if weights is None else {"average": weights})
         self.history: list[dict[str, Any]] = []
+        self.losses: list[float] = []
         self.best = math.inf
 
     def attach(self, engine: Engine) -> None:
         """Save at the end of each epoch of a trainer."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._remember)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def _remember(self, engine: Engine) -> None:
+        self.losses.append(engine.state.output["loss"].item())
 
     def __call__(self, engine: Engine) -> None:
         """Write the checkpoints of the epoch that has just ended."""
         scores = {name: float(value) for name, value in self.evaluator.state.metrics.items()}
         row = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
-        row |= {"train_loss": engine.state.output["loss"].item()} | {f"val_{k}": v for k, v in scores.items()}
+        row |= {"train_loss": sum(self.losses) / len(self.losses)} | {f"val_{k}": v for k, v in scores.items()}
+        self.losses.clear()
         self.history.append({k: round(v, 6) for k, v in row.items()})
         common = {"format": FORMAT, "stage": self.stage, "preset": self.preset, "constants": self.constants}
-        if scores["loss"] < self.best:
+        if scores.get("loss", math.inf) < self.best:
             self.best = scores["loss"]
             best = common | {"network": self.weights.state_dict(), "epoch": engine.state.epoch, "scores": scores}
             self._save("best.pt", best)

@@ -6,7 +6,6 @@ Batch n of a training is a pure function of (seed, n), so a resumed training goe
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +38,14 @@ class _Shuffled(Dataset):
     size: int
     seed: int
 
-    def __init__(self) -> None:
-        self._order = lru_cache(maxsize=2)(self._order_of)
-
-    def _order_of(self, number: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, number]).permutation(self.size)
+    _pass: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def _item(self, n: int) -> tuple[int, np.random.Generator]:
         """The item of sample n, and a generator for its random choices."""
         number, place = divmod(n, self.size)
-        return int(self._order(number)[place]), np.random.default_rng([self.seed, 1, n])
+        if self._pass[0] != number:
+            self._pass = number, np.random.default_rng([self.seed, number]).permutation(self.size)
+        return int(self._pass[1][place]), np.random.default_rng([self.seed, 1, n])
 
 
 def _load_volumes(folder: str | Path, names: Sequence[str]) -> np.ndarray:
@@ -78,7 +75,6 @@ class SliceDataset(_Shuffled):
     def __init__(
         self, folder: str | Path, names: Sequence[str], seed: int = 0, mirror: bool = False, empty_share: float = 0.1
     ) -> None:
-        super().__init__()
         self.volumes, self.seed, self.mirror = _load_volumes(folder, names), seed, mirror
         content = (self.volumes[:, 0] > -1).any(axis=(1, 2))
         self.full, self.empty = np.argwhere(content), np.argwhere(~content)
@@ -95,11 +91,13 @@ class SliceDataset(_Shuffled):
 
 
 class SliceValidation(Dataset):
-    """Every `stride`-th slice with brain of the held-back cases, always the same ones."""
+    """Every `stride`-th slice with brain of the held-back cases, always the same; those with most tumour come last."""
 
     def __init__(self, folder: str | Path, names: Sequence[str], stride: int = 4) -> None:
         self.volumes = _load_volumes(folder, names)
-        self.slices = np.argwhere((self.volumes[:, 0] > -1).any(axis=(1, 2)))[::stride]
+        slices = np.argwhere((self.volumes[:, 0] > -1).any(axis=(1, 2)))[::stride]
+        tumour = [(self.volumes[case, -1, ..., z] > 0).sum() for case, z in slices]
+        self.slices = slices[np.argsort(tumour, kind="stable")]
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -128,7 +126,6 @@ class LatentDataset(_Shuffled):
         seed: int = 0,
         mode: str = "mean",
     ) -> None:
-        super().__init__()
         if mode not in ("mean", "sample"):
             raise ValueError(f"diffusion.latent must be mean or sample, not {mode}.")
         self.latents, self.conditions, self.seed, self.mode = latents, conditions, seed, mode

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +12,12 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from sbldm.cases.geometry import WorkingGrid
 from sbldm.cases.prepare import load_prepared
 from sbldm.errors import StateError
 from sbldm.files import atomic_path, clear_partial, read_json, sha256, write_csv, write_json
 from sbldm.networks import SliceVAE, build_autoencoder
 from sbldm.runs import Run
-from sbldm.training.checkpoints import load_checkpoint, require_same
+from sbldm.training.checkpoints import load_checkpoint, require_same, unfinished
 from sbldm.training.data import LatentDataset
 from sbldm.tumour.characteristics import NAMES
 from sbldm.tumour.normaliser import Normaliser
@@ -99,10 +100,12 @@ class LatentStore:
         """Encode what is missing, measure the constants, and score the reconstruction of the held-back cases.
 
         Raises:
-            StateError: no autoencoder, or the store belongs to another one.
+            StateError: no autoencoder, a half-trained one, or the store belongs to another one.
         """
         run = Run.at(folder)
         network = load_autoencoder(run, device)
+        if so_far := unfinished(run, "autoencoder"):
+            raise StateError(f"{run.folder / 'autoencoder'}: only {so_far} done; `make train-autoencoder` goes on.")
         fingerprint = sha256(run.checkpoint("autoencoder"))
         mark, finished = run.latents / "autoencoder.json", run.latents / "constants.json"
         if mark.exists() and read_json(mark) != {"autoencoder_sha256": fingerprint}:
@@ -162,8 +165,11 @@ def _characteristics(run: Run, name: str) -> np.ndarray:
 
 
 def _load_latents(run: Run, name: str) -> np.ndarray:
-    with np.load(run.latents / f"{name}.npz") as arrays:
-        return arrays["latents"]
+    try:
+        with np.load(run.latents / f"{name}.npz") as arrays:
+            return arrays["latents"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise StateError(f"{run.latents / name}.npz: missing or damaged ({error}); remove {run.latents}.") from None
 
 
 def _measure_constants(
@@ -185,22 +191,21 @@ def _measure_constants(
     if preset["diffusion"]["latent"] == "sample":
         variance = variance + noise
     values = np.array([_characteristics(run, name) for name in lists["train"]])
-    # A mirrored tumour is as plausible as its original: the joint model sees both wherever the training does.
-    plausible = np.concatenate([values, values * MIRRORED]) if preset["mirror"] else values
+    seen = np.concatenate([values, values * MIRRORED]) if preset["mirror"] else values
     return {
         "autoencoder_sha256": fingerprint,
         "latent_mean": mean.tolist(),
         "latent_std": np.sqrt(variance).tolist(),
         "latent_shape": list(_load_latents(run, lists["train"][0]).shape[2:]),
-        "normaliser": Normaliser.fit(plausible).state(),
-        "tumours": TumourModel.fit(plausible).state(),
+        "normaliser": Normaliser.fit(seen).state(),
+        "tumours": TumourModel.fit(values).state(),
         "intensities": np.median([s["intensities"] for s in sidecars], axis=0).tolist(),
-        "grids": _template(sidecars, WorkingGrid.from_config(**preset["grid"])),
+        "grids": _template(sidecars),
         "lists": lists,
     }
 
 
-def _template(sidecars: Sequence[dict[str, Any]], grid: WorkingGrid) -> dict[str, Any]:
+def _template(sidecars: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The most frequent native grid of the training cases, and where the working grid lies in it (their median)."""
     natives = [s["native"] for s in sidecars]
     shapes = [(tuple(n["size"]), tuple(np.round(n["spacing"], 4)), tuple(np.round(n["direction"], 4))) for n in natives]
@@ -209,9 +214,8 @@ def _template(sidecars: Sequence[dict[str, Any]], grid: WorkingGrid) -> dict[str
     relative = [np.subtract(s["working"]["origin"], s["native"]["origin"]) for s in chosen]
     native = chosen[0]["native"]
     working = chosen[0]["working"] | {"origin": (np.median(relative, axis=0) + native["origin"]).tolist()}
-    return {
-        "native": native,
-        "working": working,
-        "share": len(chosen) / len(sidecars),
-        "spacing_mm": list(grid.spacing),
-    }
+    if len(chosen) < len(sidecars):
+        print(
+            f"Warning: {len(chosen)} of {len(sidecars)} training cases share the grid in which pairs will be written."
+        )
+    return {"native": native, "working": working}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from monai.losses import DiceLoss, PerceptualLoss, SSIMLoss
+from monai.losses import DiceLoss, SSIMLoss
 from torch import nn
 
 from sbldm.errors import InputError
@@ -23,11 +23,11 @@ class AutoencoderLoss(nn.Module):
         kl_weight: weight of the KL divergence.
         image_channels: how many of the first channels are images (for LPIPS), the others being labels (for Dice).
         dice_weight: weight of the soft Dice loss of the labels.
-        perceptual_weights: local file with the state of MONAI's `PerceptualLoss(2, "vgg")`, or None.
+        perceptual_weights: local file with the state of torchvision's `vgg16`, or None; needs the package lpips.
         perceptual_weight: weight of that term.
 
     Raises:
-        InputError: `perceptual_weights` names no readable file.
+        InputError: `perceptual_weights` names no such file, or lpips is not installed.
     """
 
     def __init__(
@@ -56,13 +56,22 @@ class AutoencoderLoss(nn.Module):
             loss = loss + self.dice_weight * self.dice(*labels)
         if self.perceptual is not None:
             images = [x[:, : self.image_channels].flatten(0, 1).unsqueeze(1) for x in (reconstruction, target)]
-            loss = loss + self.perceptual_weight * self.perceptual(*images)
+            loss = loss + self.perceptual_weight * self.perceptual(*images).mean()
         return loss
 
 
 def _perceptual(weights: str) -> nn.Module:
+    """LPIPS with the heads that its package ships and a VGG-16 from a local file, so that nothing is downloaded."""
     if not Path(weights).is_file():
-        raise InputError(f"perceptual_weights: {weights} is not a file; give a local file or null.")
-    loss = PerceptualLoss(spatial_dims=2, network_type="vgg", pretrained=False)
-    loss.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    return loss.requires_grad_(False).eval()
+        raise InputError(f"perceptual_weights: {weights} is not a file; give the whole path of a local one, or null.")
+    try:
+        from lpips import LPIPS
+    except ImportError:
+        raise InputError("perceptual_weights: the package lpips is missing; pip install 'lpips>=0.1.4,<0.2'.") from None
+    network = LPIPS(net="vgg", pnet_rand=True, verbose=False)
+    stored = torch.load(weights, map_location="cpu", weights_only=True)
+    try:  # lpips cuts torchvision's `features` into slices that keep the layers' numbers
+        network.net.load_state_dict({k: stored[f"features.{k.split('.', 1)[1]}"] for k in network.net.state_dict()})
+    except KeyError as error:
+        raise InputError(f"perceptual_weights: {weights} holds no {error}; torchvision's vgg16 is meant.") from None
+    return network.requires_grad_(False).eval()

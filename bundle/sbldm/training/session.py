@@ -69,6 +69,8 @@ def validation_loss(loss: torch.nn.Module) -> Loss:
 
 def run(trainer: Trainer, checkpoint: RunCheckpoint, sampler: Continuing, batch_size: int, resume: bool = True) -> None:
     """Train, with `resume` from the last checkpoint where there is one; a finished training is then left as it is."""
+    if not isinstance(resume, bool):
+        raise InputError(f"--resume {resume}: must be True or False.")
     done, total = checkpoint.resume(trainer) if resume else 0, trainer.state.max_epochs * trainer.state.epoch_length
     if done >= total:
         print(f"{checkpoint.folder}: already trained ({total} iterations); nothing to do.")
