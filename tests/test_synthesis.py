@@ -458,11 +458,11 @@ def test_known_ball() -> None:
 
 
 def test_small_intensities_keep_their_contrast() -> None:
-    """Data that were normalised before (here -1 to 3) come out in thousandths of their upper limit."""
+    """Data that were normalised before (here -1 to 3) come out between 1 and 1000."""
     pair = finish_pair(decoded(ball((0, 0, 0), 15)), model(intensities=(-1.0, 3.0)))
-    assert pair.image[0, 39, 47, 34] == round((-1 + 0.5 / 0.9 * 4) * 1000 / 3)
+    assert pair.image[0, 39, 47, 34] == round(1 + 0.5 / 0.9 * 999)
     dark = finish_pair(decoded(ball((0, 0, 0), 15), brightness=0.15), model(intensities=(-1.0, 3.0)))
-    assert dark.image[0, 39, 47, 34] == 1  # inside the brain nothing is background
+    assert dark.image[0, 39, 47, 34] == round(1 + 0.05 / 0.9 * 999)  # dark brain keeps its contrast
 
 
 def test_two_labels() -> None:

@@ -161,6 +161,15 @@ def ended(epoch: int) -> SimpleNamespace:
     return SimpleNamespace(state=SimpleNamespace(epoch=epoch, iteration=10 * epoch, output=output))
 
 
+def finish(handler: RunCheckpoint, epoch: int) -> None:
+    """Let a handler see an epoch of two iterations with the losses 0.4 and 0.6, and its end."""
+    trainer = ended(epoch)
+    for loss in (0.4, 0.6):
+        trainer.state.output = {"loss": torch.tensor(loss)}
+        handler.remember(trainer)
+    handler(trainer)
+
+
 def test_best_and_last_checkpoint(tmp_path: Path) -> None:
     """`best.pt` keeps the weights of the lowest validation loss, `last.pt` the latest, also across a restart."""
     network = torch.nn.Linear(1, 1, bias=False)
@@ -169,18 +178,19 @@ def test_best_and_last_checkpoint(tmp_path: Path) -> None:
         trainer = ended(0)
         assert handler.resume(trainer) == 10 * (epoch - 1) and trainer.state.epoch == epoch - 1
         network.weight.data.fill_(epoch)
-        handler(ended(epoch))
+        finish(handler, epoch)
     best, last = (load_checkpoint(tmp_path / f"{which}.pt", "autoencoder") for which in ("best", "last"))
     assert best["network"]["weight"].item() == 2 and best["epoch"] == 2 and best["scores"] == {"loss": 0.1}
     assert last["states"]["network"]["weight"].item() == 3 and last["best"] == 0.1
     assert [row["val_loss"] for row in last["history"]] == [0.3, 0.1, 0.2]
+    assert [row["train_loss"] for row in last["history"]] == pytest.approx([0.5] * 3)
 
 
 @pytest.mark.parametrize("lost", ["best.pt", "last.pt", "history.csv"])
 def test_kill_between_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
     """A process that dies just before any one of the three files is written loses nothing once it has gone on."""
     network = torch.nn.Linear(1, 1, bias=False)
-    checkpoint_of(tmp_path, 0.3, network)(ended(1))
+    finish(checkpoint_of(tmp_path, 0.3, network), 1)
 
     def dying(path: Path, *arguments: Any, **keywords: Any) -> Any:
         if Path(path).name == lost:
@@ -194,13 +204,13 @@ def test_kill_between_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     for module in (files, checkpoints):
         monkeypatch.setattr(module, "atomic_path", dying)
     with pytest.raises(KeyboardInterrupt):
-        checkpoint_of(tmp_path, 0.2, network)(ended(2))
+        finish(checkpoint_of(tmp_path, 0.2, network), 2)
     for module in (files, checkpoints):
         monkeypatch.setattr(module, "atomic_path", kept)
     handler, trainer = checkpoint_of(tmp_path, 0.2, network), ended(0)
     done = handler.resume(trainer)
     for epoch in range(done // 10 + 1, 3):
-        handler(ended(epoch))
+        finish(handler, epoch)
     assert load_checkpoint(tmp_path / "best.pt", "autoencoder")["scores"] == {"loss": 0.2}
     assert load_checkpoint(tmp_path / "last.pt", "autoencoder")["iteration"] == 20
     assert [line.split(",")[0] for line in (tmp_path / "history.csv").read_text().split()] == ["epoch", "1", "2"]
@@ -209,7 +219,7 @@ def test_kill_between_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def test_full_disk_during_training(tmp_path: Path) -> None:
     """A checkpoint that no longer fits is an error of one line, and the one before it is kept, byte by byte."""
     network = torch.nn.Linear(300, 300)
-    checkpoint_of(tmp_path, 0.3, network)(ended(1))
+    finish(checkpoint_of(tmp_path, 0.3, network), 1)
     before = snapshot(tmp_path)
     handler = checkpoint_of(tmp_path, 0.3, network)
     handler.best = 0.0  # this epoch writes last.pt alone
@@ -217,7 +227,7 @@ def test_full_disk_during_training(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(OutputError, match=r"last\.pt: cannot be written .*free space") as caught:
-            handler(ended(2))
+            finish(handler, 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(caught.value)
@@ -259,7 +269,7 @@ def test_diffusion_checkpoint_is_all_that_synthesis_needs(trained_run: Path) -> 
     np.testing.assert_allclose(encoded.std(0), 1, atol=1e-4)
     assert np.allclose(TumourModel.from_state(constants["tumours"]).ranges, np.stack([values.min(0), values.max(0)], 1))
     np.testing.assert_allclose(constants["intensities"], np.median([s["intensities"] for s in sidecars], axis=0))
-    assert constants["grids"]["native"] == sidecars[0]["native"] and constants["grids"]["share"] == 1
+    assert constants["grids"]["native"] == sidecars[0]["native"]
     origins = [s["working"]["origin"] for s in sidecars]
     np.testing.assert_allclose(constants["grids"]["working"]["origin"], np.median(origins, axis=0), atol=1e-6)
 

@@ -86,15 +86,10 @@ def prepare(arguments: argparse.Namespace) -> None:
 
 def train(arguments: argparse.Namespace) -> None:
     """Train one stage, or both; a stopped training goes on where it was."""
-    from sbldm.training.checkpoints import unfinished
-
     run, seed = Run.at(arguments.run), _whole("SEED", arguments.seed, 0)
     _ = run.preset  # says what to do when nothing is prepared
     for stage in ("autoencoder", "diffusion") if arguments.stage == "both" else (arguments.stage,):
-        if run.checkpoint(stage, "last").exists() and not unfinished(run, stage):
-            print(f"{run.folder / stage}: already trained; nothing to do.")
-        else:
-            _bundle(f"train_{stage}", "training", run, seed=seed)
+        _bundle(f"train_{stage}", "training", run, seed=seed)
 
 
 def synth(arguments: argparse.Namespace) -> None:

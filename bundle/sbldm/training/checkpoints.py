@@ -47,11 +47,9 @@ def unfinished(run: Run, stage: str) -> str:
     """How far the training of a stage has come when it has not come to its end, else an empty string.
 
     Raises:
-        StateError: it was never begun, its checkpoint is damaged, or it belongs to another preset.
+        StateError: it was never begun, or its checkpoint is damaged.
     """
-    path = run.checkpoint(stage, "last")
-    content = load_checkpoint(path, stage)
-    require_same(path, content, run.preset, tuple(run.preset))
+    content = load_checkpoint(run.checkpoint(stage, "last"), stage)
     values = content["preset"][stage]
     total = values["iterations"] // values["iterations_per_epoch"] * values["iterations_per_epoch"]
     return f"{content['iteration']} of {total} iterations" if content["iteration"] < total else ""
@@ -102,10 +100,11 @@ class RunCheckpoint:
 
     def attach(self, engine: Engine) -> None:
         """Save at the end of each epoch of a trainer."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._remember)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.remember)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
-    def _remember(self, engine: Engine) -> None:
+    def remember(self, engine: Engine) -> None:
+        """Keep the loss of an iteration for the epoch's mean."""
         self.losses.append(engine.state.output["loss"].item())
 
     def __call__(self, engine: Engine) -> None:
