@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from nnunet_integration.verify import verify_dataset
-from sbldm.errors import mendable
+from sbldm.errors import report
 
 
 def main() -> int:
@@ -22,11 +22,7 @@ def main() -> int:
     try:
         verify_dataset(Path(arguments.run).absolute(), arguments.dataset, arguments.workers)
     except Exception as error:
-        known = mendable(error)
-        if known is None:
-            raise
-        print(f"Error: {known}", file=sys.stderr)
-        return known.exit_code
+        return report(error)
     return 0
 
 

@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from sbldm.errors import InputError, mendable
+from sbldm.errors import InputError, report
 from sbldm.runs import Run, load_preset
 
 BUNDLE = Path(__file__).parents[1]
@@ -178,11 +178,7 @@ def main() -> int:
         print("Stopped; the same command goes on from here.", file=sys.stderr)
         return 130
     except Exception as error:
-        known = mendable(error)
-        if known is None:
-            raise
-        print(f"Error: {known}", file=sys.stderr)
-        return known.exit_code
+        return report(error)
     return 0
 
 

@@ -12,7 +12,16 @@ from types import TracebackType
 
 UNWRITABLE = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT)
 
-__all__ = ["DataError", "InputError", "OutputError", "SbldmError", "StateError", "mendable", "say_in_one_line"]
+__all__ = [
+    "DataError",
+    "InputError",
+    "OutputError",
+    "SbldmError",
+    "StateError",
+    "mendable",
+    "report",
+    "say_in_one_line",
+]
 
 
 class SbldmError(Exception):
@@ -52,6 +61,15 @@ def mendable(error: BaseException | None) -> SbldmError | None:
             return OutputError(f"{error.filename or 'The output'}: cannot be written ({error.strerror}); free space.")
         error = error.__cause__
     return error
+
+
+def report(error: Exception) -> int:
+    """Print what a user can mend in one line and return its exit code; anything else is raised again."""
+    known = mendable(error)
+    if known is None:
+        raise error
+    print(f"Error: {known}", file=sys.stderr)
+    return known.exit_code
 
 
 def say_in_one_line() -> None:
