@@ -571,8 +571,12 @@ def test_leftovers_of_a_killed_run_are_cleared(drawn_run: Path, tmp_path: Path) 
     for part, ending in (("labelsTr", ""), ("imagesTr", "_0000")):
         shutil.copy(dataset / part / f"{names[0]}{ending}.nii.gz", dataset / part / f"SBLDM_000099{ending}.nii.gz")
     (dataset / "imagesTr" / f"{names[1]}_0000.nii.gz").unlink()
+    own = dataset / "imagesTr" / "BraTS20_Training_001_0000.nii.gz"  # a user's case is not ours to remove
+    own.write_bytes(b"real")
     done = call("synth", "--run", run, "--n", len(names))
     assert done.returncode == 0, done.stderr
+    assert own.read_bytes() == b"real"
+    own.unlink()
     assert sorted(path.name for path in (dataset / "labelsTr").iterdir()) == [f"{name}.nii.gz" for name in names]
     assert sorted(path.name for path in (dataset / "imagesTr").iterdir()) == [f"{name}_0000.nii.gz" for name in names]
     assert json.loads((dataset / "dataset.json").read_text())["numTraining"] == len(names)

@@ -625,3 +625,6 @@ def test_half_trained_stages_are_named(trained_run: Path, tmp_path: Path) -> Non
     torch.save(torch.load(last, weights_only=True) | {"iteration": 40}, last)
     drawn = call("synth", "--run", whole, "--n", 1)
     assert drawn.returncode == 0 and "half-trained: 40 of 240 iterations" in drawn.stdout
+    last.unlink()
+    passed_on = call("synth", "--run", whole, "--n", 2)
+    assert passed_on.returncode == 0 and "half-trained" not in passed_on.stdout

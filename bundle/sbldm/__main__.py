@@ -38,13 +38,14 @@ def _bundle(config: str, run_id: str, run: Run, **values: Any) -> None:
     folder = Path.cwd()
     os.chdir(BUNDLE)  # macros in the configs are relative to the bundle folder
     try:
-        files = [f"configs/{config}.yaml"] + ([str(run.preset_file)] if run_id == "training" else [])
+        if run_id == "training":
+            values["preset"] = run.preset
         shared = {
             "meta_file": "configs/metadata.json",
             "logging_file": "configs/logging.conf",
             "run_dir": str(run.folder),
         }
-        workflow = ConfigWorkflow(files, run_id=run_id, **shared, **values)
+        workflow = ConfigWorkflow(f"configs/{config}.yaml", run_id=run_id, **shared, **values)
         workflow.initialize()
         workflow.run()
         workflow.finalize()

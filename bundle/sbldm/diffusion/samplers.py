@@ -14,7 +14,7 @@ import torch
 
 from sbldm.diffusion.schedule import Schedule
 
-__all__ = ["SAMPLERS", "ddim", "ddpm", "guided", "time_steps"]
+__all__ = ["SAMPLERS", "Noise", "ddim", "ddpm", "guided", "time_steps"]
 
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Noise = Callable[[int], torch.Tensor]

@@ -12,7 +12,7 @@ import torch
 from monai.inferers import Inferer
 
 from sbldm.cases.geometry import NativeGrid
-from sbldm.diffusion import SAMPLERS, Schedule, guided, time_steps
+from sbldm.diffusion import SAMPLERS, Noise, Schedule, guided, time_steps
 from sbldm.errors import InputError, StateError
 from sbldm.files import sha256
 from sbldm.networks import LatentUNet, SliceVAE, build_denoiser
@@ -152,7 +152,7 @@ class PairSampler(Inferer):
         if eta > 1 or (self.settings["sampler"] == "ddpm" and eta < 1):
             raise InputError(f"ETA={eta:g}: must lie between 0 and 1, and be 1 (or left out) for sampler ddpm.")
 
-    def noise(self, seeds: Sequence[int], attempts: Sequence[int], device: torch.device):
+    def noise(self, seeds: Sequence[int], attempts: Sequence[int], device: torch.device) -> Noise:
         """The noise of each row from a generator of its own, on the CPU, so that it is the same on every device."""
         states = [
             np.random.SeedSequence([s, a]).generate_state(1, np.uint64)[0] for s, a in zip(seeds, attempts, strict=True)

@@ -75,15 +75,19 @@ class RawDataset:
         return cls(folder, name, tuple(channels), tuple(labels), np.asarray(affine), settings)
 
     def begin(self) -> None:
-        """Make the folders, and clear away what a killed run left: partial files, and pairs without a record."""
+        """Make the folders, and clear away what a killed run left: partial files, and own pairs without a record.
+
+        Files under other names, such as real cases put beside the pairs, are not touched.
+        """
         for part in ("imagesTr", "labelsTr", "records"):
             make_folder(self.folder / part)
         clear_partial(self.folder)
         write_json(self.folder / "synthesis.json", self.settings)
         finished = {path.stem for path in (self.folder / "records").glob("*.json")}
-        for part, ending in (("imagesTr", r"_\d{4}\.nii\.gz"), ("labelsTr", r"\.nii\.gz")):
-            for path in (self.folder / part).glob("*.nii.gz"):
-                if re.sub(f"{ending}$", "", path.name) not in finished:
+        own = re.compile(rf"({re.escape(self.prefix)}_\d{{6,}})(_\d{{4}})?\.nii\.gz")
+        for part in ("imagesTr", "labelsTr"):
+            for path in (self.folder / part).iterdir():
+                if (match := own.fullmatch(path.name)) and match[1] not in finished:
                     path.unlink()
 
     def name(self, seed: int) -> str:

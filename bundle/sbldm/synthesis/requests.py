@@ -55,7 +55,10 @@ def read_asked(table: str | None = None, request: Mapping[str, Any] | None = Non
 
 
 class PairRequests(Dataset):
-    """The pairs still to be drawn: `name`, `seed`, `request` (`[9]`, mm and ml) and `condition` (normalised).
+    """The pairs still to be drawn.
+
+    An item holds `image`, the condition vector `[9]` (MONAI's key for a network's input), the `request` it stands
+    for (ml, mm2, mm by name), in what it is `extrapolated`, and its `seed`.
 
     Pair i has the seed `seed + i` and takes row i of the table (again from its top where N is larger); what its row
     leaves open is drawn from the joint model of the training tumours with that seed.
@@ -67,6 +70,9 @@ class PairRequests(Dataset):
         seed: of pair 0.
         asked: what the user fixes (`read_asked`).
         rows: how many rows of that come from a table, 0 without one.
+
+    Raises:
+        InputError: N or SEED is no such number, or a row contradicts itself.
     """
 
     def __init__(

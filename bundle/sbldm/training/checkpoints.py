@@ -46,10 +46,15 @@ def load_checkpoint(path: Path, stage: str) -> dict[str, Any]:
 def unfinished(run: Run, stage: str) -> str:
     """How far the training of a stage has come when it has not come to its end, else an empty string.
 
+    A run without `last.pt`, as somebody may pass it on, counts as finished.
+
     Raises:
-        StateError: it was never begun, or its checkpoint is damaged.
+        StateError: the checkpoint is damaged.
     """
-    content = load_checkpoint(run.checkpoint(stage, "last"), stage)
+    path = run.checkpoint(stage, "last")
+    if not path.exists():
+        return ""
+    content = load_checkpoint(path, stage)
     values = content["preset"][stage]
     total = values["iterations"] // values["iterations_per_epoch"] * values["iterations_per_epoch"]
     return f"{content['iteration']} of {total} iterations" if content["iteration"] < total else ""
