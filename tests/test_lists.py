@@ -49,11 +49,11 @@ def test_two_lists():
 
 def test_write_and_read(tmp_path):
     lists = split_cases(NAMES, 0.2, seed=7)
-    write_lists(tmp_path / "run", lists, seed=7)
-    assert json.loads((tmp_path / "run/lists.json").read_text()) == {"seed": 7, **lists}
+    write_lists(tmp_path / "run", lists, seed=7, data="/cases")
+    assert json.loads((tmp_path / "run/lists.json").read_text()) == {"seed": 7, "data": "/cases", **lists}
     assert read_lists(tmp_path / "run") == lists
     with pytest.raises(DataError):
-        write_lists(tmp_path / "bad", {"train": ["a"], "validation": ["a"]}, seed=7)
+        write_lists(tmp_path / "bad", {"train": ["a"], "validation": ["a"]}, seed=7, data="")
     assert not (tmp_path / "bad").exists()
 
 

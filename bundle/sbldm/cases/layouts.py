@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -15,7 +16,17 @@ import numpy as np
 
 from sbldm.errors import DataError, InputError
 
-__all__ = ["CHANNELS", "TISSUES", "Case", "Source", "find_cases", "read_arrays", "read_case_list", "to_labels"]
+__all__ = [
+    "CHANNELS",
+    "TISSUES",
+    "Case",
+    "Source",
+    "content_hash",
+    "find_cases",
+    "read_arrays",
+    "read_case_list",
+    "to_labels",
+]
 
 TISSUES = {"necrotic": 1, "oedema": 2, "enhancing": 3}
 """Canonical tissue numbers, whatever a layout calls them."""
@@ -351,6 +362,13 @@ def to_labels(raw: np.ndarray, case: Case, source: Source) -> np.ndarray:
     result = np.zeros_like(raw, np.uint8)
     result[foreground] = labels
     return result
+
+
+def content_hash(volume: np.ndarray) -> str:
+    """Fingerprint of the voxels of one volume `[X, Y, Z]`, whatever its file, name, number type and compression."""
+    digest = hashlib.blake2b(str(volume.shape).encode(), digest_size=20)
+    digest.update(np.ascontiguousarray(volume.T, np.float32))
+    return digest.hexdigest()
 
 
 def read_arrays(case: Case, source: Source) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -72,15 +72,17 @@ def _subject(name: str) -> str:
     return re.sub(r"^(BraTS-[A-Za-z]+-\d+)-\d{3}$", r"\1", name)
 
 
-def write_lists(folder: Path, lists: Mapping[str, Sequence[str]], seed: int) -> None:
-    """Write `lists.json` with the seed and the names of each role.
+def write_lists(folder: Path, lists: Mapping[str, Sequence[str]], seed: int, data: str) -> None:
+    """Write `lists.json` with the seed, the data folder and the names of each role.
 
     Raises:
         DataError: a case stands in two lists.
         OutputError: the file cannot be written.
     """
     check_disjoint(lists)
-    write_json(Path(folder) / LISTS_FILE, {"seed": seed} | {role: list(names) for role, names in lists.items()})
+    write_json(
+        Path(folder) / LISTS_FILE, {"seed": seed, "data": data} | {role: list(names) for role, names in lists.items()}
+    )
 
 
 def read_lists(folder: Path) -> dict[str, list[str]]:

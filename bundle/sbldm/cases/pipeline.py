@@ -6,15 +6,15 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from sbldm.cases.layouts import Source, find_cases, read_case_list
+from sbldm.cases.layouts import Case, Source, find_cases, read_case_list
 from sbldm.cases.lists import LISTS_FILE, read_lists, split_cases, write_lists
 from sbldm.cases.preflight import Finding, preflight
 from sbldm.cases.prepare import prepare_cases
 from sbldm.errors import DataError, InputError, StateError
-from sbldm.files import write_csv
+from sbldm.files import read_json, write_csv
 from sbldm.runs import Run
 
-__all__ = ["prepare_run"]
+__all__ = ["original_cases", "prepare_run"]
 
 
 def prepare_run(
@@ -69,7 +69,7 @@ def prepare_run(
         raise StateError(f"{run.folder / LISTS_FILE}: this run holds other cases; choose another RUN or remove it.")
 
     run.save_preset(preset)
-    write_lists(run.folder, lists, seed)
+    write_lists(run.folder, lists, seed, str(Path(data).absolute()))
     columns = [field.name for field in fields(Finding)]
     write_csv(run.folder / "preflight.csv", [asdict(finding) for finding in findings], columns)
     sidecars = prepare_cases(usable, run.prepared, preset["data"], preset["grid"], preset["intensity"], workers)
@@ -79,3 +79,22 @@ def prepare_run(
             f"Warning: the brain is larger than the field of view in {len(cropped)} case(s): {', '.join(cropped[:5])}"
         )
     print(f"{run.folder}: {len(lists['train'])} cases to train on, {len(lists['validation'])} held back.")
+
+
+def original_cases(run: Run, role: str, data: str = "") -> list[Case]:
+    """The files that the cases of a run were prepared from.
+
+    Args:
+        run: a prepared run.
+        role: `train` or `validation`.
+        data: folder of the cases, where it has moved since `make prepare`.
+
+    Raises:
+        StateError: the run is not prepared.
+        InputError, DataError: the folder, or a case in it, is not there any more.
+    """
+    names = read_lists(run.folder)[role]
+    root = data or read_json(run.folder / LISTS_FILE).get("data", "")
+    if not root or not Path(root).is_dir():
+        raise InputError(f"DATA={root}: the cases of {run.folder} are not there; say where with DATA=/path/to/cases.")
+    return find_cases(Path(root), Source.from_config(**run.preset["data"]), names)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import itertools
 import logging
 import math
@@ -23,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from sbldm.cases.layouts import Case, Source, to_labels
+from sbldm.cases.layouts import Case, Source, content_hash, to_labels
 from sbldm.errors import DataError
 
 __all__ = ["Finding", "inspect_case", "preflight", "print_table"]
@@ -185,14 +184,14 @@ def inspect_case(case: Case, source: Source) -> tuple[list[Finding], str]:
     if findings:
         return findings, ""
 
-    digest = hashlib.blake2b(str(first.shape[:3]).encode())
+    content = ""
     brain = np.zeros(first.shape[:3], bool, order="F")
     for channel, path, index in zip(source.channels, case.images, case.volume, strict=True):
         stored = opened[path].dataobj
         volume = np.asfortranarray(stored if index is None else stored[..., index], np.float32)
         for check, what, action in _intensities(volume):
             found(check, path, what if index is None else f"{channel}: {what}", action)
-        digest.update(volume.T)
+        content += content_hash(volume)
         brain |= volume != 0
     if brain[:: max(1, brain.shape[0] - 1), :: max(1, brain.shape[1] - 1), :: max(1, brain.shape[2] - 1)].all():
         found("background", case.images[0], "its background is not 0; skull-strip it and set what is no brain to 0")
@@ -206,7 +205,7 @@ def inspect_case(case: Case, source: Source) -> tuple[list[Finding], str]:
             found("empty_mask", case.mask, f"holds no voxel of {', '.join(source.labels)}")
         elif (outside := np.count_nonzero(tumour & ~brain) / n_tumour) > MAX_OUTSIDE:
             found("outside_brain", case.mask, f"{outside:.0%} of the tumour lies outside the brain")
-    return findings, digest.hexdigest()
+    return findings, content
 
 
 def print_table(findings: Sequence[Finding], n_cases: int) -> None:

@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from rich.progress import track
 
 from sbldm.cases.geometry import NativeGrid, WorkingGrid, brain_centre, from_image, to_image
-from sbldm.cases.layouts import Case, Source, read_arrays
+from sbldm.cases.layouts import Case, Source, content_hash, read_arrays
 from sbldm.errors import StateError
 from sbldm.files import atomic_path, clear_partial, read_json, write_csv, write_json
 from sbldm.tumour.characteristics import measure, to_dict
@@ -66,6 +66,7 @@ def prepare_case(case: Case, source: Source, grid: WorkingGrid, intensity: dict[
     sidecar = {
         "case": case.name,
         "layout": case.layout,
+        "content": content_hash(image[0]),
         "native": native.state(),
         "working": placed.state(),
         "intensities": intensities,

@@ -72,6 +72,11 @@ class Model:
         return Schedule(**diffusion["schedule"], prediction=diffusion["prediction"])
 
     @property
+    def lineage(self) -> dict[str, str]:
+        """Names of the training cases and the content hash of each, which the pairs carry along."""
+        return self.constants["content"]
+
+    @property
     def tumours(self) -> TumourModel:
         """Joint model of the training tumours."""
         return TumourModel.from_state(self.constants["tumours"])

@@ -31,6 +31,8 @@ class RawDataset:
         labels: label names, the first is number 1.
         affine: voxel indices to RAS millimetres, for image and mask alike.
         settings: what all its pairs have in common, kept in `synthesis.json`.
+        lineage: real cases that the pairs descend from and their content hashes, kept in `lineage.json`; a record that
+            descends from some of them alone names those in `parents`, separated by blanks.
     """
 
     folder: Path
@@ -39,6 +41,7 @@ class RawDataset:
     labels: tuple[str, ...]
     affine: np.ndarray
     settings: dict[str, Any]
+    lineage: dict[str, str]
 
     @classmethod
     def open(
@@ -50,6 +53,7 @@ class RawDataset:
         labels: Sequence[str],
         affine: np.ndarray,
         settings: dict[str, Any],
+        lineage: dict[str, str],
     ) -> RawDataset:
         """A new dataset, or one that was begun with the same `settings`; nothing is written yet.
 
@@ -72,7 +76,7 @@ class RawDataset:
                 f"{folder}: holds pairs drawn with {key} = {held.get(key)}, now it is {settings.get(key)}; "
                 f"choose another DATASET (for example DATASET={int(dataset_id) + 1}) or remove the folder."
             )
-        return cls(folder, name, tuple(channels), tuple(labels), np.asarray(affine), settings)
+        return cls(folder, name, tuple(channels), tuple(labels), np.asarray(affine), settings, lineage)
 
     def begin(self) -> None:
         """Make the folders, and clear away what a killed run left: partial files, and own pairs without a record.
@@ -83,6 +87,7 @@ class RawDataset:
             make_folder(self.folder / part)
         clear_partial(self.folder)
         write_json(self.folder / "synthesis.json", self.settings)
+        write_json(self.folder / "lineage.json", {"cases": self.lineage})
         finished = {path.stem for path in (self.folder / "records").glob("*.json")}
         own = re.compile(rf"({re.escape(self.prefix)}_\d{{6,}})(_\d{{4}})?\.nii\.gz")
         for part in ("imagesTr", "labelsTr"):

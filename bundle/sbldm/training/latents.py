@@ -202,6 +202,7 @@ def _measure_constants(
         "intensities": np.median([s["intensities"] for s in sidecars], axis=0).tolist(),
         "grids": _template(sidecars),
         "lists": lists,
+        "content": {s["case"]: s["content"] for s in sidecars},
     }
 
 
