@@ -116,6 +116,14 @@ def synth(arguments: argparse.Namespace) -> None:
     )
 
 
+def copypaste(arguments: argparse.Namespace) -> None:
+    """Paste tumours of training cases into other training cases: pairs without any training."""
+    from sbldm.synthesis.copypaste import draw_pairs
+
+    seed = _whole("SEED", arguments.seed, 0)
+    draw_pairs(Run.at(arguments.run), arguments.data, arguments.n, seed, arguments.dataset, arguments.name)
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     top = argparse.ArgumentParser("python -m sbldm", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -165,6 +173,15 @@ def parser() -> argparse.ArgumentParser:
         batch=("1", "pairs drawn at once"),
         dataset=("501", "nnU-Net dataset number"),
         name=("SBLDM", "nnU-Net dataset name"),
+    )
+    command(
+        copypaste,
+        run=run,
+        data=("", "folder of the cases; as prepared when empty"),
+        n=("", "number of pairs"),
+        seed=("0", "pair i has the seed SEED + i"),
+        dataset=("502", "nnU-Net dataset number"),
+        name=("COPYPASTE", "nnU-Net dataset name"),
     )
     return top
 

@@ -31,7 +31,7 @@ __all__ = [
 TISSUES = {"necrotic": 1, "oedema": 2, "enhancing": 3}
 """Canonical tissue numbers, whatever a layout calls them."""
 
-# Canonical channel name -> what other data sets call it, in the spelling of `_plain`.
+# Canonical channel name -> what other data sets call it, in the spelling of `plain_name`.
 CHANNELS = {
     "flair": {"flair", "t2f", "t2 flair"},
     "t1": {"t1", "t1n", "t1w"},
@@ -162,7 +162,7 @@ def _tissues(tissues: tuple[str, ...] | Literal["all"]) -> tuple[str, ...]:
     return tuple(TISSUES) if tissues == "all" else tissues
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """One spelling for names that data sets write in many ways: lower case, British, blanks between words."""
     name = re.sub(r"[\W_]+", " ", str(name).lower()).strip()
     return re.sub(r"\bedema\b", "oedema", re.sub(r"\btumor\b", "tumour", name))
@@ -208,14 +208,14 @@ def _label_values(labels: Mapping[str, Any]) -> dict[int, str | None]:
     if all(str(key).isdigit() for key in labels):
         labels = {name: int(key) for key, name in labels.items()}
     regions = {
-        _plain(name): {int(value) for value in (numbers if isinstance(numbers, list) else [numbers])} - {0}
+        plain_name(name): {int(value) for value in (numbers if isinstance(numbers, list) else [numbers])} - {0}
         for name, numbers in labels.items()
     }
     named = [
         (tissues, numbers, isinstance(labels[name], list))
         for name, numbers in zip(labels, regions.values(), strict=True)
         for tissues, spellings in _REGIONS.items()
-        if _plain(name) in spellings and numbers
+        if plain_name(name) in spellings and numbers
     ]
     values: dict[int, str | None] = {}
     for value in sorted({number for _, numbers, _ in named for number in numbers}):
@@ -237,7 +237,7 @@ def _dataset_cases(root: Path, source: Source) -> list[Case]:
         content = json.loads(path.read_text())
         msd = "channel_names" not in content
         names = content["modality" if msd else "channel_names"]
-        numbers = {_plain(name): int(index) for index, name in names.items()}
+        numbers = {plain_name(name): int(index) for index, name in names.items()}
         values = _label_values(content["labels"])
     except FileNotFoundError:
         raise DataError(f"{path} is missing: it names the channels and labels of imagesTr and labelsTr.") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import Any
 
 import torch
@@ -17,23 +16,7 @@ from sbldm.runs import Run
 from sbldm.training.checkpoints import RunCheckpoint
 from sbldm.training.data import Continuing
 
-__all__ = ["choose_device", "read_run_lists", "run", "validation_loss", "warm_up_then_cosine"]
-
-
-def choose_device(name: str = "") -> torch.device:
-    """The device asked for, else `DEVICE` of the environment, else CUDA if there is one, else the CPU; it is printed.
-
-    Raises:
-        InputError: no such device here.
-    """
-    name = name or os.environ.get("DEVICE", "") or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"DEVICE={name}: not available here ({str(error).splitlines()[0]}); try DEVICE=cpu.") from None
-    print(f"Device: {torch.cuda.get_device_name(device) if device.type == 'cuda' else device}")
-    return device
+__all__ = ["read_run_lists", "run", "validation_loss", "warm_up_then_cosine"]
 
 
 def read_run_lists(folder: str, preset: dict[str, Any]) -> dict[str, list[str]]:

@@ -1,0 +1,304 @@
+"""Copy-paste augmentation, the rival that needs no training: a real tumour in another real training case.
+
+After TumorCP (Yang et al., MICCAI 2021), which pastes transformed tumours between patients, and CarveMix (Zhang et al.,
+MICCAI 2021), where a margin around the lesion, cut by its distance map, comes along. Two things are added that keep
+seams away: the margin fades into the receiver, and intensities are brought to the receiver's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+from tqdm import tqdm
+
+from sbldm.cases.geometry import NativeGrid
+from sbldm.cases.layouts import Source, content_hash, read_arrays
+from sbldm.cases.pipeline import original_cases
+from sbldm.errors import DataError, StateError
+from sbldm.files import clear_partial, read_json
+from sbldm.runs import Run
+from sbldm.synthesis.figures import contact_sheet
+from sbldm.synthesis.raw_dataset import RawDataset
+from sbldm.synthesis.requests import count_pairs
+from sbldm.tumour.characteristics import measure, to_dict
+
+__all__ = ["draw_pairs", "paste_tumour"]
+
+SCALE = (0.75, 1.25)
+TURN = 20.0  # degrees about each axis, at most
+BEND = 0.04  # standard deviation of the elastic displacement, as a share of the tumour's half width
+GAIN = (0.9, 1.1)  # of the contrast against the healthy mean
+BLEND_MM = (3.0, 8.0)  # width of the margin that fades into the receiver
+SHIFT_MM = 6.0  # standard deviation of the first shift; later tries go further
+PLACES = 40  # places tried for one tumour
+DONORS = 20  # donors tried for one pair
+INSIDE = 0.97  # least share of the tumour inside the brain
+CLEAR_MM = 4.0  # gap between the two tumours that first tries keep
+OVERLAP = 0.25  # most of the pasted tumour that may lie closer to the receiver's, or in it, at the last try
+GRID = ("size", "spacing", "direction")  # what cases must share; each may have its own origin
+BRIGHTEST = np.iinfo(np.int16).max
+
+
+def _carve(
+    image: np.ndarray, labels: np.ndarray, brain: np.ndarray, rng: np.random.Generator, spacing: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The tumour with its margin, scaled, turned and bent, in a window of its own whose middle is the tumour's centre.
+
+    Returns:
+        intensities `[C, X, Y, Z]`, weights `[X, Y, Z]` (1 in the tumour, fading to 0 over the margin, 0 where the donor
+        has no brain), labels uint8 `[X, Y, Z]`, and the centre `[3]` in voxels of the donor.
+    """
+    points = np.argwhere(labels)
+    centre = (points.min(axis=0) + points.max(axis=0)) / 2
+    turn = Rotation.from_euler("xyz", rng.uniform(-TURN, TURN, 3), degrees=True).as_matrix() * rng.uniform(*SCALE)
+    blend = max(rng.uniform(*BLEND_MM), 1.5 * spacing.max())  # on coarse grids too there is a voxel to fade in
+    reach = np.abs((points - centre) * spacing @ turn.T).max(axis=0) + blend
+    bend = BEND * reach.min()
+    half = np.ceil((reach + 3 * bend) / spacing).astype(int)
+
+    mm = np.stack(np.meshgrid(*(np.arange(-h, h + 1) * s for h, s in zip(half, spacing, strict=True)), indexing="ij"))
+    waves = ndimage.zoom(rng.standard_normal((3, 5, 5, 5)), (1, *(2 * half + 1) / 5), order=3, mode="nearest")
+    back = np.tensordot(np.linalg.inv(turn), mm + bend * waves, axes=1)
+    where = (back.T / spacing + centre).T
+
+    def sample(volume: np.ndarray) -> np.ndarray:
+        return ndimage.map_coordinates(volume.astype(np.float32), where, order=1)
+
+    occupancy = np.stack([sample(labels == k) for k in range(1, int(labels.max()) + 1)])
+    moved = np.where(occupancy.sum(axis=0) > 0.5, occupancy.argmax(axis=0) + 1, 0).astype(np.uint8)
+    # Share of brain under each voxel: background must not darken what lies beside it.
+    share = sample(brain)
+    values = np.stack([sample(np.where(brain, channel, 0)) for channel in image]) / np.maximum(share, 1e-3)
+    weights = 1 - _rise(ndimage.distance_transform_edt(moved == 0, spacing) / blend)
+    return values, np.where(share > 0.5, weights, 0), moved, centre
+
+
+def _rise(x: np.ndarray) -> np.ndarray:
+    """From 0 at 0 and below to 1 at 1 and above, with no kink at either end."""
+    x = x.clip(0, 1)
+    return x * x * (3 - 2 * x)
+
+
+def _box(brain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and half widths `[3]` of a brain's bounding box, in voxels."""
+    bounds = [np.flatnonzero(brain.any(axis=tuple({0, 1, 2} - {axis})))[[0, -1]] for axis in range(3)]
+    return np.mean(bounds, axis=1), np.ptp(bounds, axis=1) / 2
+
+
+def paste_tumour(
+    donor_image: np.ndarray,
+    donor_labels: np.ndarray,
+    receiver_image: np.ndarray,
+    receiver_labels: np.ndarray,
+    rng: np.random.Generator,
+    spacing: Sequence[float],
+    left_right: int = 0,
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Paste the tumour of one case into the brain of another, on a common grid (TumorCP, CarveMix; see the module).
+
+    The tumour is scaled, turned, bent and perhaps mirrored; its intensities are shifted and stretched as the mean and
+    standard deviation of tumour-free brain in donor and receiver say; it comes to lie near its own place in the
+    brain's bounding box. The receiver keeps its own tumour, as in CarveMix: the masks are joined, and where both
+    overlap the pasted one wins.
+
+    Args:
+        donor_image, receiver_image: `[C, X, Y, Z]`, background exactly 0; the receiver's in whole numbers.
+        donor_labels, receiver_labels: `[X, Y, Z]`, 0 background, k the k-th label.
+        rng: all that is random comes from here.
+        spacing: mm a voxel along the array axes.
+        left_right: array axis along which the tumour may be mirrored.
+
+    Returns:
+        image int16 `[C, X, Y, Z]`, which differs from the receiver's only in the tumour and its margin, and labels
+        uint8 `[X, Y, Z]`; or None where the donor's tumour finds no place: 97 % of it inside the brain, and clear of
+        the receiver's own tumour by 4 mm, but for a share that grows over the tries from nothing to a quarter.
+    """
+    spacing = np.asarray(spacing, dtype=float)
+    donor_brain, brain = ((image != 0).any(axis=0) for image in (donor_image, receiver_image))
+    own = receiver_labels > 0
+    healthy = [donor_image[:, donor_brain & (donor_labels == 0)], receiver_image[:, brain & ~own]]
+    if not donor_labels.any() or not all(h.size for h in healthy):
+        return None
+    values, weights, labels, centre = _carve(donor_image, donor_labels, donor_brain, rng, spacing)
+    points = np.argwhere(labels)
+    if not len(points):
+        return None
+    (mean, target), (spread, wanted) = (
+        [f(h, axis=1, dtype=float)[:, None, None, None] for h in healthy] for f in (np.mean, np.std)
+    )
+    gain = np.divide(wanted, spread, out=np.ones_like(spread), where=spread > 0) * rng.uniform(*GAIN, spread.shape)
+    values = target + (values - mean) * gain
+
+    (donor_middle, donor_half), (middle, half) = _box(donor_brain), _box(brain)
+    # Without a tumour of the receiver's own everything is clear.
+    gap = ndimage.distance_transform_edt(~own, spacing) if own.any() else np.full(own.shape, np.inf)
+    place, size = (centre - donor_middle) / donor_half, np.array(labels.shape)
+    for attempt in range(PLACES):
+        flip = np.ones(3, int)
+        flip[left_right] = rng.choice((-1, 1))
+        shift = rng.normal(0, SHIFT_MM * (1 + attempt / 10), 3) / spacing
+        start = np.rint(middle + flip * place * half + shift).astype(int) - size // 2
+        there = np.where(flip < 0, size - 1 - points, points) + start
+        there = tuple(there[((there >= 0) & (there < brain.shape)).all(axis=1)].T)
+        close = (gap[there] < CLEAR_MM).sum() / len(points)
+        if brain[there].sum() >= INSIDE * len(points) and close <= OVERLAP * attempt / (PLACES - 1):
+            break
+    else:
+        return None
+
+    first, last = np.maximum(start, 0), np.minimum(start + size, brain.shape)
+    window, cut = tuple(map(slice, first, last)), tuple(map(slice, first - start, last - start))
+    if flip[left_right] < 0:
+        values, weights, labels = (np.flip(a, left_right - 3) for a in (values, weights, labels))
+    values, weights, labels = (a[..., *cut] for a in (values, weights, labels))
+    pasted = (labels > 0) & brain[window]
+    if (kept := own[window] & ~pasted).any():  # nothing is painted over what stays of the receiver's own tumour
+        weights = weights * _rise(ndimage.distance_transform_edt(~kept, spacing) / CLEAR_MM)
+    weights = np.where(brain[window], weights, 0)
+    image, joined = np.rint(receiver_image).clip(0, BRIGHTEST).astype(np.int16), receiver_labels.astype(np.uint8)
+    mixed = (weights * values + (1 - weights) * receiver_image[:, *window]).clip(1, BRIGHTEST)
+    image[:, *window] = np.where(weights > 0, np.rint(mixed), image[:, *window])
+    joined[window] = np.where(pasted, labels, joined[window])
+    return image, joined
+
+
+class _Training:
+    """The training cases of a run that lie on the commonest grid, and the pair that each seed makes of them."""
+
+    def __init__(self, run: Run, data: str) -> None:
+        preset = run.preset
+        self.source = Source.from_config(**preset["data"])
+        self.cases = {case.name: case for case in original_cases(run, "train", data)}
+        self.sidecars = {case: self._sidecar(run, case) for case in self.cases}
+        grids = {k: str([np.round(s["native"][part], 4) + 0.0 for part in GRID]) for k, s in self.sidecars.items()}
+        common, _ = Counter(grids.values()).most_common(1)[0]
+        self.names = [case for case in grids if grids[case] == common]
+        if len(self.names) < len(grids):
+            first = next(case for case in grids if grids[case] != common)
+            print(f"Warning: {len(grids) - len(self.names)} case(s) left out, not on the grid of most, e.g. {first}")
+        if len(self.names) < 2:
+            raise DataError(f"{run.folder}: {len(self.names)} training case(s) on one grid; two are the least.")
+        self.native = NativeGrid.from_state(self.sidecars[self.names[0]]["native"])
+        self.lineage = {case: self.sidecars[case]["content"] for case in self.names}
+        self.read = lru_cache(maxsize=4)(self._read)
+
+    def _load(self, case: str) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            return read_arrays(self.cases[case], self.source)[:2]
+        except (OSError, EOFError, zlib.error, ImageFileError) as error:
+            raise DataError(f"{case}: cannot be read ({' '.join(str(error).split())}).") from None
+
+    def _sidecar(self, run: Run, case: str) -> dict[str, Any]:
+        try:
+            sidecar = read_json(run.prepared / f"{case}.json")
+        except (OSError, ValueError):
+            raise StateError(f"{run.prepared / case}.json: missing or damaged; run `make prepare` again.") from None
+        return sidecar if "content" in sidecar else sidecar | {"content": content_hash(self._load(case)[0][0])}
+
+    def _read(self, case: str) -> tuple[np.ndarray, np.ndarray]:
+        """Image `[C, X, Y, Z]` and labels; intensities that int16 cannot hold well are spread over 1 to 1000."""
+        image, labels = self._load(case)
+        if content_hash(image[0]) != self.lineage[case]:
+            raise DataError(f"{self.cases[case].images[0]}: holds other voxels than when it was prepared.")
+        brain = (image != 0).any(axis=0)
+        for channel, (low, high) in zip(image, self.sidecars[case]["intensities"], strict=True):
+            if low < 1 or high > BRIGHTEST or (high < 256 and (channel % 1).any()):
+                channel[brain] = (1 + 999 * (channel[brain] - low) / max(high - low, 1e-6)).clip(1, BRIGHTEST)
+        return image, labels
+
+    def draw(self, seed: int) -> tuple[np.ndarray, np.ndarray, dict[str, Any]] | None:
+        """Image, labels and record of one pair; None where no tumour finds a place."""
+        begun = time.perf_counter()
+        rounds, turn = divmod(seed, len(self.names))
+        receiver = self.names[np.random.default_rng([rounds, 1]).permutation(len(self.names))[turn]]
+        others = [case for case in self.names if case != receiver]
+        left_right = int(np.abs(np.reshape(self.native.direction, (3, 3))[0]).argmax())
+        rng = np.random.default_rng([seed, 2])
+        for redrawn in range(DONORS):
+            donor = others[rng.integers(len(others))]
+            pair = paste_tumour(*self.read(donor), *self.read(receiver), rng, self.native.spacing, left_right)
+            if pair:
+                grid, working = (NativeGrid.from_state(self.sidecars[receiver][k]) for k in ("native", "working"))
+                measured = to_dict(measure(pair[1], grid.frame(working)))
+                record = {"seed": seed, "parents": f"{donor} {receiver}"}
+                record |= {f"measured_{k}": v for k, v in measured.items()} | {"redrawn": redrawn}
+                return *pair, record | {"seconds": round(time.perf_counter() - begun, 3)}
+        return None
+
+
+def draw_pairs(run: Run, data: str, n: int | str, seed: int, dataset_id: str, name: str) -> Path:
+    """Fill an nnU-Net raw dataset with pairs made of two training cases each; a second call adds what is missing.
+
+    Pair i has the seed `seed + i` and is a function of it and of the training cases alone. Receivers go round in a
+    shuffled order, so each is used about equally; the donor is any other case. Cases on another grid (size, spacing or
+    directions) than most are left out with a warning.
+
+    Args:
+        run: prepared; pairs go to its `nnUNet_raw`, a contact sheet to its `figures`.
+        data: folder of the cases, where it has moved since `make prepare`; else empty.
+        n: number of pairs in all.
+        seed: of pair 0.
+        dataset_id, name: of the dataset.
+
+    Returns:
+        Folder of the dataset.
+
+    Raises:
+        InputError: `n`, `data`, `dataset_id` or `name` is wrong.
+        StateError: nothing is prepared here, or the dataset holds pairs of other cases or another seed.
+        DataError: fewer than two usable cases, a file that is not the one prepared, or pairs for which no tumour finds
+            a place (the others are written).
+        OutputError: the dataset cannot be written.
+    """
+    n = count_pairs(n, 0)
+    training = _Training(run, data)
+    output = RawDataset.open(
+        root=str(run.folder / "nnUNet_raw"),
+        dataset_id=dataset_id,
+        name=name,
+        channels=training.source.channels,
+        labels=list(training.source.labels),
+        affine=training.native.affine(),
+        settings={
+            "generator": "copypaste",
+            "seed": seed,
+            "train": hashlib.sha256(json.dumps(training.lineage).encode()).hexdigest(),
+        },
+        lineage=training.lineage,
+    )
+    output.begin()
+    pending = [s for s in range(seed, seed + n) if not output.finished(s)]
+    if len(pending) < n:
+        print(f"{output.folder}: {n - len(pending)} of {n} pairs are already there.")
+    failed = []
+    try:
+        for pair_seed in tqdm(pending, desc="Pasting tumours", unit="pair"):
+            if pair := training.draw(pair_seed):
+                output.write(pair_seed, *pair)
+            else:
+                failed.append(output.name(pair_seed))
+    finally:
+        count = output.compile()
+    print(f"{output.folder}: {count} pairs.")
+    if count:
+        figures = run.folder / "figures"
+        clear_partial(figures)
+        contact_sheet(output.folder, figures / f"{output.folder.name}.png")
+    if failed:
+        raise DataError(
+            f"{output.folder}: {len(failed)} pair(s) not made ({failed[0]}): {DONORS} tumours found no place in the "
+            "receiver's brain; use another SEED or more cases."
+        )
+    return output.folder

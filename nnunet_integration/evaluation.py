@@ -1,0 +1,116 @@
+"""Table 2 from a run: the pool, the queue and the table of one evaluation, each step resumable."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_integration.arms import Arm, ArmBook
+from nnunet_integration.jobs import locked, plan_jobs, run_jobs, write_jobs
+from nnunet_integration.pool import Pool
+from nnunet_integration.sources import find_pairs, find_real, nested_subset
+from sbldm.errors import InputError, StateError
+from sbldm.files import atomic_path, make_folder, read_json, write_json
+from sbldm.runs import Run
+
+__all__ = ["Question", "export", "queue"]
+
+SETTINGS = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: which arms of which data, how often.
+
+    Attributes:
+        run: a prepared run; its training cases are the real ones.
+        data: folder of its cases, where it has moved.
+        test: folder of test cases; the run's held-back cases when empty.
+        synth: generators, see `find_pairs`.
+        arms: names, see `ArmBook.choose`; the standard ones when empty.
+        amounts: numbers of pairs for each real case that every arm with pairs is run with; as the arm says when empty.
+        arms_file: see `ArmBook.load`.
+        n_real: numbers of real training cases; all when empty.
+        folds, seeds: see `plan_jobs`.
+        budget: see `load_budget`.
+    """
+
+    run: Run
+    data: str
+    test: str
+    synth: str
+    arms: Sequence[str]
+    amounts: Sequence[float]
+    arms_file: str
+    n_real: Sequence[int]
+    folds: Sequence[int]
+    seeds: Sequence[int]
+    budget: dict[str, Any]
+
+
+def export(question: Question, out: Path, workers: int) -> list[Path]:
+    """Check everything, then fill the pool, plan, preprocess and queue the jobs; what is there is kept.
+
+    Returns:
+        Folders of the jobs.
+
+    Raises:
+        InputError, DataError, StateError, OutputError: see the modules called; nothing is written before all checks.
+    """
+    book = ArmBook.load(question.arms_file)
+    real = find_real(question.run, question.data, question.test)
+    pairs = find_pairs(question.synth, question.run, real)
+    arms = book.choose(question.arms, list(dict.fromkeys(p.generator for p in pairs)))
+    if question.amounts:
+        arms = _with_amounts(arms, question.amounts)
+    n_real = question.n_real or [len(real.train)]
+    asked = (arms, n_real, question.folds, question.seeds)
+    jobs = plan_jobs(*asked, real, pairs, question.budget, strict=bool(question.arms))
+    pool = Pool(out, question.budget)
+    settings = {
+        "run": str(question.run.folder),
+        "budget": question.budget,
+        "real": {name: real.content[name] for name in real.train},
+        "test": {name: real.content[name] for name in real.test},
+    }
+    held = read_json(out / SETTINGS) if (out / SETTINGS).exists() else settings
+    if changed := [key for key in settings if key != "run" and held[key] != settings[key]]:
+        raise StateError(f"{out}: holds an evaluation with another {' and '.join(changed)}; choose another OUT.")
+    used = {job["pairs"] for job in jobs}
+    work = pool.work(real, [p for p in pairs if str(p.folder) in used], any("aug5" in arm.train for arm in arms))
+    pool.check_room(pool.needs([w for w in work if not pool.label(w[0]).exists()], len(jobs)))
+    with locked(out):
+        write_json(out / SETTINGS, settings)
+        with atomic_path(out / "arms.yaml") as temporary:
+            shutil.copyfile(question.arms_file or Path(__file__).with_name("arms.yaml"), temporary)
+        for n in n_real:
+            names = nested_subset(real.train, n)
+            make_folder(out / "subsets")
+            with atomic_path(out / "subsets" / f"n{n}.txt") as temporary:
+                temporary.write_text("\n".join(names) + "\n")
+        pool.fill(real, work, workers)
+        return write_jobs(pool, jobs)
+
+
+def _with_amounts(arms: Sequence[Arm], amounts: Sequence[float]) -> list[Arm]:
+    """The arms with pairs at each amount; amount 0 is what they are without pairs."""
+    wrong = [a for a in amounts if a < 0]
+    if wrong:
+        raise InputError(f"AMOUNTS={wrong[0]:g}: must be 0 or above.")
+    result = [arm for arm in arms if not arm.generator]
+    return result + [arm.times(a) for arm in arms if arm.generator for a in amounts if a]
+
+
+def queue(out: Path, at_once: int, shard: tuple[int, int] = (1, 1)) -> None:
+    """Run the queued jobs of an evaluation; see `run_jobs`.
+
+    Raises:
+        StateError: nothing is queued there.
+    """
+    jobs = {path.parent: read_json(path) for path in (out / "jobs").glob("*/job.json")}
+    if not jobs:
+        raise StateError(f"{out}: no jobs are queued here; run `python -m nnunet_integration export` first.")
+    run_jobs(sorted(jobs, key=lambda folder: jobs[folder]["split"]), at_once, shard)

@@ -1,0 +1,127 @@
+"""One job in a process of its own: train an arm with nnU-Net, predict the test cases, score them."""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+import os
+import resource
+import shutil
+import sys
+import threading
+import time
+import traceback
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.run.run_training import run_training
+
+from nnunet_integration.jobs import BUSY
+from nnunet_integration.pool import PLANS, Pool
+from nnunet_integration.scores import score_folder
+from sbldm.device import choose_device
+from sbldm.files import make_folder, read_json, write_csv, write_json
+
+__all__ = ["run_job"]
+
+
+TRAINERS = Path(__file__).parent / "trainers"
+
+
+def run_job(folder: Path) -> None:
+    """Do what `folder/job.json` says, going on where an earlier process stopped; ends this process.
+
+    Leaves `curve.csv` (each epoch), `predictions/`, `scores.csv`, `lesions.csv`, `snapshots.csv`, and last `done.json`,
+    which marks the job finished. Everything printed goes to `log.txt`.
+    """
+    lock = open(folder / "lock", "w")  # noqa: SIM115 - held until the process ends, however it ends
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        sys.exit(BUSY)
+    _end_with_parent()
+    log = open(folder / "log.txt", "a", buffering=1)  # noqa: SIM115
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    sys.stdout = sys.stderr = log
+    try:
+        _run(folder, read_json(folder / "job.json"))
+    except BaseException:
+        traceback.print_exc()
+        log.flush()
+        sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """A killed queue must not leave jobs behind that compete with those of the next one."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+
+
+def _run(folder: Path, job: dict[str, Any]) -> None:
+    if (folder / "done.json").exists():
+        return
+    budget, pool = job["budget"], Pool(folder.parents[1], job["budget"])
+    os.environ |= {
+        "nnUNet_raw": str(pool.raw.parent),
+        "nnUNet_preprocessed": str(pool.preprocessed.parent),
+        "nnUNet_results": str(make_folder(folder / "nnUNet_results")),
+        "nnUNet_extTrainer": str(TRAINERS),
+        "nnUNet_n_proc_DA": str(budget["augmentation_workers"]),
+        "SBLDM_JOB": str(folder / "job.json"),
+    }
+    device = choose_device()
+    torch.set_num_threads(budget["threads"])
+    trained = folder / "nnUNet_results" / pool.name / f"{job['trainer']}__{PLANS}__{pool.configuration}"
+    fold = trained / f"fold_{job['split']}"
+    if not (fold / "checkpoint_final.pth").exists():
+        splits = read_json(pool.preprocessed / "splits_final.json")
+        if splits[job["split"]] != {"train": job["train"], "val": job["validation"]}:
+            raise RuntimeError(f"splits_final.json does not hold this job's split {job['split']}")
+        begun = (fold / "checkpoint_latest.pth").exists()
+        print(f"Training {'goes on' if begun else 'begins'} on {device}, {budget['threads']} threads")
+        run_training(
+            pool.name, pool.configuration, job["split"], job["trainer"], PLANS, continue_training=begun, device=device
+        )
+    references = pool.raw / "labelsTr"
+    snapshots, seconds = [], 0.0
+    for iterations in (*budget["snapshots"], budget["iterations"]):
+        last = iterations == budget["iterations"]
+        name = "predictions" if last else f"predictions_{iterations:06d}"
+        checkpoint = "checkpoint_final.pth" if last else f"checkpoint_{iterations:06d}.pth"
+        started = time.perf_counter()
+        _predict(folder / name, trained, job, pool, checkpoint, device)
+        seconds = time.perf_counter() - started
+        scores, lesions = score_folder(folder / name, references, job["test"])
+        snapshots += [{"iterations": iterations} | row for row in scores]
+        if not last:
+            shutil.rmtree(folder / name)
+    write_csv(folder / "snapshots.csv", snapshots)
+    write_csv(folder / "scores.csv", scores)
+    write_csv(folder / "lesions.csv", lesions, ["case", "volume_ml", "found"])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    measured = {"device": str(device), "threads": budget["threads"], "predict_seconds": round(seconds, 1)}
+    if device.type == "cuda":
+        measured["peak_cuda_gb"] = round(torch.cuda.max_memory_reserved(device) / 2**30, 2)
+    write_json(folder / "done.json", measured | {"peak_gb": round(peak, 2)})
+
+
+def _predict(
+    folder: Path, trained: Path, job: dict[str, Any], pool: Pool, checkpoint: str, device: torch.device
+) -> None:
+    """Predict the test cases from their raw files, without mirroring, which the arms without augmentation lack."""
+    if folder.exists():
+        return
+    predictor = nnUNetPredictor(use_mirroring=False, device=device, allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(trained), (job["split"],), checkpoint)
+    channels = len(predictor.dataset_json["channel_names"])
+    temporary = make_folder(folder.with_name(f"{folder.name}.unfinished"))
+    predictor.predict_from_files_sequential(
+        [[str(path) for path in pool.images(case, channels)] for case in job["test"]],
+        [str(temporary / case) for case in job["test"]],
+    )
+    temporary.rename(folder)

@@ -1,0 +1,248 @@
+"""The queue: arms x numbers of real cases x folds x seeds as folders on disk, run by as many processes as asked for."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import multiprocessing
+import os
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nnunet_integration.arms import Arm
+from nnunet_integration.pool import COPIES, Pool, copy_id, pair_id
+from nnunet_integration.sources import Pairs, RealCases, nested_subset, pairs_for, some
+from sbldm.errors import DataError, InputError, StateError
+from sbldm.files import make_folder, read_json, write_json
+
+__all__ = ["locked", "plan_jobs", "run_jobs", "write_jobs"]
+
+FOLDS = 5
+BUSY = 75  # exit code of a job that another process is at
+TRAINERS = {"none": "SBLDMTrainerNoAugmentation", "nnunet": "SBLDMTrainer"}
+
+
+def plan_jobs(
+    arms: Sequence[Arm],
+    n_real: Sequence[int],
+    folds: Sequence[int],
+    seeds: Sequence[int],
+    real: RealCases,
+    pairs: Sequence[Pairs],
+    budget: dict[str, Any],
+    strict: bool,
+) -> list[dict[str, Any]]:
+    """What each job trains on and is tested on; nothing is written.
+
+    Args:
+        arms: rows of the table.
+        n_real: numbers of real training cases; the subsets are nested.
+        folds: which fifths of those to leave out of training, one a job, or none: all cases train.
+        seeds: of the trainings.
+        real: all real cases.
+        pairs: of the generators.
+        budget: see `budgets.yaml`.
+        strict: an arm whose generator has no pairs for a number of real cases is an error; else it is left out there.
+
+    Returns:
+        One description a job, without the number of its split.
+
+    Raises:
+        StateError: a generator has no pairs for a number of real cases, or too few.
+        DataError: a generator has learned from a case that is held out, or from other real cases than the arm has.
+    """
+    tested = {f"test__{name}": real.content[name] for name in real.test}
+    jobs = []
+    for n in n_real:
+        subset = nested_subset(real.train, n)
+        for arm in arms:
+            source = pairs_for(pairs, arm.generator, subset) if arm.generator else None
+            if arm.generator and source is None:
+                what = f"{arm.name}: no pairs of {arm.generator} that were made from none but these {n} real cases"
+                if strict:
+                    raise StateError(f"{what}; train one on them and add {arm.generator}@{n}=RUN.")
+                print(f"Left out: {what}.")
+                continue
+            for fold in folds or [None]:
+                held_out = subset[fold::FOLDS] if fold is not None else []
+                training = [name for name in subset if name not in held_out]
+                if not training:
+                    raise InputError(f"FOLDS={fold}: leaves none of {n} real cases to train on.")
+                train = _training_cases(arm, training, source, real, held_out)
+                validation = [f"real__{name}" for name in held_out] or list(tested)
+                for seed in seeds:
+                    part = "" if fold is None else f"_fold{fold}"
+                    jobs.append(
+                        {
+                            "job": f"{arm.name}_n{n}{part}_seed{seed}",
+                            "arm": arm.name,
+                            "n_real": n,
+                            "fold": fold,
+                            "seed": seed,
+                            "trainer": TRAINERS[arm.augmentation],
+                            "budget": budget,
+                            "pairs": str(source.folder) if source else "",
+                            "lineage": "" if source is None else "unknown" if source.lineage is None else "known",
+                            "train": train,
+                            "validation": validation,
+                            "test": list(tested),
+                        }
+                    )
+    return jobs
+
+
+def _training_cases(
+    arm: Arm, training: Sequence[str], source: Pairs | None, real: RealCases, held_out: Sequence[str]
+) -> list[str]:
+    """Names in the pool of what one arm trains on."""
+    cases = [f"real__{name}" for name in training] if "real" in arm.train else []
+    if "aug5" in arm.train:
+        cases += [copy_id(name, k) for name in training for k in range(1, COPIES + 1)]
+    if source is None:
+        return cases
+    if not source.parents:
+        names = {*real.test, *held_out}
+        if seen := source.seen({name: real.content[name] for name in names}):
+            raise DataError(
+                f"{arm.name}: {source.folder.name} was made from {some(seen)}, held out here for validation or test; "
+                "use a generator that has not learned from them."
+            )
+        if extra := set(source.lineage or {}) - set(training):
+            raise DataError(
+                f"{arm.name}: {source.folder.name} was made from real cases that this arm does not have "
+                f"({some(extra)}); use a generator trained on the same {len(training)} cases."
+            )
+    usable, count = source.usable(training), max(1, round(arm.amount * len(training)))
+    if len(usable) < count:
+        raise StateError(
+            f"{arm.name}: needs {count} pairs, {source.folder} has {len(usable)} that it may use; "
+            f"draw more: make synth RUN={source.folder.parents[1]} N={count}."
+        )
+    return cases + [pair_id(source, name) for name in usable[:count]]
+
+
+@contextmanager
+def locked(folder: Path):
+    """Let one process at a time fill the pool and the queue of an evaluation; others wait."""
+    with open(make_folder(folder) / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def write_jobs(pool: Pool, jobs: Sequence[dict[str, Any]]) -> list[Path]:
+    """Put the jobs into the queue and their splits into nnU-Net's `splits_final.json`; those there are kept.
+
+    Returns:
+        The folder of each job.
+
+    Raises:
+        StateError: a job of the same name is there with another definition (the difference is named).
+    """
+    root = make_folder(pool.folder / "jobs")
+    held = {path.parent.name: read_json(path) for path in root.glob("*/job.json")}
+    for job in jobs:
+        if old := held.get(job["job"]):
+            if changed := [key for key in job if old.get(key) != job[key]]:
+                raise StateError(
+                    f"{root / job['job']}: was queued with other values of {', '.join(changed)}; choose another OUT, "
+                    "or remove this folder to run it anew."
+                )
+        else:
+            held[job["job"]] = job | {"split": len(held)}
+            write_json(root / job["job"] / "job.json", held[job["job"]])
+    splits: list[dict[str, list[str]]] = [{"train": [], "val": []}] * len(held)
+    for job in held.values():
+        splits[job["split"]] = {"train": job["train"], "val": job["validation"]}
+    write_json(pool.preprocessed / "splits_final.json", splits)
+    return [root / job["job"] for job in jobs]
+
+
+def run_jobs(folders: Sequence[Path], at_once: int, shard: tuple[int, int] = (1, 1)) -> None:
+    """Run those jobs of this shard that are not finished, several at once, with one progress bar.
+
+    Each job is a process of its own, forked from a server that has imported nnU-Net once. A job that another process is
+    at is left to it, and waited for.
+
+    Args:
+        folders: all jobs, in the same order in every shard.
+        at_once: jobs beside each other.
+        shard: `(i, k)`: this is the i-th of k processes or machines.
+
+    Raises:
+        StateError: jobs failed (the others have been run); the last lines of their logs are printed.
+    """
+    own = [folder for index, folder in enumerate(folders) if index % shard[1] == shard[0] - 1]
+    waiting = [folder for folder in own if not (folder / "done.json").exists()]
+    if not waiting:
+        print(f"All {len(own)} jobs are finished.")
+        return
+    print(f"{len(waiting)} of {len(own)} jobs to run, {at_once} at once; logs in {folders[0].parent}/JOB/log.txt")
+    os.environ.setdefault("nnUNet_def_n_proc", "1")  # nnU-Net reads it when it is imported
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["nnunet_integration.job"])
+    running: dict[Path, BaseProcess] = {}
+    failed, total = [], sum(read_json(folder / "job.json")["budget"]["iterations"] for folder in waiting)
+    with tqdm(total=total, unit="it", smoothing=0.05, mininterval=5) as bar:
+        queue = list(waiting)
+        try:
+            while queue or running:
+                while queue and len(running) < at_once:
+                    folder = queue.pop(0)
+                    running[folder] = context.Process(target=_start, args=(str(folder),))
+                    running[folder].start()
+                time.sleep(0.5)
+                for folder, process in list(running.items()):
+                    if process.exitcode is None:
+                        continue
+                    del running[folder]
+                    if (folder / "done.json").exists():
+                        bar.write(f"{folder.name}: {_result(folder)}")
+                    elif process.exitcode == BUSY:
+                        bar.write(f"{folder.name}: another process is at it")
+                        time.sleep(2)
+                        queue.append(folder)
+                    else:
+                        failed.append(folder)
+                        bar.write(f"{folder.name}: failed ({process.exitcode})\n{_last_lines(folder / 'log.txt')}")
+                bar.set_description(", ".join(folder.name for folder in running)[:60], refresh=False)
+                bar.update(sum(_iterations(folder) for folder in waiting) - bar.n)
+        finally:
+            for process in running.values():
+                process.kill()
+    if failed:
+        raise StateError(
+            f"{len(failed)} of {len(own)} jobs failed: {some(f.name for f in failed)}; see {failed[0] / 'log.txt'}. "
+            "The same command tries them again."
+        )
+
+
+def _start(folder: str) -> None:
+    from nnunet_integration.job import run_job
+
+    run_job(Path(folder))
+
+
+def _iterations(folder: Path) -> int:
+    try:
+        with open(folder / "curve.csv", newline="") as file:
+            return int(list(csv.DictReader(file))[-1]["iterations"])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def _result(folder: Path) -> str:
+    with open(folder / "scores.csv", newline="") as file:
+        dsc = np.array([float(row["dsc"]) for row in csv.DictReader(file)])
+    return f"DSC {dsc.mean():.3f} +/- {dsc.std(ddof=min(1, len(dsc) - 1)):.3f} over {len(dsc)} test cases"
+
+
+def _last_lines(log: Path, count: int = 8) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
+    return "\n".join(f"    {line}" for line in lines[-count:])

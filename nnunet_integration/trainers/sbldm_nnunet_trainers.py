@@ -1,0 +1,97 @@
+"""The two trainers of the arms, found by nnU-Net through `nnUNet_extTrainer`; this folder must hold nothing else.
+
+They change no method of training: a budget, a seed, checkpoints that survive a kill, and snapshots for the learning
+curve, all read from the job file that `SBLDM_JOB` names. nnU-Net imports this file as a top-level module.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
+
+CURVE = ("epoch", "iterations", "train_loss", "validation_loss", "validation_dsc", "seconds")
+
+
+class _Job:
+    """What both trainers add; the signature of `__init__` is nnU-Net's own, which it inspects."""
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
+    ):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.job_file = Path(os.environ["SBLDM_JOB"])
+        self.job = json.loads(self.job_file.read_text())
+        budget = self.job["budget"]
+        self.num_iterations_per_epoch = budget["iterations_per_epoch"]
+        self.num_val_iterations_per_epoch = budget["validation_iterations"]
+        self.num_epochs = budget["iterations"] // budget["iterations_per_epoch"]
+        self.save_every = budget["save_every"]
+        self.logger.plot_progress_png = lambda *_: None  # a second an epoch; curve.csv says the same
+        self._seed(-1)
+
+    def _seed(self, epoch: int) -> None:
+        """Every epoch has its own seed, so that a resumed training takes the way of an uninterrupted one."""
+        seed = int(np.random.SeedSequence([self.job["seed"], epoch + 1]).generate_state(1)[0])
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - the generator that nnU-Net's data loader draws from
+        torch.manual_seed(seed)
+
+    def initialize(self):
+        super().initialize()
+        if self.device.type == "cpu":  # the same sums in another order of memory, a quarter faster
+            self.network.to(memory_format=torch.channels_last_3d)
+
+    def on_epoch_start(self):
+        self._seed(self.current_epoch)
+        super().on_epoch_start()
+
+    def on_epoch_end(self):
+        super().on_epoch_end()
+        iterations, last = self.current_epoch * self.num_iterations_per_epoch, {}
+        for name in ("train_losses", "val_losses", "mean_fg_dice", "epoch_start_timestamps", "epoch_end_timestamps"):
+            last[name] = float(self.logger.get_value(name, step=-1))
+        seconds = last["epoch_end_timestamps"] - last["epoch_start_timestamps"]
+        values = (last["train_losses"], last["val_losses"], last["mean_fg_dice"], seconds)
+        file = self.job_file.parent / "curve.csv"
+        # A kill between checkpoint and row loses or doubles one row at most: keep what lies before this epoch.
+        rows = [row for row in csv.reader(file.open()) if row[0].isdigit()] if file.exists() else []
+        rows = [row for row in rows if int(row[0]) < self.current_epoch]
+        rows.append([self.current_epoch, iterations, *(f"{value:.5g}" for value in values)])
+        temporary = file.with_suffix(".tmp")
+        with temporary.open("w", newline="") as stream:
+            csv.writer(stream).writerows([CURVE, *rows])
+        temporary.replace(file)
+        if iterations in self.job["budget"]["snapshots"]:
+            self.current_epoch -= 1  # as nnU-Net does at the end of training
+            self.save_checkpoint(os.path.join(self.output_folder, f"checkpoint_{iterations:06d}.pth"))
+            self.current_epoch += 1
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Whole or not at all: nnU-Net would resume from a half-written file."""
+        super().save_checkpoint(f"{filename}.tmp")
+        if os.path.exists(f"{filename}.tmp"):
+            os.replace(f"{filename}.tmp", filename)
+
+    def perform_actual_validation(self, save_probabilities: bool = False):
+        """Left out: the score is that of the test cases, predicted afterwards from their raw files."""
+
+
+class SBLDMTrainer(_Job, nnUNetTrainer):
+    """nnU-Net with its standard online augmentation."""
+
+
+class SBLDMTrainerNoAugmentation(_Job, nnUNetTrainerNoDA):
+    """nnU-Net without any augmentation (crops alone)."""
