@@ -1,0 +1,154 @@
+"""What finished jobs have left, read into arrays of scores for the table and the figures."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_integration.arms import ArmBook
+from sbldm.errors import StateError
+from sbldm.files import read_json
+
+__all__ = ["METRICS", "ArmResults", "Results"]
+
+METRICS = ("dsc", "iou", "hd95_mm", "nsd_1mm")
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@dataclass(frozen=True)
+class ArmResults:
+    """All finished jobs of one arm with one number of real cases.
+
+    Attributes:
+        name: of the arm.
+        n_real: number of real training cases.
+        cases: names of the test cases `[C]`.
+        scores: metric -> `[S, C]`, one row a job (seed, or seed and fold).
+        lesions: rows of volume_ml and found, of all jobs.
+        false_lesions: `[S, C]`.
+        snapshots: iterations -> DSC `[S, C]`, the last one being that of the whole budget.
+        curves: of each job, column -> value of each epoch: iterations, train_loss, validation_loss, validation_dsc.
+        jobs: definition of each job, see `plan_jobs`.
+        minutes: training and prediction of each job `[S]`.
+        peak_gb: memory of each job `[S]`.
+    """
+
+    name: str
+    n_real: int
+    cases: list[str]
+    scores: dict[str, np.ndarray]
+    lesions: list[dict[str, float]]
+    false_lesions: np.ndarray
+    snapshots: dict[int, np.ndarray]
+    curves: list[dict[str, np.ndarray]]
+    jobs: list[dict[str, Any]]
+    minutes: np.ndarray
+    peak_gb: np.ndarray
+
+    @property
+    def amount(self) -> float:
+        """Synthetic pairs for each real case, from the training lists."""
+        train = self.jobs[0]["train"]
+        real = sum(case.startswith("real__") for case in train)
+        copies = sum(case.startswith("aug5__") for case in train)
+        return (len(train) - real - copies) / self.n_real
+
+    @classmethod
+    def load(cls, folders: list[Path]) -> ArmResults:
+        """Read the jobs of one arm; the test cases of all must be the same."""
+        jobs = [read_json(folder / "job.json") for folder in folders]
+        tables = [_rows(folder / "scores.csv") for folder in folders]
+        cases = [row["case"] for row in tables[0]]
+
+        def array(column: str) -> np.ndarray:
+            return np.array([[float(row[column]) for row in table] for table in tables])
+
+        snapshots: dict[int, list[list[float]]] = defaultdict(list)
+        for folder in folders:
+            by_iterations = defaultdict(list)
+            for row in _rows(folder / "snapshots.csv"):
+                by_iterations[int(row["iterations"])].append(float(row["dsc"]))
+            for iterations, values in by_iterations.items():
+                snapshots[iterations].append(values)
+        lesions = [row for folder in folders for row in _rows(folder / "lesions.csv")]
+        curves, minutes, peak = [], [], []
+        for folder in folders:
+            epochs, done = _rows(folder / "curve.csv"), read_json(folder / "done.json")
+            curves.append({key: np.array([float(epoch[key]) for epoch in epochs]) for key in epochs[0]})
+            minutes.append((curves[-1]["seconds"].sum() + done["predict_seconds"]) / 60)
+            peak.append(done.get("peak_cuda_gb", done["peak_gb"]))
+        return cls(
+            jobs[0]["arm"],
+            jobs[0]["n_real"],
+            [case.removeprefix("test__") for case in cases],
+            {metric: array(metric) for metric in METRICS},
+            [{"volume_ml": float(row["volume_ml"]), "found": float(row["found"])} for row in lesions],
+            array("false_lesions"),
+            {iterations: np.array(values) for iterations, values in sorted(snapshots.items())},
+            curves,
+            jobs,
+            np.array(minutes),
+            np.array(peak),
+        )
+
+
+@dataclass(frozen=True)
+class Results:
+    """All finished jobs of an evaluation.
+
+    Attributes:
+        folder: of the evaluation.
+        arms: by number of real cases and arm, in the order in which they were queued.
+        book: the arms file of the evaluation (baseline and the paper's figures).
+        budget: see `budgets.yaml`.
+        unfinished: names of the jobs that are queued and not finished.
+    """
+
+    folder: Path
+    arms: dict[tuple[int, str], ArmResults]
+    book: ArmBook
+    budget: dict[str, Any]
+    unfinished: list[str]
+
+    @classmethod
+    def load(cls, folder: Path) -> Results:
+        """Read an evaluation.
+
+        Raises:
+            StateError: nothing is queued there, or nothing is finished yet.
+        """
+        jobs = {path.parent: read_json(path) for path in (folder / "jobs").glob("*/job.json")}
+        ordered = sorted(jobs, key=lambda path: jobs[path]["split"])
+        if not jobs:
+            raise StateError(f"{folder}: no jobs are queued here; run `make nnunet-eval RUN=..` first.")
+        finished: dict[tuple[int, str], list[Path]] = defaultdict(list)
+        for path in ordered:
+            if (path / "done.json").exists():
+                finished[jobs[path]["n_real"], jobs[path]["arm"]].append(path)
+        if not finished:
+            raise StateError(f"{folder}: no job is finished yet; run `make nnunet-eval` again.")
+        return cls(
+            folder,
+            {key: ArmResults.load(paths) for key, paths in sorted(finished.items(), key=lambda item: item[0][0])},
+            ArmBook.load(str(folder / "arms.yaml")),
+            jobs[ordered[0]]["budget"],
+            [path.name for path in ordered if not (path / "done.json").exists()],
+        )
+
+    @property
+    def n_real(self) -> list[int]:
+        """Numbers of real cases, rising."""
+        return sorted({n for n, _ in self.arms})
+
+    def with_n(self, n_real: int) -> dict[str, ArmResults]:
+        """The arms with this number of real cases."""
+        return {arm: results for (n, arm), results in self.arms.items() if n == n_real}
