@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-from sbldm.errors import DataError, InputError, StateError
-from sbldm.files import make_folder, read_json
+from nnunet_integration.pool import plan_and_preprocess
+from sbldm.errors import InputError, StateError
+from sbldm.files import read_json
 
 __all__ = ["verify_dataset"]
-
-ENTRY = "from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import plan_and_preprocess_entry as e; e()"
 
 
 def verify_dataset(run: Path, dataset_id: str, workers: int = 1) -> Path:
@@ -39,19 +35,10 @@ def verify_dataset(run: Path, dataset_id: str, workers: int = 1) -> Path:
     if not found:
         raise StateError(f"{run / 'nnUNet_raw'}: no dataset {dataset_id}; draw pairs first: make synth RUN={run} N=20.")
     dataset = found[0].parent
-    folders = {n: str(make_folder(run / n)) for n in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-    options = ["-d", dataset_id, "-c", "3d_fullres", "-npfp", str(workers), "-np", str(workers), "--clean"]
-    command = [sys.executable, "-c", ENTRY, *options, "--verify_dataset_integrity"]
-    log = run / "nnunet_verify.log"
-    print(
-        f"{dataset.name}: nnU-Net checks, plans and preprocesses {read_json(found[0])['numTraining']} pairs ...",
-        flush=True,
-    )
-    with open(log, "w") as file:
-        code = subprocess.run(command, env=os.environ | folders, stdout=file, stderr=subprocess.STDOUT).returncode
-    if code:
-        last = next((line for line in reversed(log.read_text().splitlines()) if line.strip()), f"exit code {code}")
-        raise DataError(f"{dataset}: nnU-Net refuses it ({last.strip()}); the whole output is in {log}.")
+    count = read_json(found[0])["numTraining"]
+    print(f"{dataset.name}: nnU-Net checks, plans and preprocesses {count} pairs ...", flush=True)
+    options = ["-npfp", str(workers), "-np", str(workers)]
+    plan_and_preprocess(run, dataset, options, run / "nnunet_verify.log")
     preprocessed = run / "nnUNet_preprocessed" / dataset.name
     plan = read_json(preprocessed / "nnUNetPlans.json")["configurations"]["3d_fullres"]
     print(f"{preprocessed}: planned and preprocessed (spacing {plan['spacing']}, patch {plan['patch_size']}).")

@@ -54,27 +54,33 @@ def test_shifted_cubes():
     assert list(scores)[:4] == ["dsc", "iou", "hd95_mm", "nsd_1mm"]
 
 
-@pytest.mark.parametrize(("axis", "hd95"), [(0, 2), (1, 1), (2, 6)])
-def test_anisotropic_shifts(axis, hd95):
-    """Two voxels along each axis at 1 x 0.5 x 3 mm; surfaces that slide along themselves keep their NSD."""
-    size, spacing = np.array((12, 24, 10)), np.array((1.0, 0.5, 3.0))
-    start = np.array((4, 4, 4))
-    moved = start + 2 * np.eye(3, dtype=int)[axis]
-    scores, _ = score_case(box(start, size), box(moved, size), spacing)
-    assert scores["dsc"] == pytest.approx(1 - 2 / size[axis]) and scores["hd95_mm"] == pytest.approx(hd95)
-    assert scores["reference_ml"] == pytest.approx(np.prod(size * spacing) / 1000)
-    faces = np.prod(size * spacing) / (size * spacing)  # mm2
-    expected = 1 if hd95 <= 1 else 1 - faces[axis] / faces.sum()
-    assert scores["nsd_1mm"] == pytest.approx(expected, abs=0.02)
+@pytest.mark.parametrize(("axis", "voxels", "hd95"), [(0, 1, 1), (0, 3, 3), (1, 2, 1), (1, 6, 3), (2, 2, 6)])
+def test_anisotropic_shifts(axis, voxels, hd95):
+    """Along each axis at 1 x 0.5 x 3 mm; the NSD is that of the boxes' faces in mm2.
+
+    More than 1 mm off are, of each box, the end that sticks out, the rest of its sides, and the end inside the other
+    box without its rim. MONAI's default, which counts voxels alike, is off by 0.2 and more along y and z.
+    """
+    size, spacing = np.array((24, 48, 20)), np.array((1.0, 0.5, 3.0))
+    start = np.array((6, 8, 6))
+    moved = start + voxels * np.eye(3, dtype=int)[axis]
+    scores, _ = score_case(box(start, size, (40, 80, 40)), box(moved, size, (40, 80, 40)), spacing)
+    assert scores["dsc"] == pytest.approx(1 - voxels / size[axis]) and scores["hd95_mm"] == pytest.approx(hd95)
+    extent = size * spacing
+    assert scores["reference_ml"] == pytest.approx(extent.prod() / 1000)
+    sides = np.delete(extent, axis)
+    off = sides.prod() + 2 * sides.sum() * (hd95 - 1) + (sides - 2).prod() if hd95 > 1 else 0
+    assert scores["nsd_1mm"] == pytest.approx(1 - off / (2 * extent.prod() / extent).sum(), abs=0.025)
 
 
 @pytest.mark.parametrize("spacing", [ISO, (1.0, 1.0, 2.0)])
-@pytest.mark.parametrize("gap", [2, 4])
+@pytest.mark.parametrize("gap", [3, 5])
 def test_concentric_balls(gap, spacing):
+    """HD95 is their distance to within half the longest side of a voxel; nothing is within 1 mm."""
     scores, _ = score_case(ball(16, spacing), ball(16 + gap, spacing), spacing)
-    assert scores["hd95_mm"] == pytest.approx(gap, abs=0.55 * max(spacing))
+    assert scores["hd95_mm"] == pytest.approx(gap, abs=0.5 * max(spacing))
     assert scores["dsc"] == pytest.approx(2 * 16**3 / (16**3 + (16 + gap) ** 3), abs=0.01)
-    assert scores["nsd_1mm"] < 0.02
+    assert scores["nsd_1mm"] == 0
 
 
 def test_nsd_around_the_tolerance():
@@ -111,6 +117,7 @@ def test_other_implementations(seed, spacing, tmp_path):
     assert scores["iou"] == pytest.approx(found["IoU"], abs=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_crop_changes_nothing(seed):
     """Neither for masks that touch the image's border, nor far from it; MONAI on the whole image says the same."""
@@ -200,9 +207,9 @@ def test_another_shape_is_refused():
 
 def test_fast():
     """A tumour of 25 mm radius at 1 mm in a volume of BraTS's size."""
-    reference = ball(25, shape=(240, 240, 155))
+    reference = np.pad(ball(25), ((92, 92), (92, 92), (49, 50)))
     prediction = np.roll(reference, (3, 1), (0, 1))
-    score_case(reference[100:140], prediction[100:140], ISO)
+    score_case(ball(25), ball(24), ISO)  # what the first call loads is not counted
     start = time.process_time()
     scores, _ = score_case(reference, prediction, ISO)
     assert time.process_time() - start < 1

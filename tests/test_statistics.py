@@ -88,11 +88,11 @@ def test_pairs_and_repeats():
 def test_coverage_without_a_difference():
     """95 % intervals of equal arms hold 0 about 95 % of the time."""
     random = np.random.default_rng(6)
-    case = random.normal(0.7, 0.1, (400, 1, 40))
-    arms = case + random.normal(0, 0.05, (400, 2, 40))
-    found = [paired_difference(arm[:1], arm[1:], draws=500) for arm in arms]
+    case = random.normal(0.7, 0.1, (300, 1, 25))
+    arms = case + random.normal(0, 0.05, (300, 2, 25))
+    found = [paired_difference(arm[:1], arm[1:], draws=400) for arm in arms]
     share = np.mean([f["low"] <= 0 <= f["high"] for f in found])
-    assert 0.92 <= share <= 0.97
+    assert 0.91 <= share <= 0.97
 
 
 def test_wilcoxon():
