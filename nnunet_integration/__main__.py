@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 
 from nnunet_integration.arms import ArmBook, load_budget
-from nnunet_integration.evaluation import Question, export, queue
-from nnunet_integration.jobs import FOLDS
+from nnunet_integration.evaluation import Question, export, queued
+from nnunet_integration.jobs import FOLDS, run_jobs
 from nnunet_integration.verify import verify_dataset
 from sbldm.errors import InputError, report
+from sbldm.files import read_json
 from sbldm.runs import Run
 
 
@@ -91,10 +92,8 @@ def arms(arguments: argparse.Namespace) -> None:
     """List the arms of the arms file and what the paper reports for them."""
     book = ArmBook.load(arguments.arms_file)
     for name, arm in book.arms.items():
-        marks = [
-            mark for mark, yes in (("standard", name in book.standard), ("baseline", name == book.baseline)) if yes
-        ]
-        print(f"{name:<16} {' + '.join(arm.train):<14} augmentation: {arm.augmentation:<7} {', '.join(marks)}")
+        mark = "baseline" if name == book.baseline else "standard" if name in book.standard else ""
+        print(f"{name:<16} {' + '.join(arm.train):<14} augmentation: {arm.augmentation:<7} {mark}")
     print("\nIn a name, synth stands for each generator of SYNTH in turn. The paper (DSC, IoU):")
     for name, (dsc, iou) in book.paper.items():
         print(f"{name:<16} {dsc:.3f}, {iou:.3f}")
@@ -108,8 +107,9 @@ def export_command(arguments: argparse.Namespace) -> None:
 
 def run_command(arguments: argparse.Namespace) -> None:
     """Run the queued jobs; a finished one is never run again, a stopped one goes on."""
-    threads = load_budget(arguments.budget)["threads"]
-    queue(_out(arguments), _jobs(arguments, threads), _shard(arguments.shard))
+    folders = queued(_out(arguments))
+    threads = read_json(folders[0] / "job.json")["budget"]["threads"]
+    run_jobs(folders, _jobs(arguments, threads), _shard(arguments.shard))
 
 
 def table(arguments: argparse.Namespace) -> None:
@@ -139,7 +139,7 @@ def _evaluate(arguments: argparse.Namespace, arms: str, amounts: str) -> None:
     question, out = _question(arguments, arms, amounts), _out(arguments)
     at_once, shard = _jobs(arguments, question.budget["threads"]), _shard(arguments.shard)
     jobs = export(question, out, _one("WORKERS", arguments.workers, 1))
-    queue(out, at_once, shard)
+    run_jobs(jobs, at_once, shard)
     if shard[1] > 1 and any(not (folder / "done.json").exists() for folder in jobs):
         print(f"Shard {shard[0]}/{shard[1]} is finished; when all are: python -m nnunet_integration table --out {out}")
         return
@@ -187,7 +187,7 @@ def parser() -> argparse.ArgumentParser:
 
     command("arms", arms, arms_file)
     command("export", export_command, place, what, arms_file, budget)
-    command("run", run_command, place, budget, how)
+    command("run", run_command, place, how)
     command("table", table, place)
     command("eval", evaluate, place, what, arms_file, budget, how)
     amounts = {"amounts": ("0,0.5,1,2,5", "numbers of pairs for each real case")}

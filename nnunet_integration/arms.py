@@ -58,7 +58,7 @@ class Arm:
 
     def times(self, amount: float) -> Arm:
         """This arm with another number of pairs for each real case, as in `real+sbldm@2x`."""
-        return replace(self, name=f"{self.name}@{amount:g}x", amount=amount)
+        return self if amount == self.amount else replace(self, name=f"{self.name}@{amount:g}x", amount=amount)
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_integration.arms import Arm, ArmBook
-from nnunet_integration.jobs import locked, plan_jobs, run_jobs, write_jobs
-from nnunet_integration.pool import Pool
+from nnunet_integration.jobs import locked, plan_jobs, write_jobs
+from nnunet_integration.pool import Pool, require_nnunet
 from nnunet_integration.sources import find_pairs, find_real, nested_subset
 from sbldm.errors import InputError, StateError
 from sbldm.files import atomic_path, make_folder, read_json, write_json
 from sbldm.runs import Run
 
-__all__ = ["Question", "export", "queue"]
+__all__ = ["Question", "export", "queued"]
 
 SETTINGS = "evaluation.json"
 
@@ -60,6 +60,7 @@ def export(question: Question, out: Path, workers: int) -> list[Path]:
     Raises:
         InputError, DataError, StateError, OutputError: see the modules called; nothing is written before all checks.
     """
+    require_nnunet()
     book = ArmBook.load(question.arms_file)
     real = find_real(question.run, question.data, question.test)
     pairs = find_pairs(question.synth, question.run, real)
@@ -104,13 +105,13 @@ def _with_amounts(arms: Sequence[Arm], amounts: Sequence[float]) -> list[Arm]:
     return result + [arm.times(a) for arm in arms if arm.generator for a in amounts if a]
 
 
-def queue(out: Path, at_once: int, shard: tuple[int, int] = (1, 1)) -> None:
-    """Run the queued jobs of an evaluation; see `run_jobs`.
+def queued(out: Path) -> list[Path]:
+    """Folders of all jobs of an evaluation, in the order in which they were queued.
 
     Raises:
-        StateError: nothing is queued there.
+        StateError: there are none.
     """
     jobs = {path.parent: read_json(path) for path in (out / "jobs").glob("*/job.json")}
     if not jobs:
         raise StateError(f"{out}: no jobs are queued here; run `python -m nnunet_integration export` first.")
-    run_jobs(sorted(jobs, key=lambda folder: jobs[folder]["split"]), at_once, shard)
+    return sorted(jobs, key=lambda folder: jobs[folder]["split"])

@@ -5,6 +5,7 @@ nnU-Net's three folders lie in the folder of the evaluation, and nothing global 
 
 from __future__ import annotations
 
+import importlib.metadata
 import itertools
 import multiprocessing
 import os
@@ -28,12 +29,23 @@ from sbldm.cases.layouts import Case, Source, read_arrays
 from sbldm.errors import DataError, OutputError, StateError
 from sbldm.files import atomic_path, clear_partial, make_folder, read_json, write_json, write_nifti
 
-__all__ = ["Pool", "plan_and_preprocess"]
+__all__ = ["Pool", "plan_and_preprocess", "require_nnunet"]
 
 ENTRY = "from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import plan_and_preprocess_entry as e; e()"
 PLANS = "nnUNetPlans"
 COPIES = 4  # augmented ones of each real case: with the case itself, five times the data
 PoolCase = tuple[str, Case, int]  # name in the pool, files, and the number of the augmented copy (0: as it is)
+
+
+def require_nnunet() -> None:
+    """A `StateError` when nnU-Net is missing, or is another version than the trainers were written for."""
+    mend = "run `make install`, or pip install 'nnunetv2>=2.8,<2.9'"
+    try:
+        version = importlib.metadata.version("nnunetv2")
+    except importlib.metadata.PackageNotFoundError:
+        raise StateError(f"nnU-Net is not installed here; {mend}.") from None
+    if not version.startswith("2.8."):
+        raise StateError(f"nnU-Net {version} is installed, its trainers change between versions; {mend}.")
 
 
 def nnunet_folders(folder: Path) -> dict[str, str]:
@@ -52,7 +64,6 @@ def plan_and_preprocess(folder: Path, dataset: Path, options: list[str], log: Pa
 
     Raises:
         DataError: nnU-Net refuses the dataset (its last words are quoted).
-        StateError: nnU-Net is not installed.
     """
     command = [sys.executable, "-c", ENTRY, "-d", dataset.name[7:10], "-c", "3d_fullres", *options]
     with open(log, "w") as file:
@@ -64,8 +75,6 @@ def plan_and_preprocess(folder: Path, dataset: Path, options: list[str], log: Pa
         ).returncode
     if code:
         last = next((line for line in reversed(log.read_text().splitlines()) if line.strip()), f"exit code {code}")
-        if "No module named 'nnunetv2'" in last:
-            raise StateError("nnU-Net is not installed here; run `make install`, or pip install 'nnunetv2>=2.8,<2.9'.")
         raise DataError(f"{dataset}: nnU-Net refuses it ({last.strip()}); the whole output is in {log}.")
 
 

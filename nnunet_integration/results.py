@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_integration.arms import ArmBook
+from nnunet_integration.evaluation import queued
 from sbldm.errors import StateError
 from sbldm.files import read_json
 
@@ -126,10 +127,8 @@ class Results:
         Raises:
             StateError: nothing is queued there, or nothing is finished yet.
         """
-        jobs = {path.parent: read_json(path) for path in (folder / "jobs").glob("*/job.json")}
-        ordered = sorted(jobs, key=lambda path: jobs[path]["split"])
-        if not jobs:
-            raise StateError(f"{folder}: no jobs are queued here; run `make nnunet-eval RUN=..` first.")
+        ordered = queued(folder)
+        jobs = {path: read_json(path / "job.json") for path in ordered}
         finished: dict[tuple[int, str], list[Path]] = defaultdict(list)
         for path in ordered:
             if (path / "done.json").exists():

@@ -42,9 +42,8 @@ def compare(arms: dict[str, ArmResults], baseline: str) -> dict[str, dict[str, A
         if name != baseline:
             differences = (arm.scores["dsc"].mean(axis=0)) - base.mean(axis=0)
             p[name] = wilcoxon_p(differences)
-            found[name] = paired_difference(arm.scores["dsc"], base) | {
-                "detectable": detectable_difference(differences)
-            }
+            found[name] = paired_difference(arm.scores["dsc"], base)
+            found[name]["detectable"] = detectable_difference(differences)
     for name, adjusted in holm(p).items():
         row = found[name]
         found[name] = row | {"p": adjusted, "verdict": verdict(row["difference"], row["low"], row["high"], adjusted)}
@@ -160,9 +159,7 @@ def _section(rows: list[dict[str, Any]], baseline: str) -> list[str]:
             f"{row[key]} {what}" for key, what in (("train_real", "real"), ("train_other", "other")) if row[key]
         )
         paper = f"{row['paper_dsc']:.3f}, {row['paper_iou']:.3f}" if row["paper_dsc"] != "" else "-"
-        scores = " | ".join(
-            [_spread(row, "dsc"), _spread(row, "iou"), _spread(row, "hd95_mm", 1), _spread(row, "nsd_1mm")]
-        )
+        scores = " | ".join(_spread(row, metric, 1 if metric == "hd95_mm" else 3) for metric in METRICS)
         lines.append(f"| {row['arm']} | {data} | {row['seeds']} | {scores} | {paper} |")
     lines += ["", f"| arm | ΔDSC against {baseline} | p | shown from | verdict |", "|---|---|---|---|---|"]
     for row in rows:
