@@ -12,6 +12,20 @@ DEVICE ?=
 DATASET ?= 501
 NAME ?= SBLDM
 BATCH ?= 1
+OUT ?=
+TEST ?=
+SYNTH ?=
+ARMS ?=
+ARMS_FILE ?=
+N_REAL ?=
+FOLDS ?=
+SEEDS ?= 0
+BUDGET ?=
+ITERATIONS ?=
+SNAPSHOTS ?=
+AMOUNTS ?= 0,0.5,1,2,5
+JOBS ?=
+SHARD ?= 1/1
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 VENV := .venv
@@ -22,7 +36,8 @@ DEMO := runs/demo
 export DEVICE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint phantom data prepare train train-autoencoder train-diffusion synth verify bench
+.PHONY: help install demo test test-slow lint phantom data prepare train train-autoencoder train-diffusion synth copypaste verify \
+  nnunet-eval plateau bench
 
 help: ## this page
 	@echo "SBLDM - synthetic FLAIR + tumour-mask pairs for nnU-Net"; echo
@@ -32,6 +47,9 @@ help: ## this page
 	@echo "  prepare: DATA=folder  CASES=list.txt  VALIDATION_CASES=list.txt  STRICT=1 (stop at any finding)  WORKERS=$(WORKERS)"
 	@echo "  synth:   N=pairs  REQUESTS=table.csv | VOLUME_ML= SURFACE_MM2= SPHERICITY= CENTRE_MM=R,A,S EXTENTS_MM=R,A,S"
 	@echo "           SAMPLER=ddim|ddpm STEPS= ETA= GUIDANCE= BATCH=$(BATCH) DATASET=$(DATASET) NAME=$(NAME)"
+	@echo "  nnunet-eval, plateau: ARMS='real real+aug ..' SYNTH='sbldm=runs/mine gan=/a/raw/dataset' TEST=folder of test cases"
+	@echo "           SEEDS=$(SEEDS) N_REAL=10,25,.. FOLDS=0,1,.. BUDGET=demo|small|paper|file (default: as the run's preset)"
+	@echo "           ITERATIONS= SNAPSHOTS= AMOUNTS=$(AMOUNTS) JOBS=at once SHARD=i/k ARMS_FILE= OUT=RUN/table2"
 	@echo; echo "Exit codes of each step (make prints them as 'Error N'): 0 done, 2 a variable is wrong, 3 the data are wrong,"
 	@echo "4 an earlier step is missing, unfinished or of another preset, 5 the output cannot be written, 130 stopped by Ctrl-C."
 
@@ -44,12 +62,13 @@ $(READY): pyproject.toml
 
 install: $(READY) ## set up .venv (every other target does this by itself)
 
-demo: $(READY) ## fresh clone, no data: phantom cases -> both trainings -> pairs -> nnU-Net dataset, verified
-	$(SBLDM) phantom --out $(DEMO)/cases --n 24
-	$(SBLDM) prepare --data $(DEMO)/cases --run $(DEMO) --preset demo
+demo: $(READY) ## fresh clone, no data: phantom cases -> both trainings -> pairs -> a small Table 2
+	$(SBLDM) phantom --out $(DEMO)/cases --n 30
+	@seq -f 'Phantom_%03g' 20 29 > $(DEMO)/test_cases.txt
+	$(SBLDM) prepare --data $(DEMO)/cases --run $(DEMO) --preset demo --validation-cases $(DEMO)/test_cases.txt
 	$(SBLDM) train --run $(DEMO)
-	$(SBLDM) synth --run $(DEMO) --n 8
-	$(PY) -m nnunet_integration verify --run $(DEMO)
+	$(SBLDM) synth --run $(DEMO) --n 20
+	$(PY) -m nnunet_integration eval --run $(DEMO) --arms "real real+aug synth synth+aug real+synth real+synth+aug"
 	@echo; echo "Look at $(DEMO)/figures/; next: make prepare DATA=/path/to/your/cases RUN=runs/mine"
 
 test: $(READY) ## the test suite
@@ -87,6 +106,19 @@ synth: $(READY) ## RUN=.. N=..: draw N pairs into RUN/nnUNet_raw
 
 verify: $(READY) ## RUN=..: let nnU-Net check, plan and preprocess the pairs of a run
 	@$(PY) -m nnunet_integration verify --run '$(RUN)' --dataset '$(DATASET)'
+
+copypaste: $(READY) ## RUN=.. N=..: copy-paste pairs of the real training cases, the rival of any generator
+	@$(SBLDM) copypaste --run '$(RUN)' --data '$(DATA)' --n '$(N)' --seed '$(SEED)'
+
+EVALUATION = --run '$(RUN)' --out '$(OUT)' --data '$(DATA)' --test '$(TEST)' --synth '$(SYNTH)' --arms '$(ARMS)' \
+  --arms-file '$(ARMS_FILE)' --n-real '$(N_REAL)' --folds '$(FOLDS)' --seeds '$(SEEDS)' --budget '$(BUDGET)' \
+  --iterations '$(ITERATIONS)' --snapshots '$(SNAPSHOTS)' --workers '$(WORKERS)' --jobs '$(JOBS)' --shard '$(SHARD)'
+
+nnunet-eval: $(READY) ## RUN=..: Table 2 with real nnU-Net: train every arm, test on real cases, compare
+	@$(PY) -m nnunet_integration eval $(EVALUATION)
+
+plateau: $(READY) ## RUN=..: DSC against the number of synthetic pairs for each real case
+	@$(PY) -m nnunet_integration plateau $(EVALUATION) --amounts '$(AMOUNTS)'
 
 bench: $(READY) ## speed of this machine: preparation, trainings, sampling
 	@$(PY) -m tests.bench

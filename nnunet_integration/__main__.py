@@ -73,8 +73,9 @@ def _question(arguments: argparse.Namespace, arms: str, amounts: str) -> Questio
         "iterations": _one("ITERATIONS", arguments.iterations, 1) if arguments.iterations else None,
         "snapshots": _numbers("SNAPSHOTS", arguments.snapshots, 1) if arguments.snapshots else None,
     }
+    run = Run.at(arguments.run)
     return Question(
-        Run.at(arguments.run),
+        run,
         arguments.data,
         arguments.test,
         arguments.synth,
@@ -84,7 +85,7 @@ def _question(arguments: argparse.Namespace, arms: str, amounts: str) -> Questio
         _numbers("N_REAL", arguments.n_real, 1),
         folds,
         seeds,
-        load_budget(arguments.budget, **changed),
+        load_budget(arguments.budget or run.preset["name"], **changed),
     )
 
 
@@ -159,7 +160,12 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     place = {"run": ("runs/default", "run folder"), "out": ("", "folder of the evaluation (default: RUN/table2)")}
     arms_file = {"arms_file": ("", "YAML file of arms, in place of nnunet_integration/arms.yaml")}
-    budget = {"budget": ("small", "demo, small, paper, or a YAML file like nnunet_integration/budgets.yaml")}
+    budget = {
+        "budget": (
+            "",
+            "demo, small, paper, or a YAML file like nnunet_integration/budgets.yaml (default: as the run's preset)",
+        )
+    }
     what = {
         "data": ("", "folder of the run's cases, where it has moved"),
         "test": ("", "folder of test cases (default: the run's held-back cases)"),

@@ -145,7 +145,7 @@ def load_budget(name_or_path: str, **overrides: Any) -> dict[str, Any]:
         budget = {"name": name} | content[name]
     except (OSError, yaml.YAMLError, KeyError, TypeError, StopIteration):
         raise InputError(
-            f"BUDGET={name_or_path}: no such budget; choose one of {', '.join(known)}, or a YAML file like it."
+            f"BUDGET={name_or_path}: no such budget; choose one of {', '.join(known)}, or to a YAML file like it."
         ) from None
     budget |= {key: value for key, value in overrides.items() if value is not None}
     if missing := [key for key in known["small"] if key not in budget]:

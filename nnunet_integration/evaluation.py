@@ -82,6 +82,7 @@ def export(question: Question, out: Path, workers: int) -> list[Path]:
         raise StateError(f"{out}: holds an evaluation with another {' and '.join(changed)}; choose another OUT.")
     used = {job["pairs"] for job in jobs}
     work = pool.work(real, [p for p in pairs if str(p.folder) in used], any("aug5" in arm.train for arm in arms))
+    pool.check_pairs(work)
     pool.check_room(pool.needs([w for w in work if not pool.label(w[0]).exists()], len(jobs)))
     with locked(out):
         write_json(out / SETTINGS, settings)

@@ -188,6 +188,7 @@ def run_jobs(folders: Sequence[Path], at_once: int, shard: tuple[int, int] = (1,
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["nnunet_integration.job"])
     running: dict[Path, BaseProcess] = {}
+    elsewhere: set[Path] = set()
     failed, total = [], sum(read_json(folder / "job.json")["budget"]["iterations"] for folder in waiting)
     with tqdm(total=total, unit="it", smoothing=0.05, mininterval=5) as bar:
         queue = list(waiting)
@@ -205,7 +206,9 @@ def run_jobs(folders: Sequence[Path], at_once: int, shard: tuple[int, int] = (1,
                     if (folder / "done.json").exists():
                         bar.write(f"{folder.name}: {_result(folder)}")
                     elif process.exitcode == BUSY:
-                        bar.write(f"{folder.name}: another process is at it")
+                        if folder not in elsewhere:
+                            bar.write(f"{folder.name}: another process is at it")
+                        elsewhere.add(folder)
                         time.sleep(2)
                         queue.append(folder)
                     else:

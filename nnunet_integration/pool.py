@@ -34,6 +34,7 @@ __all__ = ["Pool", "plan_and_preprocess", "require_nnunet"]
 ENTRY = "from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import plan_and_preprocess_entry as e; e()"
 PLANS = "nnUNetPlans"
 COPIES = 4  # augmented ones of each real case: with the case itself, five times the data
+OWN = ("real__", "test__", "aug5__")  # what the pool calls its own real cases and copies
 PoolCase = tuple[str, Case, int]  # name in the pool, files, and the number of the augmented copy (0: as it is)
 
 
@@ -148,6 +149,16 @@ class Pool:
             work += [(copy_id(name, k), case, k) for name, case in real.train.items() for k in numbers]
         return work
 
+    def check_pairs(self, work: Sequence[PoolCase]) -> None:
+        """A `StateError` when a pair has been drawn anew since it came into the pool."""
+        for name, case, _ in work:
+            held = self.label(name)
+            if name.startswith(OWN) or not held.exists() or held.samefile(case.mask):
+                continue
+            ours, theirs = (np.asanyarray(nib.load(path).dataobj) > 0 for path in (held, case.mask))
+            if ours.sum() != theirs.sum():  # the pool may have turned it
+                raise StateError(f"{held}: holds another pair than {case.mask} does now; choose another OUT.")
+
     def fill(self, real: RealCases, work: Sequence[PoolCase], workers: int) -> None:
         """Bring all cases into the raw pool, plan on the real training cases, preprocess; finished cases are kept.
 
@@ -236,7 +247,7 @@ def _write_case(pool: Pool, source: Source, axes: tuple[str, ...], name: str, ca
     """Write one case in the orientation of the pool; the label last, as it marks the case done."""
     images, label = pool.images(name, len(source.channels)), pool.label(name)
     same = nib.aff2axcodes(nib.load(case.images[0]).affine) == axes
-    if same and not name.startswith(("real__", "test__", "aug5__")) and all(v is None for v in case.volume):
+    if same and not name.startswith(OWN) and all(v is None for v in case.volume):
         for path, target in zip((*case.images, case.mask), (*images, label), strict=True):
             _link(path, target)
         return

@@ -1,0 +1,243 @@
+"""What may train which arm: foreign datasets, lineage, subsets; nothing here trains."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from nnunet_integration.arms import ArmBook, load_budget
+from nnunet_integration.evaluation import Question, export
+from nnunet_integration.jobs import plan_jobs
+from nnunet_integration.pool import Pool
+from nnunet_integration.sources import Pairs, RealCases, find_pairs, find_real, nested_subset
+from sbldm.cases.layouts import content_hash
+from sbldm.errors import DataError, InputError, OutputError, StateError
+from sbldm.files import read_json, write_json
+from sbldm.runs import Run
+from tests.conftest import copy_run
+
+BUDGET = load_budget("demo")
+
+
+@pytest.fixture(scope="module")
+def real(drawn_run: Path) -> RealCases:
+    return find_real(Run.at(drawn_run))
+
+
+def pairs_of(run: Path, real: RealCases, synth: str = "") -> list[Pairs]:
+    return find_pairs(synth, Run.at(run), real)
+
+
+def plan(arms, real, pairs, n_real=None, folds=(), strict=True):
+    chosen = ArmBook.load().choose(arms, [p.generator for p in pairs])
+    return plan_jobs(chosen, n_real or [len(real.train)], folds, [0], real, pairs, BUDGET, strict)
+
+
+@pytest.fixture
+def foreign(drawn_run: Path, tmp_path: Path) -> Path:
+    """The pairs as somebody else's dataset: no lineage, no manifest."""
+    folder = tmp_path / "Dataset042_Gan"
+    source = next((drawn_run / "nnUNet_raw").glob("Dataset*"))
+    keep = shutil.ignore_patterns("lineage.json", "manifest.csv", "records", "synthesis.json")
+    return Path(shutil.copytree(source, folder, ignore=keep))
+
+
+def test_real_cases_are_those_of_the_run(drawn_run, real):
+    lists = read_json(drawn_run / "lists.json")
+    assert list(real.train) == lists["train"] and list(real.test) == lists["validation"]
+    assert real.dataset_json["channel_names"] == {"0": "FLAIR"}
+    assert real.dataset_json["labels"] == {"background": 0, "whole tumour": 1}
+    image = np.asarray(nib.load(real.train[lists["train"][0]].images[0]).dataobj, np.float32)
+    assert real.content[lists["train"][0]] == content_hash(image)
+    assert real.spacings == {(4.0, 4.0, 4.0)}
+
+
+def test_pairs_carry_their_lineage(drawn_run, real):
+    (pairs,) = pairs_of(drawn_run, real)
+    assert pairs.generator == "sbldm" and pairs.n_real is None and len(pairs.cases) == 3
+    assert pairs.lineage == {name: real.content[name] for name in real.train}
+    assert pairs.seen({"x": real.content[next(iter(real.train))]}) == {"x"}  # by content, under another name
+    assert pairs.seen({name: real.content[name] for name in real.test}) == set()
+
+
+def test_test_cases_may_not_be_training_cases(drawn_run, real, tmp_path, phantom_cases):
+    name = next(iter(real.train))
+    shutil.copytree(phantom_cases / name, tmp_path / "a" / name)
+    with pytest.raises(DataError, match=f"{name}: also among the training cases"):
+        find_real(Run.at(drawn_run), test=str(tmp_path / "a"))
+    other = tmp_path / "b" / "Other"
+    other.mkdir(parents=True)
+    for part in ("flair", "seg"):  # another name, another number type, another compression
+        image = nib.load(phantom_cases / name / f"{name}_{part}.nii.gz")
+        data = np.asarray(image.dataobj)
+        nib.save(nib.Nifti1Image(data.astype(np.float32), image.affine), other / f"Other_{part}.nii.gz")
+    with pytest.raises(DataError, match=f"Other holds the same image as the training case {name}"):
+        find_real(Run.at(drawn_run), test=str(tmp_path / "b"))
+
+
+def test_cases_that_moved(drawn_run, tmp_path, phantom_cases):
+    run = copy_run(drawn_run, tmp_path)
+    lists = read_json(run / "lists.json")
+    write_json(run / "lists.json", lists | {"data": "/nowhere"})
+    with pytest.raises(InputError, match=r"DATA=/nowhere: .*say where with DATA="):
+        find_real(Run.at(run))
+    assert len(find_real(Run.at(run), data=str(phantom_cases)).train) == len(lists["train"])
+
+
+def test_subsets_are_nested():
+    names = [f"c{i:02d}" for i in range(50)]
+    subsets = [nested_subset(names, n) for n in (1, 10, 25, 50)]
+    assert [len(s) for s in subsets] == [1, 10, 25, 50]
+    assert all(set(a) < set(b) for a, b in itertools.pairwise(subsets))
+    assert subsets[1] == nested_subset(reversed(names), 10) != names[:10]
+    with pytest.raises(InputError, match="N_REAL=51"):
+        nested_subset(names, 51)
+
+
+def test_jobs_hold_the_split(drawn_run, real):
+    pairs = pairs_of(drawn_run, real)
+    book = ArmBook.load()
+    arms = [arm.times(0.6) if arm.generator else arm for arm in book.choose(["real+aug", "real+sbldm"], ["sbldm"])]
+    jobs = plan_jobs(arms, [len(real.train)], [], [0, 1], real, pairs, BUDGET, True)
+    assert [job["job"] for job in jobs] == [
+        *("real+aug_n5_seed0", "real+aug_n5_seed1", "real+sbldm@0.6x_n5_seed0", "real+sbldm@0.6x_n5_seed1")
+    ]
+    assert jobs[0]["train"] == [f"real__{name}" for name in real.train]
+    assert jobs[2]["train"] == jobs[0]["train"] + [f"sbldm__SBLDM_00000{i}" for i in range(3)]
+    for job in jobs:
+        assert job["validation"] == job["test"] == [f"test__{name}" for name in real.test]
+        assert not {case for case in job["train"] if case.startswith("test__")}
+    assert [job["trainer"] for job in jobs[::2]] == ["SBLDMTrainer", "SBLDMTrainerNoAugmentation"]
+
+
+def test_folds_leave_a_fifth_out(real):
+    jobs = plan(["real", "real+aug5"], real, [], folds=[0, 1])
+    by_fold = [set(job["validation"]) for job in jobs[:2]]
+    assert by_fold[0].isdisjoint(by_fold[1]) and all(len(v) == 1 for v in by_fold)
+    for job in jobs:
+        assert not set(job["train"]) & set(job["validation"])
+        (left_out,) = job["validation"]  # its augmented copies are left out with it
+        assert not [case for case in job["train"] if left_out.removeprefix("real__") in case]
+    assert len(jobs[2]["train"]) == 5 * len(jobs[0]["train"])
+
+
+def test_a_generator_that_saw_a_held_out_case_is_refused(drawn_run, real):
+    (pairs,) = pairs_of(drawn_run, real)
+    test_case = next(iter(real.test))
+    spoilt = replace(pairs, lineage=pairs.lineage | {"renamed": real.content[test_case]})
+    with pytest.raises(DataError, match=f"made from {test_case}, held out here"):
+        plan(["real+sbldm"], real, [replace(spoilt, n_real=len(real.train))])
+    with pytest.raises(DataError, match="held out here for validation or test"):
+        plan(["real+sbldm"], real, [replace(pairs, n_real=len(real.train))], folds=[0])
+
+
+def test_a_generator_that_saw_more_real_cases_than_the_arm(drawn_run, real):
+    pairs = pairs_of(drawn_run, real)
+    with pytest.raises(StateError, match=r"no pairs of sbldm .* these 3 real cases; train one on them"):
+        plan(["real+sbldm"], real, pairs, n_real=[3])
+    assert plan([], real, pairs, n_real=[3], strict=False)[-1]["arm"] == "real+aug5"  # standard arms: left out, said so
+    with pytest.raises(DataError, match="real cases that this arm does not have"):
+        plan(["real+sbldm"], real, [replace(pairs[0], n_real=3)], n_real=[3])
+
+
+def test_pairs_with_parents_of_their_own(drawn_run, real):
+    """Copy-paste pairs join an arm as far as both parents are among its real cases."""
+    (pairs,) = pairs_of(drawn_run, real)
+    train = nested_subset(real.train, 5)
+    small = nested_subset(real.train, 2)
+    outside = next(name for name in train if name not in small)
+    own = {name: frozenset(small) for name in list(pairs.cases)[:2]} | {list(pairs.cases)[2]: frozenset([outside])}
+    copypaste = replace(pairs, parents=own)
+    (job,) = plan(["real+sbldm"], real, [copypaste], n_real=[2])
+    assert job["train"][2:] == [f"sbldm__{name}" for name in list(pairs.cases)[:2]]
+    with pytest.raises(StateError, match=r"needs 5 pairs, .* has 3 that it may use"):
+        plan(["real+sbldm"], real, [copypaste])
+
+
+def test_too_few_pairs_say_how_many(drawn_run, real):
+    with pytest.raises(StateError, match=r"needs 5 pairs, .* has 3 .*make synth RUN=.* N=5"):
+        plan(["real+sbldm"], real, pairs_of(drawn_run, real))
+
+
+def test_foreign_datasets(drawn_run, real, foreign, capsys):
+    (pairs,) = pairs_of(drawn_run, real, f"gan={foreign}")
+    assert "does not say which real cases" in capsys.readouterr().out
+    assert pairs.lineage is None and list(pairs.cases) == [f"SBLDM_00000{i}" for i in range(3)]
+    (job,) = plan(["gan"], real, [pairs], n_real=[3])
+    assert job["lineage"] == "unknown" and job["train"] == [f"gan__SBLDM_00000{i}" for i in range(3)]
+
+
+def test_datasets_that_do_not_fit(drawn_run, real, foreign):
+    path = foreign / "dataset.json"
+    sound = json.loads(path.read_text())
+    for change, message in (
+        ({"channel_names": {"0": "T1"}}, "its channels are T1, those of the real cases FLAIR"),
+        ({"labels": {"background": 0, "liver": 1}}, "its labels are .*liver"),
+        ({"labels": {"background": 0, "whole tumour": 2}}, "its labels are"),
+        ({"labels": None}, "cannot be read"),
+    ):
+        write_json(path, sound | change)
+        with pytest.raises(DataError, match=message):
+            pairs_of(drawn_run, real, f"gan={foreign}")
+    write_json(path, sound | {"labels": {"background": 0, "Whole Tumor": 1}})  # the same in another spelling
+    assert pairs_of(drawn_run, real, f"gan={foreign}")
+    image = nib.load(foreign / "imagesTr" / "SBLDM_000001_0000.nii.gz")
+    wider = nib.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag([1.5, 1, 1, 1]))
+    nib.save(wider, foreign / "imagesTr" / "SBLDM_000001_0000.nii.gz")
+    with pytest.raises(
+        DataError, match=r"SBLDM_000001_0000.nii.gz: its spacing \(6.0, 4.0, 4.0\) mm occurs in no real"
+    ):
+        pairs_of(drawn_run, real, f"gan={foreign}")
+    (foreign / "labelsTr" / "SBLDM_000002.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"SBLDM_000002.nii.gz: is missing"):
+        pairs_of(drawn_run, real, f"gan={foreign}")
+
+
+@pytest.mark.parametrize("synth", ["sbldm", "real=runs/x", "SBLDM=runs/x", "a=runs/x a=runs/y", "sbldm@x=runs/x"])
+def test_wrong_synth(drawn_run, real, synth):
+    with pytest.raises((InputError, StateError), match="SYNTH"):
+        pairs_of(drawn_run, real, synth)
+
+
+def test_nothing_is_written_before_all_checks(drawn_run, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    asked = Question(Run.at(drawn_run), "", "", "", ["real+gan"], [], "", [], [], [0], BUDGET)
+    with pytest.raises(InputError, match=r"ARMS=real\+gan"):
+        export(asked, out, 1)
+    assert not out.exists()
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(OutputError, match=r"needs about \d+\.\d GB, 0\.0 GB are free"):
+        export(replace(asked, arms=["real"]), out, 1)
+    assert not any(out.iterdir())
+
+
+def test_missing_or_other_nnunet(drawn_run, tmp_path, monkeypatch):
+    import importlib.metadata as metadata
+
+    asked = Question(Run.at(drawn_run), "", "", "", ["real"], [], "", [], [], [0], BUDGET)
+    monkeypatch.setattr(metadata, "version", lambda name: "2.7.1")
+    with pytest.raises(StateError, match=r"nnU-Net 2\.7\.1 is installed"):
+        export(asked, tmp_path / "out", 1)
+
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    with pytest.raises(StateError, match="nnU-Net is not installed"):
+        export(asked, tmp_path / "out", 1)
+
+
+def test_room_grows_with_cases_and_jobs(real, tmp_path):
+    pool = Pool(tmp_path, BUDGET)
+    one = pool.needs(pool.work(real, [], copies=False), 1)
+    five = pool.needs(pool.work(real, [], copies=True), 1)
+    voxels = 60 * 60 * 39
+    assert five - one == 4 * len(real.train) * voxels * (2 + 6)  # the spacing of the plan is that of the cases
+    assert pool.needs([], 2) == 2 * pool.needs([], 1) > 0
