@@ -69,7 +69,7 @@ def arm_styles(results: Results) -> dict[str, Style]:
     styles: dict[str, Style] = {}
     for (family, names), colour, marker in zip(families.items(), cycle(PALETTE), cycle(MARKERS[1:]), strict=False):
         styles[family] = {"color": colour, "marker": marker, "linestyle": "-"}
-        shades = np.linspace(0.5, -0.45, len(names)) if len(names) > 1 else [0]
+        shades = np.linspace(0.4, -0.45, len(names)) if len(names) > 1 else [0]
         for name, shade, dashes in zip(sorted(names, key=amounts.get), shades, cycle(DASHES[::-1]), strict=False):
             target = np.full(3, float(shade > 0))
             mixed = tuple((1 - abs(shade)) * np.array(to_rgb(colour)) + abs(shade) * target)
@@ -169,22 +169,23 @@ def _paired(results: Results, n_real: int) -> Figure | None:
     figure = Figure(figsize=(max(6.5, 1.8 + 0.8 * len(arms)), 8), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     count = len(baseline.cases)
-    jitter = 0.6 * ((np.random.default_rng(0).permutation(count) + 0.5) / count - 0.5)  # a case's place in all columns
+    places = 0.55 * (np.random.default_rng(0).permutation(count) + 0.5) / count - 0.4  # of each case, in all columns
+    mark = {"color": "black", "linewidth": 3}
     dots = {"s": 16 if count <= 40 else 9, "alpha": 0.6, "linewidths": 0}
     for column, (name, arm) in enumerate(arms.items()):
         colour, scores = styles[name]["color"], arm.scores["dsc"]
-        above.scatter(column + jitter, scores.mean(0), color=colour, **dots)
-        above.hlines(scores.mean(), column - 0.36, column + 0.36, color="black", linewidth=2)
+        above.scatter(column + places, scores.mean(0), color=colour, **dots)
+        above.hlines(scores.mean(), column + 0.2, column + 0.4, **mark)
         _note(above, column, f"{scores.mean():.3f}")
         if paper := results.book.paper.get(name.removesuffix("@1x")):
-            above.scatter(column + 0.36, paper[0], marker="D", s=42, facecolor="white", edgecolor="black", zorder=3)
+            above.scatter(column + 0.3, paper[0], marker="D", s=42, facecolor="none", edgecolor="black", zorder=3)
         if arm is baseline:
             _note(below, column, "baseline")
             continue
-        below.scatter(column + jitter, scores.mean(0) - baseline.scores["dsc"].mean(0), color=colour, **dots)
+        below.scatter(column + places, scores.mean(0) - baseline.scores["dsc"].mean(0), color=colour, **dots)
         found = paired_difference(scores, baseline.scores["dsc"])
-        below.vlines(column, found["low"], found["high"], color="black", linewidth=3.5)
-        below.hlines(found["difference"], column - 0.2, column + 0.2, color="black", linewidth=3.5)
+        below.vlines(column + 0.3, found["low"], found["high"], **mark)
+        below.hlines(found["difference"], column + 0.2, column + 0.4, **mark)
         _note(below, column, f"{found['difference']:+.3f}")
     below.axhline(0, color=GREY, linewidth=1, zorder=0.5)
     below.set_xticks(range(len(arms)), list(arms), rotation=35, ha="right", rotation_mode="anchor")
@@ -253,11 +254,13 @@ def _lines(panel: Axes, points: Mapping[str, Sequence[Point]], styles: Mapping[s
         apart = 4 * (k - (len(points) - 1) / 2)
         place = offset_copy(panel.transData, panel.figure, x=apart, units="points")
         errors = np.clip([mean - low, high - mean], 0, None)
+        panel.update_datalim([*zip(x, low, strict=True), *zip(x, high, strict=True)])  # which a moved line does not
         panel.errorbar(x, mean, errors, transform=place, markersize=4.5, linewidth=1.3, elinewidth=1, **styles[name])
     positions = sorted({point[0] for found in points.values() for point in found})
     panel.set_xticks(positions, [f"{p:.2g}" if p < 1 else f"{p:g}" for p in positions])
     panel.minorticks_off()
-    panel.margins(x=0.12)
+    panel.margins(x=0.1)
+    panel.autoscale_view()
     _tidy(panel)
 
 
@@ -317,12 +320,13 @@ def _worst(results: Results, n_real: int) -> Figure | None:
         panel.set_yticks(range(len(found)), labels)
         panel.set_ylim(bars - 0.5, -0.5)
         losers = (arms[name].scores["dsc"].mean(0) < baseline.scores["dsc"].mean(0)).sum()
-        panel.set_title(f"{name}: {losers} of {len(baseline.cases)} cases lower", fontsize=9)
+        panel.set_title(f"{name}\n{losers} of {len(baseline.cases)} cases lower", fontsize=9)
+        panel.locator_params(axis="x", nbins=4)
         _tidy(panel)
         panel.grid(visible=False)
     for panel in panels:  # those left over
         panel.axis("off")
     figure.supxlabel(f"DSC lost against {results.book.baseline}", fontsize=9)
-    title = f"Test cases that lose most DSC against {results.book.baseline} (at most {DROPS} an arm)"
-    figure.suptitle(f"{title}: {_real(n_real)}\n{_sizes([baseline, *arms.values()])}", fontsize=10)
+    title = f"Test cases that lose most DSC against {results.book.baseline} (at most {DROPS} an arm)\n{_real(n_real)}"
+    figure.suptitle(f"{title}, {_sizes([baseline, *arms.values()])}", fontsize=10)
     return figure

@@ -144,6 +144,11 @@ def markdown(results: Results, rows: list[dict[str, Any]]) -> str:
     if any(row["lineage"] == "unknown" for row in rows):
         names = ", ".join(sorted({f"`{row['arm']}`" for row in rows if row["lineage"] == "unknown"}))
         page.append(f"- **Lineage unknown** for {names}: the dataset does not say which real cases it was made from.")
+    if any(row["seeds"] == 1 for row in rows):
+        page.append(
+            "- **One seed** in some arms: their intervals hold the spread over cases alone, and are too narrow by that of "
+            "the trainings."
+        )
     if results.unfinished:
         page.append(f"- **Not finished**: {', '.join(results.unfinished)}.")
     return "\n".join(page) + "\n"

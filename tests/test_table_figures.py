@@ -17,7 +17,8 @@ ITERATIONS = (300, 600, 1200, 2400)
 
 def write_job(out: Path, arm: str, dsc: Sequence[float], n_real: int = 10, seed: int = 0, pairs: int = 0) -> None:
     """A finished job whose cases have these DSC."""
-    folder, random = out / "jobs" / f"{arm}_n{n_real}_seed{seed}", np.random.default_rng(seed)
+    folder = out / "jobs" / f"{arm}_n{n_real}_seed{seed}"
+    random = np.random.default_rng([seed, n_real, *arm.encode()])
     cases = [f"test__BraTS20_Training_{k:03d}" for k in range(len(dsc))]
     train = [f"real__{k}" for k in range(n_real * ("real" in arm.split("+")))] + [f"sbldm__{k}" for k in range(pairs)]
     split = len(list((out / "jobs").glob("*")))
@@ -30,19 +31,20 @@ def write_job(out: Path, arm: str, dsc: Sequence[float], n_real: int = 10, seed:
     ]
     write_csv(folder / "snapshots.csv", snapshots)
     scores = [
-        {"case": c, "dsc": d, "iou": d, "hd95_mm": 9, "nsd_1mm": d, "false_lesions": 0} for c, d in zip(cases, dsc)
+        {"case": c, "dsc": d, "iou": d, "hd95_mm": 9, "nsd_1mm": d, "false_lesions": 0}
+        for c, d in zip(cases, dsc, strict=True)
     ]
     write_csv(folder / "scores.csv", scores)
     write_csv(folder / "lesions.csv", [{"case": c, "volume_ml": 9, "found": 1} for c in cases])
-    curve = []
+    curve, speed, rise = [], random.uniform(4, 8), random.uniform(0, 0.02)
     for epoch in range(1, 25):
-        falls = 0.9 * np.exp(-epoch / 6)
+        falls = 0.9 * np.exp(-epoch / speed)
         curve.append(
             {
                 "epoch": epoch,
                 "iterations": 100 * epoch,
                 "train_loss": falls - 0.85 + random.normal(0, 0.02),
-                "validation_loss": falls - 0.7 + 0.01 * epoch + random.normal(0, 0.05),
+                "validation_loss": falls - 0.7 + rise * epoch + random.normal(0, 0.05),
                 "validation_dsc": 0.7,
                 "seconds": 9,
             }
