@@ -31,6 +31,7 @@ MARKERS = "osD^vPX<>"
 DASHES = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 DROPS = 10  # bars for each arm
 INTERVAL = "95 % bootstrap interval over test cases and trainings"
+BARS = f"bars: {INTERVAL};\nthe arms share their test cases, so compare two of them in paired_n*.png"
 
 
 def draw_figures(results: Results) -> list[Path]:
@@ -69,7 +70,7 @@ def arm_styles(results: Results) -> dict[str, Style]:
     styles: dict[str, Style] = {}
     for (family, names), colour, marker in zip(families.items(), cycle(PALETTE), cycle(MARKERS[1:]), strict=False):
         styles[family] = {"color": colour, "marker": marker, "linestyle": "-"}
-        shades = np.linspace(0.4, -0.45, len(names)) if len(names) > 1 else [0]
+        shades = np.linspace(0.45, -0.3, len(names)) if len(names) > 1 else [0]
         for name, shade, dashes in zip(sorted(names, key=amounts.get), shades, cycle(DASHES[::-1]), strict=False):
             target = np.full(3, float(shade > 0))
             mixed = tuple((1 - abs(shade)) * np.array(to_rgb(colour)) + abs(shade) * target)
@@ -177,8 +178,8 @@ def _paired(results: Results, n_real: int) -> Figure | None:
         above.scatter(column + places, scores.mean(0), color=colour, **dots)
         above.hlines(scores.mean(), column + 0.2, column + 0.4, **mark)
         _note(above, column, f"{scores.mean():.3f}")
-        if paper := results.book.paper.get(name.removesuffix("@1x")):
-            above.scatter(column + 0.3, paper[0], marker="D", s=42, facecolor="none", edgecolor="black", zorder=3)
+        if paper := _paper(results, name):
+            above.scatter(column + 0.3, paper, marker="D", s=42, facecolor="none", edgecolor="black", zorder=3)
         if arm is baseline:
             _note(below, column, "baseline")
             continue
@@ -201,11 +202,16 @@ def _paired(results: Results, n_real: int) -> Figure | None:
         Line2D([], [], marker="_", markersize=11, markeredgewidth=2, label="mean (its value on top)", **point),
         Line2D([], [], marker="|", markersize=9, markeredgewidth=3.5, label=f"below: {INTERVAL}", **point),
     ]
-    if results.book.paper:
+    if any(_paper(results, name) for name in arms):
         label = "the paper's mean, on its own 100 test cases: not comparable case by case"
         handles.append(Line2D([], [], marker="D", markerfacecolor="white", label=label, **point))
     _legend(figure, handles)
     return figure
+
+
+def _paper(results: Results, name: str) -> float | None:
+    """DSC that the paper reports for an arm; it has as many pairs as real cases."""
+    return results.book.paper.get(name.removesuffix("@1x"), (None,))[0]
 
 
 def _note(panel: Axes, column: int, text: str) -> None:
@@ -214,7 +220,10 @@ def _note(panel: Axes, column: int, text: str) -> None:
 
 
 def _learning_iterations(results: Results) -> Figure:
-    """For each N the DSC of the test cases on the way, above the losses of training and validation."""
+    """For each N the DSC of the test cases on the way, above the losses of training and validation.
+
+    Validation is on the cases of the fold; without folds on patches of the test cases.
+    """
     styles, columns = arm_styles(results), len(results.n_real)
     figure = Figure(figsize=(max(6.5, 4.6 * columns), 10), layout="constrained")
     rows = figure.subplots(3, columns, sharex="col", sharey="row", squeeze=False, height_ratios=(1.2, 1, 1))
@@ -230,10 +239,13 @@ def _learning_iterations(results: Results) -> Figure:
             if trainings.shape[1] > 1:
                 sd = trainings.std(1, ddof=1)
                 scores.fill_between(iterations, mean - sd, mean + sd, color=style["color"], alpha=0.15, linewidth=0)
-            thin = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 0.8}
-            for curve in arm.curves:
-                train.plot(curve["iterations"], curve["train_loss"], **thin)
-                validation.plot(curve["iterations"], curve["validation_loss"], **thin)
+            thin = {"color": style["color"], "linestyle": style["linestyle"]}
+            epochs = min(len(curve["iterations"]) for curve in arm.curves)
+            for panel, column in ((train, "train_loss"), (validation, "validation_loss")):
+                losses = np.array([curve[column][:epochs] for curve in arm.curves])  # [S, epochs]
+                panel.plot(arm.curves[0]["iterations"][:epochs], losses.mean(0), linewidth=1, **thin)
+                if len(losses) > 1:
+                    panel.plot(arm.curves[0]["iterations"][:epochs], losses.T, linewidth=0.5, alpha=0.2, **thin)
         scores.set_title(f"{_real(n)}\n{_sizes(arms.values())}", fontsize=9)
         validation.set_xlabel("iterations", fontsize=9)
     for panel in rows.flat:
@@ -242,7 +254,7 @@ def _learning_iterations(results: Results) -> Figure:
         rows[:, 0], ("mean DSC of the test cases", "training loss", "validation loss"), strict=True
     ):
         panel.set_ylabel(label, fontsize=9)
-    figure.suptitle("Learning curves; bands: SD over trainings, where there are several", fontsize=10)
+    figure.suptitle("Learning curves: mean over trainings; bands: SD over trainings; pale: each training", fontsize=10)
     _legend(figure, _handles(dict.fromkeys(name for _, name in results.arms), styles))
     return figure
 
@@ -251,7 +263,7 @@ def _lines(panel: Axes, points: Mapping[str, Sequence[Point]], styles: Mapping[s
     """A line with intervals for each name, moved apart sideways by a few dots so that the intervals do not hide."""
     for k, (name, found) in enumerate(points.items()):
         x, mean, low, high = np.array(found).T
-        apart = 4 * (k - (len(points) - 1) / 2)
+        apart = min(4, 40 / len(points)) * (k - (len(points) - 1) / 2)
         place = offset_copy(panel.transData, panel.figure, x=apart, units="points")
         errors = np.clip([mean - low, high - mean], 0, None)
         panel.update_datalim([*zip(x, low, strict=True), *zip(x, high, strict=True)])  # which a moved line does not
@@ -275,7 +287,7 @@ def _learning_n_real(results: Results) -> Figure | None:
     panel.set_xlabel("N, real training cases", fontsize=9)
     panel.set_ylabel("mean DSC", fontsize=9)
     sizes = _sizes(arm for (_, name), arm in results.arms.items() if name in points)
-    figure.suptitle(f"What more real cases bring: {sizes}\nbars: {INTERVAL}", fontsize=10)
+    figure.suptitle(f"What more real cases bring: {sizes}\n{BARS}", fontsize=10)
     _legend(figure, _handles(points, styles))
     return figure
 
@@ -296,7 +308,7 @@ def _plateau(results: Results) -> Figure | None:
         panel.set_xlabel("synthetic pairs for each real case", fontsize=9)
     figure.axes[0].set_ylabel("mean DSC", fontsize=9)
     sizes = _sizes(arm for (n, name), arm in results.arms.items() if _family(name) in by_n.get(n, ()))
-    figure.suptitle(f"What more synthetic pairs bring: {sizes}\nbars: {INTERVAL}", fontsize=10)
+    figure.suptitle(f"What more synthetic pairs bring: {sizes}\n{BARS}", fontsize=10)
     _legend(figure, _handles(dict.fromkeys(family for points in by_n.values() for family in points), styles))
     return figure
 

@@ -40,8 +40,9 @@ def head(level: float, tumour: np.ndarray | None, bright: float = 0, noise: floa
     labels = np.zeros(SHAPE, np.uint8) if tumour is None else tumour.astype(np.uint8)
     healthy = BRAIN & (labels == 0)
     texture = np.random.default_rng(seed).standard_normal(SHAPE)
-    texture = (texture - texture[healthy].mean()) / texture[healthy].std()
-    image = np.where(healthy, level + noise * texture, np.where(BRAIN, level + bright, 0))
+    if noise:
+        level = level + noise * (texture - texture[healthy].mean()) / texture[healthy].std()
+    image = np.where(healthy, level, np.where(BRAIN, np.median(level) + bright, 0))
     return image[None].astype(np.float32), labels
 
 
@@ -150,7 +151,7 @@ def test_constant_brains(tumour: np.ndarray) -> None:
         assert 300 + GAIN[0] * 200 - 1 < top < 300 + GAIN[1] * 200 + 1
         assert image[BRAIN].min() == 300
         assert (image[BRAIN & ~ndimage.binary_dilation(mask, np.ones((3, 3, 3)))] == 300).all()
-        assert (image[ndimage.binary_erosion(mask, np.ones((3, 3, 3)))] == top).all()
+        assert image[ndimage.binary_erosion(mask, np.ones((3, 3, 3)))].min() > 300 + 0.95 * (top - 300)
 
 
 def test_margin_fades() -> None:

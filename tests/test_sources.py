@@ -15,9 +15,9 @@ import pytest
 from nnunet_integration.arms import ArmBook, load_budget
 from nnunet_integration.evaluation import Question, export
 from nnunet_integration.jobs import plan_jobs
-from nnunet_integration.pool import Pool
+from nnunet_integration.pool import Pool, _write_case
 from nnunet_integration.sources import Pairs, RealCases, find_pairs, find_real, nested_subset
-from sbldm.cases.layouts import content_hash
+from sbldm.cases.layouts import content_hash, find_cases
 from sbldm.errors import DataError, InputError, OutputError, StateError
 from sbldm.files import read_json, write_json
 from sbldm.runs import Run
@@ -195,8 +195,8 @@ def test_datasets_that_do_not_fit(drawn_run, real, foreign):
         DataError, match=r"SBLDM_000001_0000.nii.gz: its spacing \(6.0, 4.0, 4.0\) mm occurs in no real"
     ):
         pairs_of(drawn_run, real, f"gan={foreign}")
-    (foreign / "labelsTr" / "SBLDM_000002.nii.gz").unlink()
-    with pytest.raises(DataError, match=r"SBLDM_000002.nii.gz: is missing"):
+    (foreign / "labelsTr" / "SBLDM_000000.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"SBLDM_000000.nii.gz: is missing"):
         pairs_of(drawn_run, real, f"gan={foreign}")
 
 
@@ -241,3 +241,30 @@ def test_room_grows_with_cases_and_jobs(real, tmp_path):
     voxels = 60 * 60 * 39
     assert five - one == 4 * len(real.train) * voxels * (2 + 6)  # the spacing of the plan is that of the cases
     assert pool.needs([], 2) == 2 * pool.needs([], 1) > 0
+
+
+def test_cases_are_turned_to_the_axes_of_the_pool(real, foreign, tmp_path):
+    """A foreign pair stored with other axes comes into the pool voxel by voxel where the real cases have theirs."""
+    name = "SBLDM_000000"
+    sound = {}
+    for part in (f"imagesTr/{name}_0000.nii.gz", f"labelsTr/{name}.nii.gz"):
+        image = nib.load(foreign / part)
+        sound[part] = np.asarray(image.dataobj)
+        turned = image.as_reoriented(
+            nib.orientations.ornt_transform(*map(nib.orientations.axcodes2ornt, ("LPS", "SRA")))
+        )
+        nib.save(turned, foreign / part)
+        assert np.asarray(nib.load(foreign / part).dataobj).shape != sound[part].shape
+    case = next(case for case in find_cases(foreign, real.source) if case.name == name)
+    pool = Pool(tmp_path / "pool", BUDGET)
+    _write_case(pool, real.source, ("L", "P", "S"), f"gan__{name}", case, 0)
+    for path, part in zip((*pool.images(f"gan__{name}", 1), pool.label(f"gan__{name}")), sound, strict=True):
+        assert np.array_equal(np.asarray(nib.load(path).dataobj), sound[part])
+        assert nib.aff2axcodes(nib.load(path).affine) == ("L", "P", "S")
+    pool.check_pairs([(f"gan__{name}", case, 0)])  # the same pair, turned
+    other = replace(case, mask=foreign / "labelsTr" / "SBLDM_000001.nii.gz")
+    with pytest.raises(StateError, match="holds another pair"):
+        pool.check_pairs([(f"gan__{name}", other, 0)])
+    same = next(case for case in find_cases(foreign, real.source) if case.name == "SBLDM_000001")
+    _write_case(pool, real.source, ("L", "P", "S"), "gan__SBLDM_000001", same, 0)
+    assert pool.label("gan__SBLDM_000001").samefile(same.mask)  # no copy where none is needed

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-import nnunet_integration
+from nnunet_integration import figures
 from nnunet_integration.results import Results
 from sbldm.files import write_csv, write_json
 
@@ -54,18 +54,18 @@ def write_job(out: Path, arm: str, dsc: Sequence[float], n_real: int = 10, seed:
 
 
 def finish(out: Path) -> Results:
-    shutil.copy(Path(nnunet_integration.__file__).with_name("arms.yaml"), out / "arms.yaml")
+    shutil.copy(Path(figures.__file__).with_name("arms.yaml"), out / "arms.yaml")
     return Results.load(out)
 
 
-def write_large(out: Path, cases: int = 30) -> Results:
-    """Nine arms, three seeds, three numbers of real cases, four amounts."""
+def write_large(out: Path, cases: int = 30, n_real: Sequence[int] = (10, 25, 100)) -> Results:
+    """Nine arms, three seeds, four amounts."""
     random = np.random.default_rng(0)
     hard = random.beta(8, 2.5, cases) - 0.1
     arms = {"real": (0, -0.06), "real+aug": (0, 0), "real+aug5": (0, -0.03)}
     arms |= {f"real+sbldm+aug@{a:g}x": (a, 0.02 * np.log2(1 + a)) for a in (0.5, 1, 2, 5)}
     arms |= {"real+copypaste+aug@1x": (1, 0.01), "real+copypaste+aug@5x": (5, -0.02)}
-    for n in (10, 25, 100):
+    for n in n_real:
         for arm, (amount, gain) in arms.items():
             own = random.normal(0, 0.04, cases)
             for seed in range(3):
@@ -78,3 +78,85 @@ def write_small(out: Path) -> Results:
     write_job(out, "real", [0.7, 0.5, 0.8, 0.6])
     write_job(out, "real+aug", [0.8, 0.9, 0.7, 0.6])
     return finish(out)
+
+
+def names(paths: Sequence[Path]) -> set[str]:
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+    return {path.name for path in paths}
+
+
+def drawn(collection: Collection) -> list[float]:
+    """Heights of the dots, lowest first."""
+    return sorted(collection.get_offsets()[:, 1].tolist())
+
+
+def test_small_evaluation(tmp_path):
+    """Two arms and one number of cases: nothing to show of growth; the picture holds the differences."""
+    results = write_small(tmp_path)
+    paths = draw_figures(results)
+    assert names(paths) == {"paired_n10.png", "worst_n10.png", "learning_iterations.png"}
+    assert {path.parent for path in paths} == {tmp_path / "figures"}
+    above, below = figures._paired(results, 10).axes
+    assert drawn(above.collections[0]) == pytest.approx([0.5, 0.6, 0.7, 0.8])
+    assert drawn(below.collections[0]) == pytest.approx([-0.4, -0.1, 0, 0.1], abs=1e-12)
+    diamonds = [c for c in above.collections if isinstance(c, PathCollection) and len(c.get_offsets()) == 1]
+    assert [drawn(diamond) for diamond in diamonds] == [[0.714], [0.806]]  # the paper's, of arms.yaml
+    assert {text.get_text() for text in below.texts} == {"-0.100", "baseline"}
+
+
+def test_without_baseline_nothing_is_compared(tmp_path):
+    write_job(tmp_path, "real", [0.7, 0.5])
+    write_job(tmp_path, "real+sbldm", [0.8, 0.6], pairs=10)
+    assert names(draw_figures(finish(tmp_path))) == {"learning_iterations.png"}
+
+
+def test_arm_that_loses_nothing(tmp_path):
+    write_job(tmp_path, "real", [0.7, 0.5])
+    write_job(tmp_path, "real+aug", [0.7, 0.4])
+    assert names(draw_figures(finish(tmp_path))) == {"paired_n10.png", "learning_iterations.png"}
+
+
+def test_worst_drops(tmp_path):
+    """Mean over two seeds; the case that gains and the one that stays are left out; the worst comes first."""
+    write_job(tmp_path, "real+aug", [0.8, 0.9, 0.7, 0.6, 0.5])
+    write_job(tmp_path, "real", [0.7, 0.5, 0.9, 0.6, 0.2], seed=0)
+    write_job(tmp_path, "real", [0.5, 0.3, 0.9, 0.6, 0.6], seed=1)
+    arms = finish(tmp_path).with_n(10)
+    found = worst_drops(arms["real"], arms["real+aug"])
+    assert [case[-3:] for case, *_ in found] == ["001", "000", "004"]
+    assert [scores for _, *scores in found] == [pytest.approx(pair) for pair in ([0.9, 0.4], [0.8, 0.6], [0.5, 0.4])]
+    assert worst_drops(arms["real"], arms["real+aug"], 1) == found[:1]
+
+
+def test_growth(tmp_path):
+    """Points by hand; all cases alike, so that the interval is that of the two seeds alone, 0.1 apart."""
+    write_job(tmp_path, "real", [0.5, 0.5])
+    write_job(tmp_path, "real", [0.7, 0.7], n_real=20)
+    for name, dsc, pairs in (("@2x", 0.9, 20), ("", 0.8, 10), ("+aug@2x", 0.7, 20), ("+aug@5x", 0.75, 50)):
+        write_job(tmp_path, f"real+sbldm{name}", [dsc, dsc], pairs=pairs)
+        write_job(tmp_path, f"real+sbldm{name}", [dsc - 0.1, dsc - 0.1], pairs=pairs, seed=1)
+    write_job(tmp_path, "real+copypaste@2x", [0.6, 0.6], pairs=20)  # one amount: no line
+    results = finish(tmp_path)
+    assert n_real_points(results) == {"real": [pytest.approx((10, 0.5, 0.5, 0.5)), pytest.approx((20, 0.7, 0.7, 0.7))]}
+    expected = {
+        "real+sbldm": [(0, 0.5, 0.5, 0.5), (1, 0.75, 0.7, 0.8), (2, 0.85, 0.8, 0.9)],
+        "real+sbldm+aug": [(2, 0.65, 0.6, 0.7), (5, 0.7, 0.65, 0.75)],  # real+aug is not there
+    }
+    found = plateau_points(results, 10)
+    assert found == {family: [pytest.approx(point) for point in points] for family, points in expected.items()}
+    assert plateau_points(results, 20) == {}
+
+
+def test_large_evaluation(tmp_path):
+    results = write_large(tmp_path, cases=12, n_real=(10, 25))
+    each = {f"{figure}_n{n}.png" for figure in ("paired", "worst") for n in (10, 25)}
+    assert names(draw_figures(results)) == each | {"learning_iterations.png", "learning_n_real.png", "plateau.png"}
+    arms = {name for _, name in results.arms}
+    colours = {name: tuple(to_rgb(style["color"])) for name, style in arm_styles(results).items()}
+    assert arms < set(colours) and len({colours[name] for name in arms}) == 9
+    assert colours["real+aug"] == to_rgb("#404040")
+    amounts = [sum(colours[f"real+sbldm+aug@{amount}x"]) for amount in ("0.5", "1", "2", "5")]
+    assert amounts == sorted(amounts, reverse=True)  # from light to dark
+    for panel in figures._plateau(results).axes:  # what is moved sideways stays in view
+        low, high = panel.get_ylim()
+        assert all(low < y < high for line in panel.lines for y in line.get_ydata())
