@@ -155,9 +155,11 @@ def write_jobs(pool: Pool, jobs: Sequence[dict[str, Any]]) -> list[Path]:
                     "or remove this folder to run it anew."
                 )
         else:
-            held[job["job"]] = job | {"split": len(held)}
+            number = 1 + max((old["split"] for old in held.values()), default=-1)  # a removed job leaves a gap
+            held[job["job"]] = job | {"split": number}
             write_json(root / job["job"] / "job.json", held[job["job"]])
-    splits: list[dict[str, list[str]]] = [{"train": [], "val": []}] * len(held)
+    numbers = [job["split"] for job in held.values()]
+    splits: list[dict[str, list[str]]] = [{"train": [], "val": []}] * (1 + max(numbers))
     for job in held.values():
         splits[job["split"]] = {"train": job["train"], "val": job["validation"]}
     write_json(pool.preprocessed / "splits_final.json", splits)

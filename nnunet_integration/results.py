@@ -58,10 +58,11 @@ class ArmResults:
     @property
     def amount(self) -> float:
         """Synthetic pairs for each real case, from the training lists."""
-        train = self.jobs[0]["train"]
+        train, fold = self.jobs[0]["train"], self.jobs[0]["fold"]
+        training = self.n_real - (0 if fold is None else len(self.jobs[0]["validation"]))
         real = sum(case.startswith("real__") for case in train)
         copies = sum(case.startswith("aug5__") for case in train)
-        return (len(train) - real - copies) / self.n_real
+        return (len(train) - real - copies) / training
 
     @classmethod
     def load(cls, folders: list[Path]) -> ArmResults:

@@ -41,8 +41,8 @@ def head(level: float, tumour: np.ndarray | None, bright: float = 0, noise: floa
     healthy = BRAIN & (labels == 0)
     texture = np.random.default_rng(seed).standard_normal(SHAPE)
     if noise:
-        level = level + noise * (texture - texture[healthy].mean()) / texture[healthy].std()
-    image = np.where(healthy, level, np.where(BRAIN, np.median(level) + bright, 0))
+        texture = noise * (texture - texture[healthy].mean()) / texture[healthy].std()
+    image = np.where(healthy, level + texture * (noise > 0), np.where(BRAIN, level + bright, 0))
     return image[None].astype(np.float32), labels
 
 

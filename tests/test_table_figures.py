@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
+from matplotlib.collections import Collection, PathCollection
+from matplotlib.colors import to_rgb
 
 from nnunet_integration import figures
+from nnunet_integration.figures import arm_styles, draw_figures, n_real_points, plateau_points, worst_drops
 from nnunet_integration.results import Results
-from sbldm.files import write_csv, write_json
 
 ITERATIONS = (300, 600, 1200, 2400)
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """As `sbldm.files`, but without waiting for the disk, which takes most of the time with hundreds of files."""
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def write_job(out: Path, arm: str, dsc: Sequence[float], n_real: int = 10, seed: int = 0, pairs: int = 0) -> None:
@@ -23,7 +37,8 @@ def write_job(out: Path, arm: str, dsc: Sequence[float], n_real: int = 10, seed:
     train = [f"real__{k}" for k in range(n_real * ("real" in arm.split("+")))] + [f"sbldm__{k}" for k in range(pairs)]
     split = len(list((out / "jobs").glob("*")))
     job = {"job": folder.name, "arm": arm, "n_real": n_real, "fold": None, "seed": seed, "split": split}
-    write_json(folder / "job.json", job | {"budget": {}, "train": train, "test": cases})
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text(json.dumps(job | {"budget": {}, "train": train, "test": cases}))
     snapshots = [
         {"iterations": i, "case": case, "dsc": max(0.0, value - 60 / i)}
         for i in ITERATIONS
@@ -50,7 +65,7 @@ def write_job(out: Path, arm: str, dsc: Sequence[float], n_real: int = 10, seed:
             }
         )
     write_csv(folder / "curve.csv", curve)
-    write_json(folder / "done.json", {"predict_seconds": 1, "peak_gb": 1})
+    (folder / "done.json").write_text(json.dumps({"predict_seconds": 1, "peak_gb": 1}))
 
 
 def finish(out: Path) -> Results:
