@@ -146,8 +146,8 @@ def markdown(results: Results, rows: list[dict[str, Any]]) -> str:
         page.append(f"- **Lineage unknown** for {names}: the dataset does not say which real cases it was made from.")
     if any(row["seeds"] == 1 for row in rows):
         page.append(
-            "- **One seed** in some arms: their intervals hold the spread over cases alone, and are too narrow by that of "
-            "the trainings."
+            "- **One seed** in some arms: their intervals hold the spread over cases alone, and are too narrow by "
+            "that of the trainings."
         )
     if results.unfinished:
         page.append(f"- **Not finished**: {', '.join(results.unfinished)}.")
