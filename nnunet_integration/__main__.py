@@ -44,12 +44,15 @@ def _out(arguments: argparse.Namespace) -> Path:
 
 def _jobs(arguments: argparse.Namespace, threads: int) -> int:
     """As many jobs at once as were asked for, or as fit on the cores; one on a GPU."""
+    from sbldm.device import choose_device
+
+    device = choose_device()  # a wrong DEVICE is said before any work
+    if device.index:
+        raise InputError(f"DEVICE={device}: nnU-Net takes the first card; write CUDA_VISIBLE_DEVICES={device.index}.")
     if arguments.jobs:
         return _one("JOBS", arguments.jobs, 1)
-    import torch
-
-    cuda = torch.cuda.is_available() and not os.environ.get("DEVICE", "").startswith("cpu")
-    return 1 if cuda else max(1, (os.cpu_count() or 1) // threads)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // threads) if device.type == "cpu" else 1
 
 
 def _shard(text: str) -> tuple[int, int]:

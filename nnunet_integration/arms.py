@@ -113,10 +113,11 @@ class ArmBook:
                 possible[one.name] = one
         chosen: dict[str, Arm] = {}
         for name in names or self.standard:
-            of_each = [self.arms[name].of(g) for g in generators] if "synth" in name.split("+") else []
+            family = self.arms.get(name)
+            of_each = [family.of(g) for g in generators] if family and "synth" in family.train else []
             if name in possible:
                 chosen[name] = possible[name]
-            elif name in self.arms and of_each:
+            elif of_each:
                 chosen |= {arm.name: arm for arm in of_each}
             elif names:
                 there = ", ".join(generators) or "none"
@@ -145,7 +146,7 @@ def load_budget(name_or_path: str, **overrides: Any) -> dict[str, Any]:
         budget = {"name": name} | content[name]
     except (OSError, yaml.YAMLError, KeyError, TypeError, StopIteration):
         raise InputError(
-            f"BUDGET={name_or_path}: no such budget; choose one of {', '.join(known)}, or to a YAML file like it."
+            f"BUDGET={name_or_path}: no such budget; choose one of {', '.join(known)}, or a YAML file like it."
         ) from None
     budget |= {key: value for key, value in overrides.items() if value is not None}
     if missing := [key for key in known["small"] if key not in budget]:
@@ -153,6 +154,7 @@ def load_budget(name_or_path: str, **overrides: Any) -> dict[str, Any]:
     iterations, epoch = budget["iterations"], budget["iterations_per_epoch"]
     if iterations < epoch or iterations % epoch:
         raise InputError(f"ITERATIONS={iterations}: must be a multiple of iterations_per_epoch ({epoch}).")
+    budget["snapshots"] = budget["snapshots"] or []
     wrong = [s for s in budget["snapshots"] if s % epoch]
     if wrong:
         raise InputError(f"SNAPSHOTS={wrong[0]}: must be a multiple of iterations_per_epoch ({epoch}).")

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_integration.arms import Arm, ArmBook
-from nnunet_integration.jobs import locked, plan_jobs, write_jobs
+from nnunet_integration.jobs import locked, plan_jobs, split_fold, write_jobs
 from nnunet_integration.pool import Pool, require_nnunet
 from nnunet_integration.sources import find_pairs, find_real, nested_subset
-from sbldm.errors import InputError, StateError
-from sbldm.files import atomic_path, make_folder, read_json, write_json
+from sbldm.errors import StateError
+from sbldm.files import atomic_path, read_json, write_json
 from sbldm.runs import Run
 
 __all__ = ["Question", "export", "queued"]
@@ -66,7 +66,7 @@ def export(question: Question, out: Path, workers: int) -> list[Path]:
     pairs = find_pairs(question.synth, question.run, real)
     arms = book.choose(question.arms, list(dict.fromkeys(p.generator for p in pairs)))
     if question.amounts:
-        arms = _with_amounts(arms, question.amounts)
+        arms = _with_amounts(arms, question.amounts, book)
     n_real = question.n_real or [len(real.train)]
     asked = (arms, n_real, question.folds, question.seeds)
     jobs = plan_jobs(*asked, real, pairs, question.budget, strict=bool(question.arms))
@@ -80,30 +80,35 @@ def export(question: Question, out: Path, workers: int) -> list[Path]:
     held = read_json(out / SETTINGS) if (out / SETTINGS).exists() else settings
     if changed := [key for key in settings if key != "run" and held[key] != settings[key]]:
         raise StateError(f"{out}: holds an evaluation with another {' and '.join(changed)}; choose another OUT.")
+    if (out / "arms.yaml").exists() and (old := ArmBook.load(str(out / "arms.yaml")).baseline) != book.baseline:
+        raise StateError(f"{out}: its arms are compared with {old}, now with {book.baseline}; choose another OUT.")
     used = {job["pairs"] for job in jobs}
     work = pool.work(real, [p for p in pairs if str(p.folder) in used], any("aug5" in arm.train for arm in arms))
     pool.check_pairs(work)
-    pool.check_room(pool.needs([w for w in work if not pool.label(w[0]).exists()], len(jobs)))
+    to_do = [job for job in jobs if not (out / "jobs" / job["job"] / "done.json").exists()]
+    pool.check_room(pool.needs([w for w in work if not pool.label(w[0]).exists()], len(to_do)))
     with locked(out):
         write_json(out / SETTINGS, settings)
         with atomic_path(out / "arms.yaml") as temporary:
             shutil.copyfile(question.arms_file or Path(__file__).with_name("arms.yaml"), temporary)
         for n in n_real:
-            names = nested_subset(real.train, n)
-            make_folder(out / "subsets")
-            with atomic_path(out / "subsets" / f"n{n}.txt") as temporary:
-                temporary.write_text("\n".join(names) + "\n")
+            for fold in question.folds or [None]:
+                training, _ = split_fold(nested_subset(real.train, n), fold)
+                with atomic_path(out / "subsets" / f"n{n}{'' if fold is None else f'_fold{fold}'}.txt") as temporary:
+                    temporary.write_text("\n".join(training) + "\n")
         pool.fill(real, work, workers)
         return write_jobs(pool, jobs)
 
 
-def _with_amounts(arms: Sequence[Arm], amounts: Sequence[float]) -> list[Arm]:
-    """The arms with pairs at each amount; amount 0 is what they are without pairs."""
-    wrong = [a for a in amounts if a < 0]
-    if wrong:
-        raise InputError(f"AMOUNTS={wrong[0]:g}: must be 0 or above.")
-    result = [arm for arm in arms if not arm.generator]
-    return result + [arm.times(a) for arm in arms if arm.generator for a in amounts if a]
+def _with_amounts(arms: Sequence[Arm], amounts: Sequence[float], book: ArmBook) -> list[Arm]:
+    """The arms with pairs at each amount; at amount 0 the arm of the same without pairs, where there is one."""
+    result = {arm.name: arm for arm in arms if not arm.generator}
+    for arm in (arm for arm in arms if arm.generator):
+        without = (tuple(part for part in arm.train if part != "synth"), arm.augmentation)
+        at_zero = [a for a in book.arms.values() if (a.train, a.augmentation) == without]
+        for one in [arm.times(a) for a in amounts if a] + (at_zero if 0 in amounts else []):
+            result[one.name] = one
+    return list(result.values())
 
 
 def queued(out: Path) -> list[Path]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import multiprocessing
 import os
 import resource
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -34,14 +36,16 @@ TRAINERS = Path(__file__).parent / "trainers"
 def run_job(folder: Path) -> None:
     """Do what `folder/job.json` says, going on where an earlier process stopped; ends this process.
 
-    Leaves `curve.csv` (each epoch), `predictions/`, `scores.csv`, `lesions.csv`, `snapshots.csv`, and last `done.json`,
-    which marks the job finished. Everything printed goes to `log.txt`.
+    Leaves `curve.csv` (each epoch), `predictions/`, `scores.csv` and those of the snapshots, `lesions.csv`,
+    `snapshots.csv`, and last `done.json`, which marks the job finished. Everything printed goes to `log.txt`.
     """
     lock = open(folder / "lock", "w")  # noqa: SIM115 - held until the process ends, however it ends
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         sys.exit(BUSY)
+    os.register_at_fork(after_in_child=lock.close)  # nnU-Net's workers must not hold it after this process
+    os.setsid()
     _end_with_parent()
     log = open(folder / "log.txt", "a", buffering=1)  # noqa: SIM115
     os.dup2(log.fileno(), 1)
@@ -59,7 +63,7 @@ def _end_with_parent() -> None:
     """A killed queue must not leave jobs behind that compete with those of the next one."""
     parent = multiprocessing.parent_process()
     if parent is not None:
-        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+        threading.Thread(target=lambda: (wait([parent.sentinel]), os.killpg(0, signal.SIGKILL)), daemon=True).start()
 
 
 def _run(folder: Path, job: dict[str, Any]) -> None:
@@ -87,23 +91,26 @@ def _run(folder: Path, job: dict[str, Any]) -> None:
         run_training(
             pool.name, pool.configuration, job["split"], job["trainer"], PLANS, continue_training=begun, device=device
         )
-    references = pool.raw / "labelsTr"
-    snapshots, seconds = [], 0.0
+    references, snapshots = pool.raw / "labelsTr", []
     for iterations in (*budget["snapshots"], budget["iterations"]):
         last = iterations == budget["iterations"]
-        name = "predictions" if last else f"predictions_{iterations:06d}"
-        checkpoint = "checkpoint_final.pth" if last else f"checkpoint_{iterations:06d}.pth"
-        started = time.perf_counter()
-        _predict(folder / name, trained, job, pool, checkpoint, device)
-        seconds = time.perf_counter() - started
-        scores, lesions = score_folder(folder / name, references, job["test"])
-        snapshots += [{"iterations": iterations} | row for row in scores]
+        name, checkpoint = ("predictions", "final") if last else (f"predictions_{iterations}", f"{iterations:06d}")
+        table = folder / ("scores.csv" if last else f"scores_{iterations}.csv")
+        if not table.exists():
+            started = time.perf_counter()
+            _predict(folder / name, trained, job, pool, f"checkpoint_{checkpoint}.pth", device)
+            seconds = time.perf_counter() - started
+            scores, lesions = score_folder(folder / name, references, job["test"])
+            write_csv(folder / "lesions.csv", lesions, ["case", "volume_ml", "found"])
+            write_csv(table, [row | {"seconds": round(seconds / len(scores), 2)} for row in scores])
+        with open(table, newline="") as file:
+            rows = list(csv.DictReader(file))
+        snapshots += [{"iterations": iterations} | row for row in rows]
         if not last:
-            shutil.rmtree(folder / name)
+            shutil.rmtree(folder / name, ignore_errors=True)
     write_csv(folder / "snapshots.csv", snapshots)
-    write_csv(folder / "scores.csv", scores)
-    write_csv(folder / "lesions.csv", lesions, ["case", "volume_ml", "found"])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    seconds = sum(float(row["seconds"]) for row in rows)
     measured = {"device": str(device), "threads": budget["threads"], "predict_seconds": round(seconds, 1)}
     if device.type == "cuda":
         measured["peak_cuda_gb"] = round(torch.cuda.max_memory_reserved(device) / 2**30, 2)

@@ -6,6 +6,7 @@ import csv
 import fcntl
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from nnunet_integration.sources import Pairs, RealCases, nested_subset, pairs_fo
 from sbldm.errors import DataError, InputError, StateError
 from sbldm.files import make_folder, read_json, write_json
 
-__all__ = ["locked", "plan_jobs", "run_jobs", "write_jobs"]
+__all__ = ["locked", "plan_jobs", "run_jobs", "split_fold", "write_jobs"]
 
 FOLDS = 5
 BUSY = 75  # exit code of a job that another process is at
@@ -58,25 +59,27 @@ def plan_jobs(
         StateError: a generator has no pairs for a number of real cases, or too few.
         DataError: a generator has learned from a case that is held out, or from other real cases than the arm has.
     """
-    tested = {f"test__{name}": real.content[name] for name in real.test}
-    jobs = []
+    for source in (p for p in pairs if p.generator in {arm.generator for arm in arms}):
+        if seen := source.seen({name: real.content[name] for name in real.test}):
+            raise DataError(
+                f"{source.folder} ({source.generator}) was made from {some(seen)}, which are tested on; use "
+                "a generator that has not learned from them, or other test cases."
+            )
+    tested, jobs = [f"test__{name}" for name in real.test], []
     for n in n_real:
         subset = nested_subset(real.train, n)
         for arm in arms:
-            source = pairs_for(pairs, arm.generator, subset) if arm.generator else None
-            if arm.generator and source is None:
-                what = f"{arm.name}: no pairs of {arm.generator} that were made from none but these {n} real cases"
-                if strict:
-                    raise StateError(f"{what}; train one on them and add {arm.generator}@{n}=RUN.")
-                print(f"Left out: {what}.")
-                continue
             for fold in folds or [None]:
-                held_out = subset[fold::FOLDS] if fold is not None else []
-                training = [name for name in subset if name not in held_out]
-                if not training:
-                    raise InputError(f"FOLDS={fold}: leaves none of {n} real cases to train on.")
-                train = _training_cases(arm, training, source, real, held_out)
-                validation = [f"real__{name}" for name in held_out] or list(tested)
+                training, held_out = split_fold(subset, fold)
+                source = pairs_for(pairs, arm.generator, subset, fold, training) if arm.generator else None
+                try:
+                    train = _training_cases(arm, training, source, real, held_out)
+                except StateError as error:
+                    if strict:
+                        raise
+                    print(f"Left out: {error}")
+                    continue
+                validation = [f"real__{name}" for name in held_out] or tested
                 for seed in seeds:
                     part = "" if fold is None else f"_fold{fold}"
                     jobs.append(
@@ -92,10 +95,19 @@ def plan_jobs(
                             "lineage": "" if source is None else "unknown" if source.lineage is None else "known",
                             "train": train,
                             "validation": validation,
-                            "test": list(tested),
+                            "test": tested,
                         }
                     )
     return jobs
+
+
+def split_fold(subset: Sequence[str], fold: int | None) -> tuple[list[str], list[str]]:
+    """Real cases that train and that a fold leaves out; an `InputError` when none is left to train."""
+    held_out = list(subset[fold::FOLDS]) if fold is not None else []
+    training = [name for name in subset if name not in held_out]
+    if not training or (fold is not None and not held_out):
+        raise InputError(f"FOLDS={fold}: {len(subset)} real cases cannot be split in {FOLDS}.")
+    return training, held_out
 
 
 def _training_cases(
@@ -105,25 +117,26 @@ def _training_cases(
     cases = [f"real__{name}" for name in training] if "real" in arm.train else []
     if "aug5" in arm.train:
         cases += [copy_id(name, k) for name in training for k in range(1, COPIES + 1)]
-    if source is None:
+    if not arm.generator:
         return cases
+    if source is None:
+        raise StateError(
+            f"{arm.name}: no pairs of {arm.generator} that were made from none but its {len(training)} real cases; "
+            f"train a generator on these (their list is in OUT/subsets) and add {arm.generator}@N_REAL=RUN to SYNTH."
+        )
     if not source.parents:
-        names = {*real.test, *held_out}
-        if seen := source.seen({name: real.content[name] for name in names}):
+        held_back = source.seen({name: real.content[name] for name in held_out})
+        if extra := held_back | (set(source.lineage or {}) - set(training)):
             raise DataError(
-                f"{arm.name}: {source.folder.name} was made from {some(seen)}, held out here for validation or test; "
-                "use a generator that has not learned from them."
-            )
-        if extra := set(source.lineage or {}) - set(training):
-            raise DataError(
-                f"{arm.name}: {source.folder.name} was made from real cases that this arm does not have "
+                f"{arm.name}: {source.folder.name} was made from real cases that this arm does not train on "
                 f"({some(extra)}); use a generator trained on the same {len(training)} cases."
             )
-    usable, count = source.usable(training), max(1, round(arm.amount * len(training)))
+    usable = source.usable({name: real.content[name] for name in training})
+    count = max(1, round(arm.amount * len(training)))
     if len(usable) < count:
         raise StateError(
-            f"{arm.name}: needs {count} pairs, {source.folder} has {len(usable)} that it may use; "
-            f"draw more: make synth RUN={source.folder.parents[1]} N={count}."
+            f"{arm.name}: needs {count} pairs, {source.folder} has {len(usable)} that may join these {len(training)} "
+            f"real cases; {source.more}."
         )
     return cases + [pair_id(source, name) for name in usable[:count]]
 
@@ -149,7 +162,8 @@ def write_jobs(pool: Pool, jobs: Sequence[dict[str, Any]]) -> list[Path]:
     held = {path.parent.name: read_json(path) for path in root.glob("*/job.json")}
     for job in jobs:
         if old := held.get(job["job"]):
-            if changed := [key for key in job if old.get(key) != job[key]]:
+            # Where the pairs lie may change, what they are may not (see `Pool.check_pairs`).
+            if changed := [key for key in job if key != "pairs" and old.get(key) != job[key]]:
                 raise StateError(
                     f"{root / job['job']}: was queued with other values of {', '.join(changed)}; choose another OUT, "
                     "or remove this folder to run it anew."
@@ -220,12 +234,20 @@ def run_jobs(folders: Sequence[Path], at_once: int, shard: tuple[int, int] = (1,
                 bar.update(sum(_iterations(folder) for folder in waiting) - bar.n)
         finally:
             for process in running.values():
-                process.kill()
+                _kill(process)
     if failed:
         raise StateError(
             f"{len(failed)} of {len(own)} jobs failed: {some(f.name for f in failed)}; see {failed[0] / 'log.txt'}. "
             "The same command tries them again."
         )
+
+
+def _kill(process: BaseProcess) -> None:
+    """The job and what it has started; it leads a group of its own."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        process.kill()
 
 
 def _start(folder: str) -> None:

@@ -124,7 +124,9 @@ class Pool:
             header = nib.load(case.mask).header
             spacing = header.get_zooms()[:3]
             scale = np.prod(np.divide(spacing, plan["spacing"] or spacing))
-            total += float(np.prod(header.get_data_shape()[:3])) * (2 + 6 * scale)  # raw int16; image and label
+            # As raw file and preprocessed: a label takes 1 and 2 bytes, an image 2 and 4.
+            a_voxel = 1 + 2 * scale + len(case.images) * (2 + 4 * scale)
+            total += float(np.prod(header.get_data_shape()[:3])) * a_voxel
         features = plan["features"]
         weights = 81 * sum(n * n for n in features) + 100 * sum(a * b for a, b in itertools.pairwise(features))
         return int(total + jobs * 8 * weights * (3 + len(self.budget["snapshots"])))
@@ -164,7 +166,8 @@ class Pool:
 
         Files of generators whose axes run as those of the real cases are linked, others are turned.
         """
-        clear_partial(self.folder)
+        for part in (self.raw, self.preprocessed):
+            clear_partial(part)
         axes = nib.aff2axcodes(nib.load(next(iter(real.train.values())).images[0]).affine)
         missing = [item for item in work if not self.label(item[0]).exists()]
         run_all("Raw pool", partial(_write_case, self, real.source, axes), missing, workers)
@@ -201,7 +204,7 @@ class Pool:
             make_folder(self.preprocessed)
             shutil.copyfile(preprocessed / "dataset_fingerprint.json", self.preprocessed / "dataset_fingerprint.json")
             write_json(self.preprocessed / f"{PLANS}.json", plans)
-        shutil.copyfile(self.raw / "dataset.json", self.preprocessed / "dataset.json")
+        write_json(self.preprocessed / "dataset.json", read_json(self.raw / "dataset.json"))
 
     def _preprocess(self, cases: list[str], workers: int) -> None:
         """nnU-Net's preprocessor on each case that has not been through it."""
@@ -214,7 +217,8 @@ class Pool:
 
 def pair_id(pairs: Pairs, name: str) -> str:
     """Name of a pair in the pool."""
-    return f"{pairs.generator}{pairs.n_real or ''}__{name}"
+    only = f"@{pairs.only.replace('/', '_')}" if pairs.only else ""
+    return f"{pairs.generator}{only}__{name}"
 
 
 def copy_id(name: str, copy: int) -> str:
@@ -246,12 +250,17 @@ def _one_thread() -> None:
 def _write_case(pool: Pool, source: Source, axes: tuple[str, ...], name: str, case: Case, copy: int) -> None:
     """Write one case in the orientation of the pool; the label last, as it marks the case done."""
     images, label = pool.images(name, len(source.channels)), pool.label(name)
-    same = nib.aff2axcodes(nib.load(case.images[0]).affine) == axes
-    if same and not name.startswith(OWN) and all(v is None for v in case.volume):
-        for path, target in zip((*case.images, case.mask), (*images, label), strict=True):
-            _link(path, target)
-        return
-    image, labels, affine = read_arrays(case, source)
+    if name.startswith(OWN):
+        image, labels, affine = read_arrays(case, source)
+    else:  # its labels are those of the pool already
+        same = nib.aff2axcodes(nib.load(case.images[0]).affine) == axes
+        if same and all(path.name.endswith(".nii.gz") for path in (*case.images, case.mask)):
+            for path, target in zip((*case.images, case.mask), (*images, label), strict=True):
+                _link(path, target)
+            return
+        opened = [nib.load(path) for path in case.images]
+        image, affine = np.stack([np.asarray(o.dataobj, np.float32) for o in opened]), opened[0].affine
+        labels = np.asarray(nib.load(case.mask).dataobj).astype(np.uint8)
     if copy:
         from nnunet_integration.offline import augmented_copy
 
@@ -261,8 +270,8 @@ def _write_case(pool: Pool, source: Source, axes: tuple[str, ...], name: str, ca
     for channel, path in zip(image, images, strict=True):
         whole = np.array_equal(channel, np.rint(channel)) and np.abs(channel).max() < np.iinfo(np.int16).max
         stored = channel.astype(np.int16 if whole else np.float32)
-        write_nifti(path, nib.apply_orientation(stored, turn), affine, scratch=pool.folder)
-    write_nifti(label, nib.apply_orientation(labels, turn).astype(np.uint8), affine, scratch=pool.folder)
+        write_nifti(path, nib.apply_orientation(stored, turn), affine, scratch=pool.raw)
+    write_nifti(label, nib.apply_orientation(labels, turn).astype(np.uint8), affine, scratch=pool.raw)
 
 
 def _link(path: Path, target: Path) -> None:

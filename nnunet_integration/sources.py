@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
+import shlex
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +13,19 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from tqdm import tqdm
 
 from sbldm.cases.layouts import Case, Source, content_hash, find_cases, plain_name, read_arrays
 from sbldm.cases.pipeline import original_cases
+from sbldm.cases.preflight import preflight
 from sbldm.errors import DataError, InputError, StateError
 from sbldm.files import read_json
 from sbldm.runs import Run
 
 __all__ = ["Pairs", "RealCases", "find_pairs", "find_real", "nested_subset", "pairs_for", "some"]
+
+
+RESERVED = ("real", "test", "synth", "aug", "aug5")  # the pool's own
 
 
 def some(names: Iterable[str], limit: int = 3) -> str:
@@ -55,31 +62,41 @@ class RealCases:
 
 
 def find_real(run: Run, data: str = "", test: str = "") -> RealCases:
-    """Training cases of a run and the test cases: the run's held-back ones, or all cases of a folder.
+    """Training cases of a run and the test cases: the run's held-back ones, or the sound cases of a folder.
 
     Raises:
         InputError, StateError: the run is not prepared, or its cases are not where they were.
-        DataError: a test case is a training case too, by name or by content.
+        DataError: a case cannot be read; or a test case is a training case too, by name or by content.
     """
     source = Source.from_config(**run.preset["data"])
     train = {case.name: case for case in original_cases(run, "train", data)}
     if test:
-        held_back = {case.name: case for case in find_cases(Path(test), source)}
+        if not Path(test).is_dir():
+            raise InputError(f"TEST={test}: no such folder.")
+        usable, _ = preflight(find_cases(Path(test), source), source, workers=1)
+        held_out = {case.name: case for case in usable}
     else:
-        held_back = {case.name: case for case in original_cases(run, "validation", data)}
-    content = {}
-    for name, case in (train | held_back).items():
-        sidecar = run.prepared / f"{name}.json"
-        known = read_json(sidecar).get("content") if sidecar.exists() and not (test and name in held_back) else None
-        content[name] = known or content_hash(read_arrays(case, source)[0][0])
-    if both := train.keys() & held_back.keys():
+        held_out = {case.name: case for case in original_cases(run, "validation", data)}
+    content = {name: _content(case, source, run) for name, case in train.items()}
+    if both := train.keys() & held_out.keys():
         raise DataError(f"TEST: {some(both)}: also among the training cases of {run.folder}; leave them out of one.")
+    content |= {name: _content(case, source, None if test else run) for name, case in held_out.items()}
     of_content = {content[name]: name for name in train}
-    for name in held_back:
+    for name in held_out:
         if twin := of_content.get(content[name]):
             raise DataError(f"TEST: {name} holds the same image as the training case {twin}; leave one of them out.")
     spacings = {_spacing(case.images[0]) for case in train.values()}
-    return RealCases(source, train, held_back, content, frozenset(spacings))
+    return RealCases(source, train, held_out, content, frozenset(spacings))
+
+
+def _content(case: Case, source: Source, run: Run | None) -> str:
+    """Content hash of a case's first image, as its run measured it or from its files."""
+    for path in (*case.images, case.mask):
+        if not path.is_file():
+            raise DataError(f"{path}: is missing; the case {case.name} was complete when it was prepared.")
+    sidecar = run.prepared / f"{case.name}.json" if run else None
+    known = read_json(sidecar).get("content") if sidecar and sidecar.exists() else None
+    return known or content_hash(read_arrays(case, source)[0][0])
 
 
 def _spacing(path: Path) -> tuple[float, ...]:
@@ -105,14 +122,15 @@ class Pairs:
 
     Attributes:
         generator: name in the arms.
-        n_real: the number of real cases these pairs may join (`sbldm@25=...`), or None for any.
+        only: the number of real cases, or that and the fold, whose arms these pairs may join (`sbldm@25=..`,
+            `sbldm@25/0=..`); empty for any.
         cases: files of each pair, in the order in which arms take them.
         lineage: real cases that the pairs descend from, with content hashes; None when the dataset does not say.
         parents: for pairs that descend from some of those alone, which.
     """
 
     generator: str
-    n_real: int | None
+    only: str
     folder: Path
     cases: dict[str, Case]
     lineage: dict[str, str] | None
@@ -124,36 +142,55 @@ class Pairs:
         hashes = set(lineage.values())
         return {name for name, content in held_out.items() if name in lineage or content in hashes}
 
-    def usable(self, training: Iterable[str]) -> list[str]:
-        """Pairs that descend from nothing but these real training cases, as far as single pairs say so."""
-        allowed = set(training)
-        return [name for name in self.cases if name not in self.parents or self.parents[name] <= allowed]
+    def usable(self, training: Mapping[str, str]) -> list[str]:
+        """Pairs that descend from nothing but these training cases (name -> content hash), as far as pairs say so."""
+        if not self.parents:
+            return list(self.cases)
+        lineage = self.lineage or {}
+        allowed = {name for name, content in training.items() if lineage.get(name) == content}
+        return [name for name in self.cases if self.parents[name] <= allowed]
+
+    @property
+    def more(self) -> str:
+        """How to draw more pairs, as the end of a message."""
+        if self.lineage is None:
+            return "add more to it, or ask for a smaller amount"
+        target = "copypaste" if self.parents else "synth"
+        return f"draw more with `make {target} RUN={self.folder.parents[1]} N=..`"
 
 
 def find_pairs(synth: str, run: Run, real: RealCases) -> list[Pairs]:
-    """Read SYNTH: `name=folder` or `name@N=folder`, blanks between; each folder a run or an nnU-Net raw dataset.
+    """Read SYNTH: `name=folder`, `name@N=folder` or `name@N/FOLD=folder`, blanks between (quote a folder with blanks).
 
-    Without SYNTH: every dataset under the run's `nnUNet_raw`, called by its name in small letters.
+    Each folder is a run or an nnU-Net raw dataset. Without SYNTH: every dataset under the run's `nnUNet_raw`, called by
+    its name in small letters.
 
     Raises:
         InputError: SYNTH is not of this form, or a name stands for two folders.
         StateError: there is no dataset of this name in that folder.
-        DataError: a dataset's channels, labels or spacing are not those of the real cases.
+        DataError: a dataset's channels, labels or spacing are not those of the real cases, a pair is not whole, or its
+            image is that of a test case.
     """
-    asked: dict[tuple[str, int | None], Path] = {}
+    asked: dict[tuple[str, str], Path] = {}
     if synth:
-        for word in synth.split():
-            match = re.fullmatch(r"([a-z][a-z0-9_]*)(?:@(\d+))?=(.+)", word)
-            if not match or match[1] in ("real", "synth", "aug", "aug5"):
-                raise InputError(f"SYNTH={word}: write name=folder or name@N_REAL=folder, in small letters.")
-            key = (match[1], int(match[2]) if match[2] else None)
+        for word in shlex.split(synth):
+            match = re.fullmatch(r"([^@=]+)(?:@(\d+(?:/\d+)?))?=(.+)", word)
+            if not match:
+                raise InputError(f"SYNTH={word}: write name=folder or name@N_REAL=folder.")
+            key = (match[1], match[2] or "")
             if key in asked:
                 raise InputError(f"SYNTH: {match[1]} stands for two folders.")
-            asked[key] = _dataset_folder(Path(match[3]).expanduser(), match[1])
+            asked[key] = _dataset_folder(Path(match[3]).expanduser().resolve(), match[1])
     else:
         for path in sorted((run.folder / "nnUNet_raw").glob("Dataset*_*/dataset.json")):
-            asked.setdefault((path.parent.name.split("_", 1)[1].lower(), None), path.parent)
-    return [_read_pairs(generator, n_real, folder, real) for (generator, n_real), folder in asked.items()]
+            asked.setdefault((path.parent.name.split("_", 1)[1].lower(), ""), path.parent.resolve())
+    for (generator, _), folder in asked.items():
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", generator) or generator in RESERVED:
+            raise InputError(
+                f"SYNTH={generator}={folder}: a generator's name has small letters, digits and underscores, and is "
+                f"none of {', '.join(RESERVED)}."
+            )
+    return [_read_pairs(generator, only, folder, real) for (generator, only), folder in asked.items()]
 
 
 def _dataset_folder(folder: Path, generator: str) -> Path:
@@ -167,8 +204,35 @@ def _dataset_folder(folder: Path, generator: str) -> Path:
     raise StateError(f"SYNTH={generator}={folder}: holds {what}; draw pairs with `make synth RUN={folder} N=..`.")
 
 
-def _read_pairs(generator: str, n_real: int | None, folder: Path, real: RealCases) -> Pairs:
-    path = folder / "dataset.json"
+def _read_pairs(generator: str, only: str, folder: Path, real: RealCases) -> Pairs:
+    """One dataset, with every pair looked at once."""
+    _check_description(folder / "dataset.json", real)
+    mark, manifest = folder / "lineage.json", folder / "manifest.csv"
+    lineage = read_json(mark)["cases"] if mark.is_file() else None
+    labels = {path.name.removesuffix(".nii.gz") for path in (folder / "labelsTr").glob("[!.]*.nii.gz")}
+    images = {path.name.removesuffix("_0000.nii.gz") for path in (folder / "imagesTr").glob("[!.]*_0000.nii.gz")}
+    names = sorted(labels | images)
+    parents: dict[str, frozenset[str]] = {}
+    if lineage is None:
+        print(f"Warning: {folder} does not say which real cases it was made from; make sure that none is tested on.")
+    elif manifest.is_file():
+        with open(manifest, newline="") as file:
+            rows = {row["pair"]: row for row in csv.DictReader(file)}
+        names = [name for name in names if name in rows]  # nothing else in the folder has this lineage
+        parents = {name: frozenset(rows[name]["parents"].split(";")) for name in names if "parents" in rows[name]}
+    tested = {real.content[name]: name for name in real.test}
+    cases = {}
+    for name in tqdm(names, desc=f"Checking the pairs of {generator}", unit="pair", leave=False):
+        images = tuple(folder / "imagesTr" / f"{name}_{k:04d}.nii.gz" for k in range(len(real.source.channels)))
+        case = Case(name, images, (None,) * len(images), folder / "labelsTr" / f"{name}.nii.gz", "nnU-Net raw", {})
+        if twin := tested.get(_check_pair(case, real)):
+            raise DataError(f"{case.images[0]}: holds the image of the test case {twin}; leave it out.")
+        cases[name] = case
+    return Pairs(generator, only, folder, cases, lineage, parents)
+
+
+def _check_description(path: Path, real: RealCases) -> None:
+    """Channels and labels must be those of the real cases, by name and number."""
     try:
         content = read_json(path)
         channels = [plain_name(content["channel_names"][str(k)]) for k in range(len(content["channel_names"]))]
@@ -183,41 +247,44 @@ def _read_pairs(generator: str, n_real: int | None, folder: Path, real: RealCase
         )
     if labels != {plain_name(name): number for name, number in ours["labels"].items()}:
         raise DataError(f"{path}: its labels are {content['labels']}, those of the real cases {ours['labels']}.")
-    cases = {case.name: case for case in find_cases(folder, real.source)}
-    for case in cases.values():
-        missing = [file for file in (*case.images, case.mask) if not file.is_file()]
-        if missing:
-            raise DataError(f"{missing[0]}: is missing; the pair {case.name} is not whole.")
-        if (spacing := _spacing(case.images[0])) not in real.spacings:
+
+
+def _check_pair(case: Case, real: RealCases) -> str:
+    """Content hash of a pair's first image, after a look at all its files; a `DataError` names what is wrong."""
+    contents = []
+    for path in (*case.images, case.mask):
+        try:
+            image = nib.load(path)
+            voxels = np.asarray(image.dataobj, np.float32)
+        except FileNotFoundError:
+            raise DataError(f"{path}: is missing; the pair {case.name} is not whole.") from None
+        except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
+            raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from None
+        if (spacing := _spacing(path)) not in real.spacings:
             raise DataError(
-                f"{case.images[0]}: its spacing {spacing} mm occurs in no real training case "
-                f"({some(map(str, real.spacings))})."
+                f"{path}: its spacing {spacing} mm occurs in no real training case ({some(map(str, real.spacings))})."
             )
-    mark, manifest = folder / "lineage.json", folder / "manifest.csv"
-    lineage = read_json(mark)["cases"] if mark.is_file() else None
-    parents = {}
-    if lineage is not None and manifest.is_file():
-        with open(manifest, newline="") as file:
-            parents = {
-                row["pair"]: frozenset(row["parents"].split()) for row in csv.DictReader(file) if "parents" in row
-            }
-    if lineage is None:
-        print(
-            f"Warning: {folder} does not say which real cases its pairs descend from; make sure that none is tested on."
-        )
-    return Pairs(generator, n_real, folder, cases, lineage, parents)
+        if contents and voxels.shape != contents[0].shape:
+            raise DataError(f"{path}: has shape {voxels.shape}, {case.images[0].name} {contents[0].shape}.")
+        if not np.isfinite(voxels).all():
+            raise DataError(f"{path}: holds voxels that are no numbers.")
+        contents.append(voxels)
+    if strange := set(np.unique(contents[-1]).tolist()) - set(range(1 + len(real.source.labels))):
+        raise DataError(f"{case.mask}: holds the label {min(strange):g}, which its dataset.json does not have.")
+    return content_hash(contents[0])
 
 
-def pairs_for(pairs: Sequence[Pairs], generator: str, training: Sequence[str]) -> Pairs | None:
-    """The dataset of a generator that may join these real training cases, or None.
+def pairs_for(
+    pairs: Sequence[Pairs], generator: str, subset: Sequence[str], fold: int | None, training: Sequence[str]
+) -> Pairs | None:
+    """The dataset of a generator for an arm with these real cases, or None.
 
-    One made for this number of cases comes first; else one that has learned from no other case than these.
+    One made for this number of cases (and this fold) comes first; else one that has learned from no other case than
+    those that train, or whose pairs say so one by one.
     """
     of_generator = [p for p in pairs if p.generator == generator]
-    for p in of_generator:
-        if p.n_real == len(training):
-            return p
-    for p in of_generator:
-        if p.n_real is None and (p.lineage is None or p.parents or set(p.lineage) <= set(training)):
-            return p
-    return None
+    exact = f"{len(subset)}" if fold is None else f"{len(subset)}/{fold}"
+    named = [p for p in of_generator if p.only == exact]
+    free = [p for p in of_generator if not p.only]
+    allowed = set(training)
+    return next(iter(named + [p for p in free if p.lineage is None or p.parents or set(p.lineage) <= allowed]), None)

@@ -23,10 +23,10 @@ def mean_and_spreads(scores: np.ndarray) -> dict[str, float]:
     """Mean of scores [S, C] of S seeds and C cases, and what varies how much, in the unit of the scores.
 
     Returns:
-        mean; sd_cases, the sample SD over cases of each case's mean over seeds; sd_seeds, the sample SD over seeds of
-        each seed's mean over cases. A spread of a single value is NaN.
+        mean; sd_cases, the sample SD over cases of each case's mean over seeds; sd_trainings, the sample SD over seeds
+        of each seed's mean over cases. A spread of a single value is NaN.
     """
-    return {"mean": float(scores.mean()), "sd_cases": _sd(scores.mean(0)), "sd_seeds": _sd(scores.mean(1))}
+    return {"mean": float(scores.mean()), "sd_cases": _sd(scores.mean(0)), "sd_trainings": _sd(scores.mean(1))}
 
 
 def paired_difference(

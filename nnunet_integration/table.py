@@ -107,7 +107,11 @@ def _number(value: Any, digits: int = 3) -> str:
 
 def _spread(row: dict[str, Any], metric: str, digits: int = 3) -> str:
     text = f"{_number(row[f'{metric}_mean'], digits)} ± {_number(row[f'{metric}_sd_cases'], digits)}"
-    return text if math.isnan(row[f"{metric}_sd_seeds"]) else f"{text} / {_number(row[f'{metric}_sd_seeds'], digits)}"
+    return (
+        text
+        if math.isnan(row[f"{metric}_sd_trainings"])
+        else f"{text} / {_number(row[f'{metric}_sd_trainings'], digits)}"
+    )
 
 
 def markdown(results: Results, rows: list[dict[str, Any]]) -> str:
@@ -120,8 +124,8 @@ def markdown(results: Results, rows: list[dict[str, Any]]) -> str:
         "",
         f"Real nnU-Net v2 ({network}), {budget['iterations']} iterations for every arm, one plan made from the real "
         "training cases alone, final weights, no mirroring at prediction. Test and validation cases are real; the "
-        "validation list only draws nnU-Net's log. Spread: mean ± SD over test cases / SD over seeds. Differences are "
-        f"paired by test case against `{book.baseline}`.",
+        "validation list only draws nnU-Net's log. Spread: mean ± SD over test cases / SD over trainings (seeds and "
+        f"folds). Differences are paired by test case against `{book.baseline}`.",
         "",
     ]
     for n in results.n_real:
@@ -144,10 +148,10 @@ def markdown(results: Results, rows: list[dict[str, Any]]) -> str:
     if any(row["lineage"] == "unknown" for row in rows):
         names = ", ".join(sorted({f"`{row['arm']}`" for row in rows if row["lineage"] == "unknown"}))
         page.append(f"- **Lineage unknown** for {names}: the dataset does not say which real cases it was made from.")
-    if any(row["seeds"] == 1 for row in rows):
+    if any(row["jobs"] == 1 for row in rows):
         page.append(
-            "- **One seed** in some arms: their intervals hold the spread over cases alone, and are too narrow by "
-            "that of the trainings."
+            "- **One training** in some arms: their intervals hold the spread over cases alone, and are too narrow by "
+            "that between trainings."
         )
     if results.unfinished:
         page.append(f"- **Not finished**: {', '.join(results.unfinished)}.")

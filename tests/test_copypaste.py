@@ -218,7 +218,7 @@ def test_dataset(pasted_run: Path, phantom_cases: Path) -> None:
     lineage = json.loads((pasted_run / DATASET / "lineage.json").read_text())["cases"]
     assert lineage == {n: json.loads((pasted_run / "prepared" / f"{n}.json").read_text())["content"] for n in names}
     assert [row["seed"] for row in table] == ["0", "1", "2"] and len(files) == 6
-    parents = [row["parents"].split() for row in table]
+    parents = [row["parents"].split(";") for row in table]
     assert all(donor != receiver and {donor, receiver} <= set(names) for donor, receiver in parents)
     assert len({receiver for _, receiver in parents}) == 3
     for row, (_, receiver) in zip(table, parents, strict=True):
@@ -260,7 +260,7 @@ def test_alone_and_again(tmp_path: Path, pasted_run: Path) -> None:
 def test_receivers_take_turns(prepared_run: Path) -> None:
     """Among five cases, ten seeds in a row from 0 let each receive twice; donors differ."""
     training = _Training(Run.at(prepared_run), "")
-    parents = [training.draw(seed)[2]["parents"].split() for seed in range(10)]
+    parents = [training.draw(seed)[2]["parents"].split(";") for seed in range(10)]
     assert Counter(receiver for _, receiver in parents) == dict.fromkeys(train_names(prepared_run), 2)
     assert len({donor for donor, _ in parents}) > 2
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from nnunet_integration.arms import ArmBook, load_budget
-from nnunet_integration.evaluation import Question, export
+from nnunet_integration.evaluation import Question, _with_amounts, export
 from nnunet_integration.jobs import plan_jobs
 from nnunet_integration.pool import Pool, _write_case
 from nnunet_integration.sources import Pairs, RealCases, find_pairs, find_real, nested_subset
@@ -61,7 +61,7 @@ def test_real_cases_are_those_of_the_run(drawn_run, real):
 
 def test_pairs_carry_their_lineage(drawn_run, real):
     (pairs,) = pairs_of(drawn_run, real)
-    assert pairs.generator == "sbldm" and pairs.n_real is None and len(pairs.cases) == 3
+    assert pairs.generator == "sbldm" and pairs.only == "" and len(pairs.cases) == 3
     assert pairs.lineage == {name: real.content[name] for name in real.train}
     assert pairs.seen({"x": real.content[next(iter(real.train))]}) == {"x"}  # by content, under another name
     assert pairs.seen({name: real.content[name] for name in real.test}) == set()
@@ -132,19 +132,24 @@ def test_a_generator_that_saw_a_held_out_case_is_refused(drawn_run, real):
     (pairs,) = pairs_of(drawn_run, real)
     test_case = next(iter(real.test))
     spoilt = replace(pairs, lineage=pairs.lineage | {"renamed": real.content[test_case]})
-    with pytest.raises(DataError, match=f"made from {test_case}, held out here"):
-        plan(["real+sbldm"], real, [replace(spoilt, n_real=len(real.train))])
-    with pytest.raises(DataError, match="held out here for validation or test"):
-        plan(["real+sbldm"], real, [replace(pairs, n_real=len(real.train))], folds=[0])
+    for synth in (
+        spoilt,
+        replace(spoilt, only="5"),
+        replace(spoilt, parents={name: frozenset() for name in pairs.cases}),
+    ):
+        with pytest.raises(DataError, match=f"made from {test_case}, which are tested on"):
+            plan(["real+sbldm"], real, [synth], strict=False)
+    with pytest.raises(DataError, match="real cases that this arm does not train on"):
+        plan(["real+sbldm"], real, [replace(pairs, only="5/0")], folds=[0])
 
 
 def test_a_generator_that_saw_more_real_cases_than_the_arm(drawn_run, real):
     pairs = pairs_of(drawn_run, real)
-    with pytest.raises(StateError, match=r"no pairs of sbldm .* these 3 real cases; train one on them"):
+    with pytest.raises(StateError, match=r"no pairs of sbldm .* its 3 real cases; train a generator on these"):
         plan(["real+sbldm"], real, pairs, n_real=[3])
     assert plan([], real, pairs, n_real=[3], strict=False)[-1]["arm"] == "real+aug5"  # standard arms: left out, said so
-    with pytest.raises(DataError, match="real cases that this arm does not have"):
-        plan(["real+sbldm"], real, [replace(pairs[0], n_real=3)], n_real=[3])
+    with pytest.raises(DataError, match="real cases that this arm does not train on"):
+        plan(["real+sbldm"], real, [replace(pairs[0], only="3")], n_real=[3])
 
 
 def test_pairs_with_parents_of_their_own(drawn_run, real):
@@ -157,12 +162,12 @@ def test_pairs_with_parents_of_their_own(drawn_run, real):
     copypaste = replace(pairs, parents=own)
     (job,) = plan(["real+sbldm"], real, [copypaste], n_real=[2])
     assert job["train"][2:] == [f"sbldm__{name}" for name in list(pairs.cases)[:2]]
-    with pytest.raises(StateError, match=r"needs 5 pairs, .* has 3 that it may use"):
+    with pytest.raises(StateError, match=r"needs 5 pairs, .* has 3 that may join .*make copypaste"):
         plan(["real+sbldm"], real, [copypaste])
 
 
 def test_too_few_pairs_say_how_many(drawn_run, real):
-    with pytest.raises(StateError, match=r"needs 5 pairs, .* has 3 .*make synth RUN=.* N=5"):
+    with pytest.raises(StateError, match=r"needs 5 pairs, .* has 3 .*make synth RUN=.* N="):
         plan(["real+sbldm"], real, pairs_of(drawn_run, real))
 
 
@@ -200,10 +205,56 @@ def test_datasets_that_do_not_fit(drawn_run, real, foreign):
         pairs_of(drawn_run, real, f"gan={foreign}")
 
 
-@pytest.mark.parametrize("synth", ["sbldm", "real=runs/x", "SBLDM=runs/x", "a=runs/x a=runs/y", "sbldm@x=runs/x"])
-def test_wrong_synth(drawn_run, real, synth):
-    with pytest.raises((InputError, StateError), match="SYNTH"):
-        pairs_of(drawn_run, real, synth)
+@pytest.mark.parametrize("synth", ["sbldm", "a={0} a={0}", "sbldm@x={0}", "real={0}", "test={0}", "SBLDM={0}"])
+def test_wrong_synth(drawn_run, real, foreign, synth):
+    with pytest.raises(InputError, match="SYNTH"):
+        pairs_of(drawn_run, real, synth.format(foreign))
+
+
+def test_a_folder_with_blanks_and_datasets_that_may_not_be_called_so(drawn_run, real, foreign, tmp_path):
+    spaced = foreign.rename(tmp_path / "my gan")
+    assert pairs_of(drawn_run, real, f"gan='{spaced}'")[0].folder == spaced
+    run = copy_run(drawn_run, tmp_path)
+    shutil.copytree(spaced, run / "nnUNet_raw" / "Dataset600_Real")
+    with pytest.raises(InputError, match="SYNTH=real="):
+        pairs_of(run, real)
+
+
+def test_what_stands_in_the_pairs_is_looked_at(drawn_run, real, foreign):
+    """A label that dataset.json does not have, a value that is no number, and the image of a test case."""
+    label, image = foreign / "labelsTr/SBLDM_000001.nii.gz", foreign / "imagesTr/SBLDM_000001_0000.nii.gz"
+    sound = {path: nib.load(path) for path in (label, image)}
+    voxels = {path: np.asarray(held.dataobj) for path, held in sound.items()}
+
+    def refused(path, values, message):
+        nib.save(nib.Nifti1Image(values, sound[path].affine), path)
+        with pytest.raises(DataError, match=message):
+            pairs_of(drawn_run, real, f"gan={foreign}")
+        nib.save(nib.Nifti1Image(voxels[path], sound[path].affine), path)
+
+    refused(label, voxels[label] * np.uint8(255), "holds the label 255")
+    refused(image, np.where(voxels[image] > 0, np.nan, 0).astype(np.float32), "no numbers")
+    refused(label, voxels[label][:-1], "has shape")
+    case = next(iter(real.test.values()))
+    tested = np.asarray(nib.load(case.images[0]).dataobj)
+    refused(image, tested, f"SBLDM_000001_0000.nii.gz: holds the image of the test case {case.name}")
+
+
+def test_only_what_the_manifest_lists_has_the_lineage(drawn_run, real, tmp_path):
+    run = copy_run(drawn_run, tmp_path)
+    folder = next((run / "nnUNet_raw").glob("Dataset*"))
+    for part, end in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
+        shutil.copy(folder / part / f"SBLDM_000000{end}", folder / part / f"Added{end}")
+    (pairs,) = pairs_of(run, real)
+    assert list(pairs.cases) == [f"SBLDM_00000{i}" for i in range(3)]
+
+
+def test_amount_nothing_is_the_arm_without_pairs():
+    book = ArmBook.load()
+    arms = _with_amounts(book.choose(["real+aug", "real+sbldm+aug"], ["sbldm"]), [0, 0.5, 1], book)
+    assert [arm.name for arm in arms] == ["real+aug", "real+sbldm+aug@0.5x", "real+sbldm+aug"]
+    arms = _with_amounts(book.choose(["real+sbldm", "sbldm"], ["sbldm"]), [0, 2], book)
+    assert [arm.name for arm in arms] == ["real+sbldm@2x", "real", "sbldm@2x"]  # nothing is left of sbldm alone
 
 
 def test_nothing_is_written_before_all_checks(drawn_run, tmp_path, monkeypatch):
@@ -239,7 +290,7 @@ def test_room_grows_with_cases_and_jobs(real, tmp_path):
     one = pool.needs(pool.work(real, [], copies=False), 1)
     five = pool.needs(pool.work(real, [], copies=True), 1)
     voxels = 60 * 60 * 39
-    assert five - one == 4 * len(real.train) * voxels * (2 + 6)  # the spacing of the plan is that of the cases
+    assert five - one == 4 * len(real.train) * voxels * (1 + 2 + 2 + 4)  # the spacing of the plan is theirs
     assert pool.needs([], 2) == 2 * pool.needs([], 1) > 0
 
 

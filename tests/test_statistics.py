@@ -21,14 +21,14 @@ from nnunet_integration.statistics import (
 
 def test_mean_and_spreads():
     found = mean_and_spreads(np.array([[1, 2, 3], [3, 4, 5.0]]))
-    assert found == pytest.approx({"mean": 3, "sd_cases": 1, "sd_seeds": math.sqrt(2)})
+    assert found == pytest.approx({"mean": 3, "sd_cases": 1, "sd_trainings": math.sqrt(2)})
 
 
 @pytest.mark.filterwarnings("error")
 def test_one_seed_or_case_has_no_spread():
-    assert math.isnan(mean_and_spreads(np.array([[1, 2, 3.0]]))["sd_seeds"])
+    assert math.isnan(mean_and_spreads(np.array([[1, 2, 3.0]]))["sd_trainings"])
     found = mean_and_spreads(np.array([[1.0], [3.0]]))
-    assert math.isnan(found["sd_cases"]) and found["sd_seeds"] == pytest.approx(math.sqrt(2))
+    assert math.isnan(found["sd_cases"]) and found["sd_trainings"] == pytest.approx(math.sqrt(2))
 
 
 def test_interval_of_gaussian_differences():

@@ -59,6 +59,9 @@ class _Job:
         super().on_epoch_start()
 
     def on_epoch_end(self):
+        done = (self.current_epoch + 1) * self.num_iterations_per_epoch
+        if done in self.job["budget"]["snapshots"]:  # before the checkpoint from which a resumed training goes on
+            self.save_checkpoint(os.path.join(self.output_folder, f"checkpoint_{done:06d}.pth"))
         super().on_epoch_end()
         iterations, last = self.current_epoch * self.num_iterations_per_epoch, {}
         for name in ("train_losses", "val_losses", "mean_fg_dice", "epoch_start_timestamps", "epoch_end_timestamps"):
@@ -74,10 +77,6 @@ class _Job:
         with temporary.open("w", newline="") as stream:
             csv.writer(stream).writerows([CURVE, *rows])
         temporary.replace(file)
-        if iterations in self.job["budget"]["snapshots"]:
-            self.current_epoch -= 1  # as nnU-Net does at the end of training
-            self.save_checkpoint(os.path.join(self.output_folder, f"checkpoint_{iterations:06d}.pth"))
-            self.current_epoch += 1
 
     def save_checkpoint(self, filename: str) -> None:
         """Whole or not at all: nnU-Net would resume from a half-written file."""

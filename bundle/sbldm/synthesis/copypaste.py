@@ -27,7 +27,7 @@ from sbldm.cases.geometry import NativeGrid
 from sbldm.cases.layouts import Source, content_hash, read_arrays
 from sbldm.cases.pipeline import original_cases
 from sbldm.errors import DataError, StateError
-from sbldm.files import clear_partial, read_json
+from sbldm.files import read_json
 from sbldm.runs import Run
 from sbldm.synthesis.figures import contact_sheet
 from sbldm.synthesis.raw_dataset import RawDataset
@@ -232,7 +232,7 @@ class _Training:
             if pair:
                 grid, working = (NativeGrid.from_state(self.sidecars[receiver][k]) for k in ("native", "working"))
                 measured = to_dict(measure(pair[1], grid.frame(working)))
-                record = {"seed": seed, "parents": f"{donor} {receiver}"}
+                record = {"seed": seed, "parents": f"{donor};{receiver}"}
                 record |= {f"measured_{k}": v for k, v in measured.items()} | {"redrawn": redrawn}
                 return *pair, record | {"seconds": round(time.perf_counter() - begun, 3)}
         return None
@@ -293,9 +293,7 @@ def draw_pairs(run: Run, data: str, n: int | str, seed: int, dataset_id: str, na
         count = output.compile()
     print(f"{output.folder}: {count} pairs.")
     if count:
-        figures = run.folder / "figures"
-        clear_partial(figures)
-        contact_sheet(output.folder, figures / f"{output.folder.name}.png")
+        contact_sheet(output.folder, run.folder / "figures" / f"{output.folder.name}.png")
     if failed:
         raise DataError(
             f"{output.folder}: {len(failed)} pair(s) not made ({failed[0]}): {DONORS} tumours found no place in the "

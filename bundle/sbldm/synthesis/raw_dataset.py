@@ -32,7 +32,7 @@ class RawDataset:
         affine: voxel indices to RAS millimetres, for image and mask alike.
         settings: what all its pairs have in common, kept in `synthesis.json`.
         lineage: real cases that the pairs descend from and their content hashes, kept in `lineage.json`; a record that
-            descends from some of them alone names those in `parents`, separated by blanks.
+            descends from some of them alone names those in `parents`, separated by semicolons.
     """
 
     folder: Path
