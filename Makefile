@@ -36,8 +36,7 @@ DEMO := runs/demo
 export DEVICE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint phantom data prepare train train-autoencoder train-diffusion synth copypaste verify \
-  nnunet-eval plateau bench
+.PHONY: help install demo test test-slow lint phantom data prepare train train-autoencoder train-diffusion synth copypaste verify nnunet-eval plateau bench
 
 help: ## this page
 	@echo "SBLDM - synthetic FLAIR + tumour-mask pairs for nnU-Net"; echo
