@@ -63,7 +63,7 @@ def test_raw_dataset(drawn_run: Path, phantom_cases: Path) -> None:
         [f"imagesTr/{n}_0000.nii.gz" for n in names]
         + [f"labelsTr/{n}.nii.gz" for n in names]
         + [f"records/{n}.json" for n in names]
-        + ["dataset.json", "manifest.csv", "synthesis.json"]
+        + ["dataset.json", "lineage.json", "manifest.csv", "synthesis.json"]
     )
     case = nib.load(next(phantom_cases.rglob("*_flair.nii.gz")))
     for name in names:
