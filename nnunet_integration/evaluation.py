@@ -68,8 +68,8 @@ def export(question: Question, out: Path, workers: int) -> list[Path]:
     if question.amounts:
         arms = _with_amounts(arms, question.amounts, book)
     n_real = question.n_real or [len(real.train)]
-    asked = (arms, n_real, question.folds, question.seeds)
-    jobs = plan_jobs(*asked, real, pairs, question.budget, strict=bool(question.arms))
+    strict = bool(question.arms)
+    jobs = plan_jobs(arms, n_real, question.folds, question.seeds, real, pairs, question.budget, strict)
     pool = Pool(out, question.budget)
     settings = {
         "run": str(question.run.folder),

@@ -29,7 +29,6 @@ from sbldm.files import make_folder, read_json, write_csv, write_json
 
 __all__ = ["run_job"]
 
-
 TRAINERS = Path(__file__).parent / "trainers"
 
 

@@ -69,7 +69,7 @@ class _Job:
         seconds = last["epoch_end_timestamps"] - last["epoch_start_timestamps"]
         values = (last["train_losses"], last["val_losses"], last["mean_fg_dice"], seconds)
         file = self.job_file.parent / "curve.csv"
-        # A kill between checkpoint and row loses or doubles one row at most: keep what lies before this epoch.
+        # A kill may have left rows of epochs that are done again; one between checkpoint and row loses that row.
         rows = [row for row in csv.reader(file.open()) if row[0].isdigit()] if file.exists() else []
         rows = [row for row in rows if int(row[0]) < self.current_epoch]
         rows.append([self.current_epoch, iterations, *(f"{value:.5g}" for value in values)])
