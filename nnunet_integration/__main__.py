@@ -155,6 +155,18 @@ def verify(arguments: argparse.Namespace) -> None:
     verify_dataset(Path(arguments.run).absolute(), arguments.dataset, _one("WORKERS", arguments.workers, 1))
 
 
+def predict(arguments: argparse.Namespace) -> None:
+    """Predict all images of a folder with a trained nnU-Net model."""
+    from nnunet_integration.predict import predict_folder
+    from sbldm.cases.layouts import read_case_list
+
+    names = read_case_list(Path(arguments.cases)) if arguments.cases else None
+    files = predict_folder(
+        arguments.model, Path(arguments.images), Path(arguments.out), names, arguments.fold, arguments.checkpoint
+    )
+    print(f"{arguments.out}: {len(files)} predictions.")
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     top = argparse.ArgumentParser(
@@ -203,6 +215,19 @@ def parser() -> argparse.ArgumentParser:
     command("plateau", plateau, place, what, arms_file, budget, how, amounts)
     dataset = {"dataset": ("501", "nnU-Net dataset number"), "workers": ("1", "nnU-Net processes")}
     command("verify", verify, {"run": place["run"]}, dataset)
+    which = {
+        "cases": ("", "text file of case names, one a line (default: all)"),
+        "fold": ("", "fold of the model (default: all that have the checkpoint, together)"),
+        "checkpoint": ("checkpoint_final.pth", "file name of the weights"),
+    }
+    needed = {
+        "model": "trained nnU-Net model folder, a finished job folder, or a run folder (its best real-only job)",
+        "images": "nnU-Net raw dataset, folder of ID_0000.nii.gz files, or folder of cases",
+        "out": "folder of the predictions",
+    }
+    predicting = command("predict", predict, which)
+    for option, text in needed.items():
+        predicting.add_argument(f"--{option}", required=True, help=text)
     return top
 
 

@@ -23,8 +23,8 @@ from nnunetv2.run.run_training import run_training
 
 from nnunet_integration.jobs import BUSY
 from nnunet_integration.pool import PLANS, Pool
-from nnunet_integration.scores import score_folder
 from sbldm.device import choose_device
+from sbldm.evaluation.segmentation import score_folder
 from sbldm.files import make_folder, read_json, write_csv, write_json
 
 __all__ = ["run_job"]

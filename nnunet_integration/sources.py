@@ -21,6 +21,7 @@ from sbldm.cases.preflight import preflight
 from sbldm.errors import DataError, InputError, StateError
 from sbldm.files import read_json
 from sbldm.runs import Run
+from sbldm.synthesis.gate import too_many_copies
 
 __all__ = ["Pairs", "RealCases", "find_pairs", "find_real", "nested_subset", "pairs_for", "some"]
 
@@ -219,6 +220,7 @@ def _read_pairs(generator: str, only: str, folder: Path, real: RealCases) -> Pai
         with open(manifest, newline="") as file:
             rows = {row["pair"]: row for row in csv.DictReader(file)}
         names = [name for name in names if name in rows]  # nothing else in the folder has this lineage
+        _check_copies(folder, list(rows.values()))
         parents = {name: frozenset(rows[name]["parents"].split(";")) for name in names if "parents" in rows[name]}
     tested = {real.content[name]: name for name in real.test}
     cases = {}
@@ -229,6 +231,17 @@ def _read_pairs(generator: str, only: str, folder: Path, real: RealCases) -> Pai
             raise DataError(f"{case.images[0]}: holds the image of the test case {twin}; leave it out.")
         cases[name] = case
     return Pairs(generator, only, folder, cases, lineage, parents)
+
+
+def _check_copies(folder: Path, rows: list[dict[str, str]]) -> None:
+    """Refuse a dataset in which too many pairs look like training cases, unless the gate was overridden on purpose."""
+    overridden = sum(row.get("gate", "").startswith("OVERRIDDEN") for row in rows)
+    if overridden:
+        print(f"WARNING: {folder}: the gate was overridden for {overridden} pair(s); see its manifest.csv.")
+    if verdict := too_many_copies(rows):
+        if read_json(folder / "synthesis.json").get("gate") != "off":
+            raise StateError(f"{folder}: {verdict}; leave it out, or draw it with GATE=off to use it all the same.")
+        print(f"WARNING: {folder}: {verdict}; used all the same, as it was drawn with GATE=off.")
 
 
 def _check_description(path: Path, real: RealCases) -> None:

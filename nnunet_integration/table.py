@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from nnunet_integration.results import METRICS, ArmResults, Results
-from nnunet_integration.scores import SIZE_BINS_ML, size_bin
 from nnunet_integration.statistics import (
     detectable_difference,
     holm,
@@ -19,6 +18,7 @@ from nnunet_integration.statistics import (
     verdict,
     wilcoxon_p,
 )
+from sbldm.evaluation.segmentation import SIZE_BINS_ML, size_bin
 from sbldm.files import atomic_path, write_csv
 
 __all__ = ["compare", "table_rows", "write_table"]

@@ -147,6 +147,25 @@ def test_scores_agree_with_nnunet(evaluated):
             assert float(row["iou"]) == pytest.approx(theirs[row["case"]]["IoU"], abs=1e-6)
 
 
+def test_predict_repeats_what_the_job_predicted(question, evaluated, drawn_run, tmp_path, cli):
+    """The evaluation stands for its job `real+aug`, whose test cases are predicted alike from their own files."""
+    test, out = question[question.index("--test") + 1], tmp_path / "out"
+    words = ("predict", "--images", test, "--out", out, "--model")
+    done = cli(*words, evaluated, module="nnunet_integration")
+    assert done.returncode == 0, done.stderr
+    assert len(list(out.glob("*.nii.gz"))) == 3
+    for file in out.glob("*.nii.gz"):
+        expected = nib.load(evaluated / "jobs/real+aug_n5_seed0/predictions" / f"test__{file.name}")
+        found = nib.load(file)
+        assert np.array_equal(np.asarray(found.dataobj), np.asarray(expected.dataobj))
+        assert np.allclose(found.affine, expected.affine)
+    model = read_json(out / "model.json")
+    assert (model["trainer"], model["arm"]) == ("SBLDMTrainer", "real+aug")
+    assert sorted(model["train"]) == sorted(read_json(drawn_run / "lists.json")["train"])
+    other = cli(*words, evaluated / "jobs/real_n5_seed0", module="nnunet_integration")
+    assert "holds predictions of another model" in one_line(other, 4)
+
+
 def test_the_table(evaluated):
     table = {row["arm"]: row for row in rows(evaluated / "table2.csv")}
     assert list(table) == ["real", "real+aug", "real+sbldm+some"]

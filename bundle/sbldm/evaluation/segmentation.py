@@ -1,4 +1,4 @@
-"""How well predictions of nnU-Net match their references: overlap, surfaces and lesions of one foreground.
+"""How well predicted masks match their references: overlap, surfaces and lesions of one foreground.
 
 Empty masks: when reference and prediction are both empty, DSC = IoU = NSD = 1 and HD95 = 0 mm; when one of them is,
 DSC = IoU = NSD = 0 and HD95 = 374 mm (the rule of BraTS; nnU-Net's summary.json has NaN for the first case).
