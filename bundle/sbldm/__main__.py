@@ -111,9 +111,21 @@ def synth(arguments: argparse.Namespace) -> None:
         request=request,
         sampling={name: getattr(arguments, name) or None for name in SAMPLING},
         batch=_whole("BATCH", arguments.batch, 1),
+        gate=arguments.gate,
+        tolerance=arguments.tol,
         dataset_id=arguments.dataset,
         dataset_name=arguments.name,
     )
+
+
+def sweep(arguments: argparse.Namespace) -> None:
+    """Draw tumours of five sizes at one place and of one size at five places, all else equal."""
+    from sbldm.device import choose_device
+    from sbldm.synthesis.sweep import draw_sweeps, sweep_figure
+
+    run, seed = Run.at(arguments.run), _whole("SEED", arguments.seed, 0)
+    steps = _whole("STEPS", arguments.steps, 1) if arguments.steps else None
+    sweep_figure(draw_sweeps(run, choose_device(), steps, seed), run.folder / "figures" / "sweeps.png")
 
 
 def copypaste(arguments: argparse.Namespace) -> None:
@@ -171,8 +183,16 @@ def parser() -> argparse.ArgumentParser:
         eta=("", "share of fresh noise in ddim"),
         guidance=("", "1: the request alone; above 1: followed more strictly"),
         batch=("1", "pairs drawn at once"),
+        tol=("", "draw again until within per cent of the volume and mm of the centre: 20,10"),
+        gate=("on", "off: write copies and implausible pairs too, marked in the manifest"),
         dataset=("501", "nnU-Net dataset number"),
         name=("SBLDM", "nnU-Net dataset name"),
+    )
+    command(
+        sweep,
+        run=run,
+        steps=("", "network evaluations an image; as the preset says when empty"),
+        seed=("0", "of the noise, the same for every image"),
     )
     command(
         copypaste,

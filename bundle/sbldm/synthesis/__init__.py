@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sbldm.synthesis.gate import Gate
 from sbldm.synthesis.model import Model, PairSampler
 from sbldm.synthesis.pairs import Pair, finish_pair
 from sbldm.synthesis.raw_dataset import RawDataset
@@ -9,6 +10,7 @@ from sbldm.synthesis.requests import PairRequests, RequestBatch, read_asked
 from sbldm.synthesis.session import PairWriter, run
 
 __all__ = [
+    "Gate",
     "Model",
     "Pair",
     "PairRequests",

@@ -29,6 +29,7 @@ from sbldm.cases.pipeline import original_cases
 from sbldm.errors import DataError, StateError
 from sbldm.files import read_json
 from sbldm.runs import Run
+from sbldm.synthesis.datasheet import write_datasheet
 from sbldm.synthesis.figures import contact_sheet
 from sbldm.synthesis.raw_dataset import RawDataset
 from sbldm.synthesis.requests import count_pairs
@@ -294,6 +295,7 @@ def draw_pairs(run: Run, data: str, n: int | str, seed: int, dataset_id: str, na
     print(f"{output.folder}: {count} pairs.")
     if count:
         contact_sheet(output.folder, run.folder / "figures" / f"{output.folder.name}.png")
+        write_datasheet(output.folder)
     if failed:
         raise DataError(
             f"{output.folder}: {len(failed)} pair(s) not made ({failed[0]}): {DONORS} tumours found no place in the "

@@ -1,4 +1,4 @@
-"""From decoded volumes to a finished pair in the native grid, and the gate that keeps useless ones out."""
+"""From decoded volumes to a finished pair in the native grid."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from sbldm.cases.geometry import to_native
+from sbldm.cases.geometry import WorkingGrid, brain_centre, to_native
 from sbldm.synthesis.model import Model
 from sbldm.tumour.characteristics import measure
 
@@ -25,8 +25,8 @@ class Pair:
         image: `[C, X, Y, Z]` int16, background exactly 0: scanner units of the training data, or 1 to 1000 where those
             are too small for whole numbers (data that were normalised before).
         labels: `[X, Y, Z]` uint8, 0 background, k the k-th label.
-        measured: characteristics `[9]`, or None without a tumour.
-        fault: why the gate refuses it, or an empty string.
+        measured: characteristics `[9]`, positions from the centre of the brain's bounding box; None without a tumour.
+        fault: why it is no pair at all, or an empty string (more is looked at by `Gate`).
     """
 
     image: np.ndarray
@@ -62,7 +62,11 @@ def finish_pair(volume: np.ndarray, model: Model) -> Pair:
         fault = f"{100 * outside:.0f} % of the mask outside the brain"
     else:
         fault = ""
-    measured = measure(tumour, native.frame(working)) if volume_ml >= LEAST_ML else None
+    measured = None
+    if volume_ml >= LEAST_ML:  # in the frame of the training cases: millimetres from the centre of this brain's box
+        centre, _ = brain_centre(brain, native.image())
+        grid = WorkingGrid.from_config(**model.preset["grid"])
+        measured = measure(tumour, native.frame(grid.placed(centre, working.direction)))
     return Pair(np.rint(np.stack(images)).astype(np.int16), labels, measured, fault)
 
 

@@ -115,11 +115,19 @@ class RawDataset:
             write_nifti(path, channel, self.affine, scratch=self.folder)
         write_json(self.folder / "records" / f"{name}.json", {"pair": name} | record)
 
+    def give_up(self, seed: int, faults: Sequence[str]) -> None:
+        """Write down why a pair was refused at every attempt."""
+        name = self.name(seed)
+        content = {"pair": name, "seed": seed, "attempts": len(faults), "refused_because": "; ".join(faults)}
+        write_json(self.folder / "records" / "given_up" / f"{name}.json", content)
+
     def compile(self) -> int:
-        """Write `manifest.csv` and `dataset.json` from the records; return the number of pairs."""
+        """Write `manifest.csv`, `given_up.csv` and `dataset.json` from the records; return the number of pairs."""
         records = [read_json(path) for path in sorted((self.folder / "records").glob("*.json"))]
         if records:
             write_csv(self.folder / "manifest.csv", records)
+        if given_up := [read_json(path) for path in sorted((self.folder / "records" / "given_up").glob("*.json"))]:
+            write_csv(self.folder / "given_up.csv", given_up)
         labels = {"background": 0} | {name: k + 1 for k, name in enumerate(self.labels)}
         channels = {str(k): name.upper() for k, name in enumerate(self.channels)}
         write_json(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import time
 from typing import Any
 
@@ -12,7 +13,9 @@ from tqdm import tqdm
 
 from sbldm.errors import StateError
 from sbldm.files import clear_partial
+from sbldm.synthesis.datasheet import write_datasheet
 from sbldm.synthesis.figures import contact_sheet, request_plot, summarise
+from sbldm.synthesis.gate import Gate, Verdict, too_many_copies
 from sbldm.synthesis.model import Model, PairSampler
 from sbldm.synthesis.pairs import Pair, finish_pair
 from sbldm.synthesis.raw_dataset import RawDataset
@@ -33,11 +36,13 @@ class PairWriter:
         model: decodes.
         sampler: draws again.
         output: takes the pairs.
+        gate: judges them.
         total: number of pairs this run draws, for the progress bar.
     """
 
-    def __init__(self, model: Model, sampler: PairSampler, output: RawDataset, total: int) -> None:
-        self.model, self.sampler, self.output, self.total = model, sampler, output, total
+    def __init__(self, model: Model, sampler: PairSampler, output: RawDataset, gate: Gate, total: int) -> None:
+        self.model, self.sampler, self.output, self.gate, self.total = model, sampler, output, gate, total
+        self.accepted = 0
         self.refused: list[str] = []
         self.failed: list[str] = []
         self.extrapolated: list[str] = []
@@ -67,13 +72,15 @@ class PairWriter:
         sampling = (time.perf_counter() - self.started) / len(rows)
         for row, latent in zip(rows, latents, strict=True):
             begun = time.perf_counter()
-            pair, faults = self._accept(row, latent, engine.network)
+            pair, verdict, faults = self._accept(row, latent, engine.network)
             if pair is None:
                 self.failed.append(self.output.name(row["seed"]))
+                self.output.give_up(row["seed"], faults)
             else:
                 seconds = sampling + time.perf_counter() - begun
-                record = self._record(row, pair, faults, seconds)
+                record = self._record(row, pair, verdict, faults, seconds)
                 self.output.write(row["seed"], pair.image, pair.labels, record)
+                self.accepted += 1
             self.refused += faults
             if row["extrapolated"]:
                 self.extrapolated.append(row["extrapolated"])
@@ -82,19 +89,23 @@ class PairWriter:
 
     def _accept(
         self, row: dict[str, Any], latent: torch.Tensor, network: torch.nn.Module
-    ) -> tuple[Pair | None, list[str]]:
+    ) -> tuple[Pair | None, Verdict | None, list[str]]:
+        """The first attempt that the gate lets through, what it said of it, and why it refused those before."""
         faults: list[str] = []
         for attempt in range(ATTEMPTS):
             if attempt:
                 condition = row["image"][None].to(latent.device)
                 latent = self.sampler(condition, network, seeds=[row["seed"]], attempts=[attempt])[0]
             pair = finish_pair(self.model.decode(latent), self.model)
-            if not pair.fault:
-                return pair, faults
-            faults.append(pair.fault)
-        return None, faults
+            verdict = self.gate.judge(pair, self.model.native.affine(), row["request"])
+            if not verdict.refused:
+                return pair, verdict, faults
+            faults.append(verdict.fault)
+        return None, None, faults
 
-    def _record(self, row: dict[str, Any], pair: Pair, faults: list[str], seconds: float) -> dict[str, Any]:
+    def _record(
+        self, row: dict[str, Any], pair: Pair, verdict: Verdict, faults: list[str], seconds: float
+    ) -> dict[str, Any]:
         measured = to_dict(pair.measured)
         return {
             "seed": row["seed"],
@@ -103,6 +114,7 @@ class PairWriter:
             "extrapolated": row["extrapolated"],
             "redrawn": len(faults),
             "refused_because": "; ".join(faults),
+            **verdict.record(),
             "checkpoint_sha256": self.model.sha256,
             **{name: self.sampler.settings[name] for name in ("sampler", "steps", "eta", "guidance")},
             "seconds": round(seconds, 3),
@@ -125,10 +137,16 @@ def run(evaluator: Evaluator, requests: PairRequests, writer: PairWriter, output
     finally:
         count = output.compile()
     print(f"{output.folder}: {count} pairs; {len(writer.refused)} refused and drawn again.")
+    if drawn := writer.accepted + len(writer.refused):
+        print(f"Accepted: {writer.accepted} of {drawn} drawn ({100 * writer.accepted / drawn:.0f} %).")
     if count:
         manifest, figures = output.folder / "manifest.csv", output.folder.parents[1] / "figures"
         clear_partial(figures)
         print(summarise(manifest))
+        write_datasheet(output.folder)
+        with open(manifest, newline="") as file:
+            if warning := too_many_copies(list(csv.DictReader(file))):
+                print(f"WARNING: {warning} (honest: 5 %); `make nnunet-eval` will refuse these pairs.")
         contact_sheet(output.folder, figures / f"{output.folder.name}.png")
         request_plot(manifest, figures / f"{output.folder.name}_requests.png")
     if writer.extrapolated:

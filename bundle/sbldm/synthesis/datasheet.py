@@ -1,0 +1,113 @@
+"""The datasheet of a dataset (after Gebru et al. 2021): `datasheet.md` beside `dataset.json`."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from sbldm.files import atomic_path, read_json
+from sbldm.synthesis.gate import too_many_copies
+
+__all__ = ["write_datasheet"]
+
+UNKNOWN = "not stated; the pairs fall under the terms of the real cases they were made from"
+
+
+def write_datasheet(folder: Path, licence: str = "", findings: list[str] | None = None) -> Path:
+    """Write down what a raw dataset was made from, what was checked, what it is for and what it cannot do.
+
+    Args:
+        folder: of the dataset, with `dataset.json`, `manifest.csv`, `synthesis.json` and `lineage.json`.
+        licence: note on the terms of the real cases; what an earlier sheet says is kept when empty.
+        findings: sentences of an evaluation; those of an earlier sheet are kept when None.
+    """
+    path = folder / "datasheet.md"
+    kept = _kept(path)
+    with open(folder / "manifest.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    settings, lineage = (read_json(folder / f"{name}.json") for name in ("synthesis", "lineage"))
+    description = read_json(folder / "dataset.json")
+    channels = ", ".join(description["channel_names"].values())
+    labels = ", ".join(name for name in description["labels"] if name != "background")
+    if findings is None:
+        findings = kept["Evaluation"]
+    lines = [
+        f"# Datasheet: {folder.name}",
+        "",
+        f"{len(rows)} **synthetic** pairs of image ({channels}) and mask ({labels}); nobody was scanned for them.",
+        "",
+        "## Made from",
+        f"- {len(lineage['cases'])} real training cases, by name and content hash in `lineage.json`.",
+        *_origin(settings, rows),
+        "",
+        "## Licence note",
+        f"- {licence or ' '.join(kept['Licence note']) or UNKNOWN}",
+        "",
+        "## Checked while drawing",
+        *_checks(rows),
+        "",
+        "## Evaluation",
+        *(f"- {sentence}" for sentence in findings or ["not evaluated yet: `make evaluate`"]),
+        "",
+        "## Intended use",
+        "- Additional training data for tumour segmentation research, together with real cases.",
+        "- Not for diagnosis, not as test or validation data, not as evidence about patients.",
+        "",
+        "## Limits",
+        "- A network must not be tested on a case of `lineage.json`: these pairs have seen it.",
+        "- The generator knows only what its training cases show: one kind of scanner preparation, tumour and anatomy.",
+        "- A pair that is no copy by the audit can still carry features of a training case.",
+        "- Whether pairs help must be measured (`make nnunet-eval`); it cannot be seen.",
+    ]
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _kept(path: Path) -> dict[str, list[str]]:
+    """Bullets of the parts of an earlier sheet that other commands filled in."""
+    kept: dict[str, list[str]] = {"Licence note": [], "Evaluation": []}
+    part = ""
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        if line.startswith("## "):
+            part = line.removeprefix("## ")
+        elif part in kept and line.startswith("- ") and UNKNOWN not in line and "not evaluated" not in line:
+            kept[part].append(line.removeprefix("- "))
+    return kept
+
+
+def _origin(settings: dict, rows: list[dict[str, str]]) -> list[str]:
+    if "checkpoint_sha256" not in settings:
+        return [f"- Generator: {settings.get('generator', 'unknown')}, seed {settings.get('seed')}; no training."]
+    sampling = ", ".join(f"{name} {value}" for name, value in settings["sampling"].items())
+    extrapolated = sum(bool(row.get("extrapolated")) for row in rows)
+    return [
+        f"- Generator: slice-based latent diffusion, checkpoint {settings['checkpoint_sha256'][:16]}; {sampling}.",
+        f"- Seeds from {settings['seed']}; requests and measured tumours of every pair in `manifest.csv`; "
+        f"{extrapolated} requests lie beyond what training saw.",
+    ]
+
+
+def _checks(rows: list[dict[str, str]]) -> list[str]:
+    """What the gate did."""
+    if not rows or "gate" not in rows[0]:
+        return ["- Pairs of this kind do not pass a gate: each repeats the brain of a real case by design."]
+    drawn = len(rows) + sum(int(row["redrawn"]) for row in rows)
+    overridden = [row for row in rows if row["gate"].startswith("OVERRIDDEN")]
+    unseen = sum(row["near_copy"] == "" for row in rows)
+    near = sum(row["near_copy"] == "1" for row in rows)
+    found = [
+        f"- {drawn} pairs were drawn, {len(rows)} accepted; every refusal and its reason stands in `manifest.csv`.",
+        f"- {near} of {len(rows) - unseen} pairs are nearer to a training case than 95 % of held-back cases are "
+        "(5 % is what an honest generator has); none beyond the limit of the gate was accepted"
+        + (" but those below." if overridden else "."),
+    ]
+    if verdict := too_many_copies(rows):
+        found.append(f"- **Warning**: {verdict}.")
+    if overridden:
+        found.append(
+            f"- **Warning**: the gate was overridden for {len(overridden)} pairs ({overridden[0]['gate']}, ...)."
+        )
+    if unseen:
+        found.append(f"- **Warning**: {unseen} pairs were not compared with the training cases.")
+    return found

@@ -1,0 +1,236 @@
+"""The gate: what a pair must pass before it is written. No copies, no empty masks, nothing unlike all real cases.
+
+The yardstick is the run's own prepared cases. It is measured once and kept in `RUN/gate/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+from tqdm import tqdm
+
+from sbldm.cases.geometry import NativeGrid, WorkingGrid
+from sbldm.cases.lists import read_lists
+from sbldm.errors import DataError, InputError, StateError
+from sbldm.evaluation.copies import Memory, fingerprint
+from sbldm.evaluation.tumours import tumour_measures
+from sbldm.evaluation.volumes import Volume, evaluation_grid, to_volume
+from sbldm.files import read_json, write_json
+from sbldm.runs import Run
+from sbldm.synthesis.pairs import Pair
+
+__all__ = ["Gate", "Tolerance", "Verdict", "too_many_copies"]
+
+SLACK = 0.1  # what real ranges are widened by: of a size its logarithm, of a contrast its range
+SIZES = ("volume_ml", "sphericity", "w_mm", "h_mm", "d_mm", "brain_ml", "brain_l_mm", "brain_p_mm", "brain_s_mm")
+MEASURES = (*SIZES, "contrast")
+ASKED = 1.25  # a request allows its own value and this factor of it, however few real tumours are like it
+HONEST = 0.05  # share of honest pairs that look near to a training case
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a pair may be from its request: relative error of the volume, distance of the centres in mm."""
+
+    volume: float = np.inf
+    centre_mm: float = np.inf
+
+    @classmethod
+    def parse(cls, text: str) -> Tolerance:
+        """Read `TOL=20,10`: 20 % of the volume, 10 mm of the centre; either may be empty.
+
+        Raises:
+            InputError: it has another form, or a number that is not above 0.
+        """
+        parts = [part.strip().removesuffix("%") for part in (text or "").split(",")]
+        try:
+            volume, centre = (float(part) if part else np.inf for part in [*parts, ""][:2])
+            if len(parts) > 2 or not (volume > 0 and centre > 0):
+                raise ValueError
+        except ValueError:
+            raise InputError(
+                f"TOL={text}: write per cent of the volume and mm of the centre, as in TOL=20,10."
+            ) from None
+        return cls(volume / 100, centre)
+
+    def fault(self, measured: np.ndarray, request: Mapping[str, float]) -> str:
+        """What is beyond the tolerance, or nothing."""
+        error = abs(measured[0] / request["volume_ml"] - 1)
+        distance = float(np.linalg.norm(measured[3:6] - [request[name] for name in ("x_mm", "y_mm", "z_mm")]))
+        if error > self.volume:
+            return f"volume {100 * error:.0f} % off the request"
+        return f"centre {distance:.0f} mm off the request" if distance > self.centre_mm else ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate says of one pair.
+
+    Attributes:
+        fault: what is wrong with it, or an empty string.
+        refused: whether it must be drawn again.
+        correlation: with the nearest training case (see `Memory`); NaN where copies are not looked for.
+        near: nearer to a training case than 95 % of the held-back cases are.
+    """
+
+    fault: str
+    refused: bool
+    correlation: float = np.nan
+    near: bool = False
+
+    def record(self) -> dict[str, Any]:
+        """What the manifest keeps."""
+        unseen = np.isnan(self.correlation)
+        passed = "copies not looked for" if unseen else "passed"
+        return {
+            "gate": f"OVERRIDDEN: {self.fault}" if self.fault else passed,
+            "nearest_correlation": "" if unseen else round(self.correlation, 4),
+            "near_copy": "" if unseen else int(self.near),
+        }
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Judge of pairs.
+
+    Attributes:
+        memory: knows the training cases; None where there are none to compare with, so copies pass unseen.
+        ranges: measure -> smallest and largest over the real cases of the run.
+        grid: on which pairs are looked at.
+        enforced: False lets copies and implausible pairs pass, and writes down what was wrong with them.
+        tolerance: against the request.
+    """
+
+    memory: Memory | None
+    ranges: dict[str, tuple[float, float]]
+    grid: WorkingGrid
+    enforced: bool = True
+    tolerance: Tolerance = Tolerance()
+
+    @classmethod
+    def of_run(cls, run_dir: str, switch: str = "on", tolerance: str = "") -> Gate:
+        """The gate of a run, measured on its prepared cases the first time.
+
+        Args:
+            run_dir: run folder.
+            switch: "on" or "off".
+            tolerance: see `Tolerance.parse`.
+
+        Raises:
+            InputError: another switch, or a tolerance of another form.
+        """
+        if switch not in ("on", "off"):
+            raise InputError(f"GATE={switch}: write on or off.")
+        run, within = Run.at(run_dir), Tolerance.parse(tolerance)
+        if switch == "off":
+            print("WARNING: GATE=off: copies of training cases and implausible pairs will be written.")
+        grid = evaluation_grid(WorkingGrid.from_config(**run.preset["grid"]).spacing)
+        try:
+            cases = {role: _prepared(run, names) for role, names in read_lists(run.folder).items()}
+            folder = run.folder / "gate"
+            contents = json.dumps({role: sorted(found.values()) for role, found in cases.items()})
+            key = hashlib.sha256(f"{grid} {contents}".encode()).hexdigest()
+            if not (folder / "ranges.json").is_file() or read_json(folder / "ranges.json")["key"] != key:
+                _measure(run, cases, grid, folder, key)
+        except (StateError, DataError, OSError, ValueError) as error:
+            print(f"WARNING: the gate cannot look for copies nor judge what is plausible: {error}")
+            return cls(None, {}, grid, switch == "on", within)
+        ranges = {name: tuple(limits) for name, limits in read_json(folder / "ranges.json")["ranges"].items()}
+        return cls(Memory.load(folder / "memory.npz"), ranges, grid, switch == "on", within)
+
+    def judge(self, pair: Pair, affine: np.ndarray, request: Mapping[str, float]) -> Verdict:
+        """Look at one finished pair; the first fault found is named.
+
+        Args:
+            pair: as `finish_pair` leaves it.
+            affine: of its voxels.
+            request: what was asked for, by characteristic.
+        """
+        if pair.fault or pair.measured is None:
+            return Verdict(pair.fault, True)
+        if fault := self.tolerance.fault(pair.measured, request):
+            return Verdict(fault, True)
+        volume = to_volume("", pair.image[0], pair.labels > 0, affine, self.grid)
+        found = self.memory.nearest(fingerprint(volume.image, volume.spacing)) if self.memory else None
+        if found and found.correlation > self.memory.copy:
+            fault = f"copy of a training case (correlation {found.correlation:.2f})"
+        else:
+            fault = self._implausible(volume, request)
+        seen = (float(found.correlation), bool(found.correlation > self.memory.near)) if found else ()
+        return Verdict(fault, bool(fault) and self.enforced, *seen)
+
+    def _implausible(self, volume: Volume, request: Mapping[str, float]) -> str:
+        """The first measure beyond its real range, if any."""
+        for name, value in _measures(volume).items():
+            if name not in self.ranges:
+                continue
+            low, high = self.ranges[name]
+            if name in SIZES:
+                low, high = low * np.exp(-SLACK), high * np.exp(SLACK)
+            else:
+                low, high = low - SLACK * (high - low), high + SLACK * (high - low)
+            if name in request:
+                low, high = min(low, request[name] / ASKED), max(high, request[name] * ASKED)
+            if not low <= value <= high:
+                return f"implausible: {name} {value:.3g} is not within {low:.3g} to {high:.3g}"
+        return ""
+
+
+def too_many_copies(rows: Sequence[Mapping[str, str]]) -> str:
+    """Say so when surely more than 5 % of the pairs look near to a training case, the share of an honest generator.
+
+    Args:
+        rows: of a manifest; those without `near_copy` count for nothing.
+    """
+    near = [row["near_copy"] == "1" for row in rows if row.get("near_copy")]
+    if not near or binomtest(sum(near), len(near)).proportion_ci(0.95, "exact").low <= HONEST:
+        return ""
+    return f"{sum(near)} of {len(near)} pairs are nearer to a training case than 95 % of held-back cases are"
+
+
+def _measures(volume: Volume) -> dict[str, float]:
+    """What the gate knows the real range of."""
+    brain, spacing = volume.brain, np.array(volume.spacing)
+    bounds = [np.flatnonzero(brain.any(axis=tuple({0, 1, 2} - {axis})))[[0, -1]] for axis in range(3)]
+    extents = (np.ptp(bounds, axis=1) + 1) * spacing
+    found = tumour_measures(volume) | {"brain_ml": brain.sum() * spacing.prod() / 1000}
+    found |= {f"brain_{axis}_mm": extent for axis, extent in zip("lps", extents, strict=True)}
+    return {name: float(found[name]) for name in MEASURES if np.isfinite(found[name])}
+
+
+def _prepared(run: Run, names: list[str]) -> dict[str, str]:
+    """Content hash of each prepared case."""
+    found = {}
+    for name in names:
+        if not (run.prepared / f"{name}.npz").is_file():
+            raise StateError(f"{run.prepared / name}.npz is missing")
+        found[name] = read_json(run.prepared / f"{name}.json")["content"]
+    return found
+
+
+def _measure(run: Run, cases: dict[str, dict[str, str]], grid: WorkingGrid, folder: Path, key: str) -> None:
+    """Fingerprints and ranges of all prepared cases."""
+    prints: dict[str, dict[str, np.ndarray]] = {role: {} for role in cases}
+    measured: list[dict[str, Any]] = []
+    for role, names in cases.items():
+        for name in tqdm(names, desc=f"The gate looks at the {role} cases", unit="case"):
+            sidecar = read_json(run.prepared / f"{name}.json")
+            with np.load(run.prepared / f"{name}.npz") as arrays:
+                image, mask = arrays["image"][0].astype(np.float32), arrays["occupancy"].astype(int).sum(0) > 127
+            affine = NativeGrid.from_state(sidecar["working"]).affine()
+            volume = to_volume(name, image, mask, affine, grid)
+            prints[role][name] = fingerprint(volume.image, volume.spacing)
+            measured.append(_measures(volume))
+    ranges = {}
+    for name in MEASURES:
+        values = [found[name] for found in measured if name in found]
+        ranges[name] = [min(values), max(values)]
+    Memory.build(prints["train"], prints["validation"]).save(folder / "memory.npz")
+    write_json(folder / "ranges.json", {"key": key, "ranges": ranges})
