@@ -24,6 +24,12 @@ BUDGET ?=
 ITERATIONS ?=
 SNAPSHOTS ?=
 AMOUNTS ?= 0,0.5,1,2,5
+TOL ?=
+GATE ?= on
+FEATURES ?= imagenet
+NNUNET ?=
+FID ?=
+LICENCE ?=
 JOBS ?=
 SHARD ?= 1/1
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -36,7 +42,7 @@ DEMO := runs/demo
 export DEVICE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint phantom data prepare train train-autoencoder train-diffusion synth copypaste verify nnunet-eval plateau bench
+.PHONY: help install demo test test-slow lint phantom data prepare train train-autoencoder train-diffusion synth copypaste sweep verify nnunet-eval plateau evaluate report bench
 
 help: ## this page
 	@echo "SBLDM - synthetic FLAIR + tumour-mask pairs for nnU-Net"; echo
@@ -46,6 +52,9 @@ help: ## this page
 	@echo "  prepare: DATA=folder  CASES=list.txt  VALIDATION_CASES=list.txt  STRICT=1 (stop at any finding)  WORKERS=$(WORKERS)"
 	@echo "  synth:   N=pairs  REQUESTS=table.csv | VOLUME_ML= SURFACE_MM2= SPHERICITY= CENTRE_MM=R,A,S EXTENTS_MM=R,A,S"
 	@echo "           SAMPLER=ddim|ddpm STEPS= ETA= GUIDANCE= BATCH=$(BATCH) DATASET=$(DATASET) NAME=$(NAME)"
+	@echo "           TOL=20,10 (draw again until within 20 % of the volume, 10 mm of the centre)  GATE=on|off"
+	@echo "  evaluate, report: DATASET=$(DATASET) FEATURES=imagenet|medicalnet:FILE|radimagenet:FILE NNUNET=trained model"
+	@echo "           FID=1|force LICENCE='terms of the data' OUT=RUN/evaluation/DATASET"
 	@echo "  nnunet-eval, plateau: ARMS='real real+aug ..' SYNTH='sbldm=runs/mine gan=/a/raw/dataset' TEST=folder of test cases"
 	@echo "           SEEDS=$(SEEDS) N_REAL=10,25,.. FOLDS=0,1,.. BUDGET=demo|small|paper|file (default: as the run's preset)"
 	@echo "           ITERATIONS= SNAPSHOTS= AMOUNTS=$(AMOUNTS) JOBS=at once SHARD=i/k ARMS_FILE= OUT=RUN/table2"
@@ -101,7 +110,10 @@ synth: $(READY) ## RUN=.. N=..: draw N pairs into RUN/nnUNet_raw
 	@$(SBLDM) synth --run '$(RUN)' --n '$(N)' --seed '$(SEED)' --requests '$(REQUESTS)' --volume-ml '$(VOLUME_ML)' \
 	  --surface-mm2 '$(SURFACE_MM2)' --sphericity '$(SPHERICITY)' --centre-mm='$(CENTRE_MM)' --extents-mm '$(EXTENTS_MM)' \
 	  --sampler '$(SAMPLER)' --steps '$(STEPS)' --eta '$(ETA)' --guidance '$(GUIDANCE)' --batch '$(BATCH)' \
-	  --dataset '$(DATASET)' --name '$(NAME)'
+	  --tol '$(TOL)' --gate '$(GATE)' --dataset '$(DATASET)' --name '$(NAME)'
+
+sweep: $(READY) ## RUN=..: tumours of five sizes at one place, and of one size at five places, all else equal
+	@$(SBLDM) sweep --run '$(RUN)' --seed '$(SEED)' --steps '$(STEPS)'
 
 verify: $(READY) ## RUN=..: let nnU-Net check, plan and preprocess the pairs of a run
 	@$(PY) -m nnunet_integration verify --run '$(RUN)' --dataset '$(DATASET)'
@@ -118,6 +130,15 @@ nnunet-eval: $(READY) ## RUN=..: Table 2 with real nnU-Net: train every arm, tes
 
 plateau: $(READY) ## RUN=..: DSC against the number of synthetic pairs for each real case
 	@$(PY) -m nnunet_integration plateau $(EVALUATION) --amounts '$(AMOUNTS)'
+
+EVALUATE = --run '$(RUN)' --dataset '$(DATASET)' --data '$(DATA)' --out '$(OUT)' --features '$(FEATURES)' \
+  --nnunet '$(NNUNET)' --fid '$(FID)' --licence '$(LICENCE)' --workers '$(WORKERS)'
+
+evaluate: $(READY) ## RUN=..: what the pairs are worth: metrics with floors, requests, copies, slices, masks
+	@$(PY) -m sbldm.evaluation evaluate $(EVALUATE)
+
+report: $(READY) ## RUN=..: the same as one HTML page with pictures
+	@$(PY) -m sbldm.evaluation report $(EVALUATE)
 
 bench: $(READY) ## speed of this machine: preparation, trainings, sampling
 	@$(PY) -m tests.bench

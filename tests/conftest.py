@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from unittest import mock
 
 import pytest
@@ -24,20 +25,29 @@ BUNDLE = Path(__file__).parents[1] / "bundle"
 Cli = Callable[..., subprocess.CompletedProcess]
 
 
+def without_gate(arguments: tuple[object, ...]) -> tuple[object, ...]:
+    """The tiny models draw brains that no gate lets pass, so it is off where a test does not say otherwise."""
+    return (*arguments, "--gate", "off") if "synth" in arguments and "--gate" not in arguments else arguments
+
+
 def run_cli(*arguments: object, module: str = "sbldm") -> subprocess.CompletedProcess:
     """Run `python -m sbldm ...` and capture what it prints."""
     return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, timeout=600, check=False
+        [sys.executable, "-m", module, *map(str, without_gate(arguments))],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
 
 
-def call(*arguments: object) -> subprocess.CompletedProcess:
-    """What `python -m sbldm ...` does, in this process: without the seconds that a start costs."""
+def call(*arguments: object, program: ModuleType = command_line) -> subprocess.CompletedProcess:
+    """What `python -m sbldm ...` (or another program) does, in this process: without the seconds that a start costs."""
     out, err = io.StringIO(), io.StringIO()
-    argv = ["python -m sbldm", *map(str, arguments)]
+    argv = ["python -m sbldm", *map(str, without_gate(arguments))]
     with mock.patch.object(sys, "argv", argv), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = command_line.main()
+            code = program.main()
         except SystemExit as stop:
             code = stop.code
     return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())

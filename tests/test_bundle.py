@@ -184,7 +184,7 @@ def test_inference_by_monai(tmp_path: Path, trained_run: Path) -> None:
     """The documented inference command draws a pair."""
     run = copy_run(trained_run, tmp_path)
     files = "configs/inference.yaml"
-    done = bundle("synthesis", "--config_file", files, "--run_dir", str(run), "--n", "1")
+    done = bundle("synthesis", "--config_file", files, "--run_dir", str(run), "--n", "1", "--gate", "off")
     assert done.returncode == 0, done.stderr
     labels = list(run.glob("nnUNet_raw/Dataset501_SBLDM/labelsTr/*"))
     assert [path.name for path in labels] == ["SBLDM_000000.nii.gz"]

@@ -63,7 +63,7 @@ def test_raw_dataset(drawn_run: Path, phantom_cases: Path) -> None:
         [f"imagesTr/{n}_0000.nii.gz" for n in names]
         + [f"labelsTr/{n}.nii.gz" for n in names]
         + [f"records/{n}.json" for n in names]
-        + ["dataset.json", "lineage.json", "manifest.csv", "synthesis.json"]
+        + ["dataset.json", "datasheet.md", "lineage.json", "manifest.csv", "synthesis.json"]
     )
     case = nib.load(next(phantom_cases.rglob("*_flair.nii.gz")))
     for name in names:
@@ -97,13 +97,22 @@ def test_manifest(drawn_run: Path) -> None:
     """One row a pair: where it came from, and measured values that an independent look at the file confirms."""
     rows = manifest(drawn_run)
     columns = ["pair", "seed", *(f"requested_{n}" for n in NAMES), *(f"measured_{n}" for n in NAMES), "extrapolated"]
-    columns += ["redrawn", "refused_because", "checkpoint_sha256", "sampler", "steps", "eta", "guidance", "seconds"]
+    columns += [
+        "redrawn",
+        "refused_because",
+        "gate",
+        "nearest_correlation",
+        "near_copy",
+        "checkpoint_sha256",
+        "sampler",
+        "steps",
+        "eta",
+        "guidance",
+        "seconds",
+    ]
     assert list(rows[0]) == columns
     assert [row["pair"] for row in rows] == ["SBLDM_000000", "SBLDM_000001", "SBLDM_000002"]
     checkpoint = drawn_run / "diffusion" / "best.pt"
-    grid = load_checkpoint(checkpoint, "diffusion")["constants"]["grids"]["working"]
-    assert grid["direction"] == [1, 0, 0, 0, 1, 0, 0, 0, 1]
-    centre = np.add(grid["origin"], np.multiply(grid["spacing"], np.subtract(grid["size"], 1)) / 2) * [-1, -1, 1]
     for seed, row in enumerate(rows):
         assert row["seed"] == str(seed) and row["checkpoint_sha256"] == sha256(checkpoint)
         assert [row[k] for k in ("sampler", "steps", "eta", "guidance")] == ["ddim", "4", "0.0", "1.0"]
@@ -111,7 +120,9 @@ def test_manifest(drawn_run: Path) -> None:
         measured = {n: float(row[f"measured_{n}"]) for n in NAMES}
         file = nib.load(drawn_run / DATASET / "labelsTr" / f"{row['pair']}.nii.gz")
         voxels = np.argwhere(np.asarray(file.dataobj) > 0)
-        world = nib.affines.apply_affine(file.affine, voxels) - centre
+        image = nib.load(drawn_run / DATASET / "imagesTr" / f"{row['pair']}_0000.nii.gz")
+        brain = nib.affines.apply_affine(image.affine, np.argwhere(np.asarray(image.dataobj) > 0))
+        world = nib.affines.apply_affine(file.affine, voxels) - (brain.min(0) + brain.max(0)) / 2
         assert measured["volume_ml"] == pytest.approx(len(voxels) * 0.064, abs=6e-4)
         assert [measured[n] for n in ("x_mm", "y_mm", "z_mm")] == pytest.approx(world.mean(0), abs=0.011)
         assert [measured[n] for n in ("w_mm", "h_mm", "d_mm")] == pytest.approx(np.ptp(world, axis=0) + 4, abs=0.011)
@@ -176,7 +187,7 @@ def test_killed_run_continues(tmp_path: Path, trained_run: Path) -> None:
     (tmp_path / "b").mkdir()
     whole, killed = copy_run(trained_run, tmp_path / "a"), copy_run(trained_run, tmp_path / "b")
     assert call("synth", "--run", whole, "--n", n).returncode == 0
-    command = [sys.executable, "-m", "sbldm", "synth", "--run", str(killed), "--n", str(n)]
+    command = [sys.executable, "-m", "sbldm", "synth", "--run", str(killed), "--n", str(n), "--gate", "off"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(killed / DATASET / "records" / "SBLDM_000000.json", process)
     time.sleep(0.5 * random.random())

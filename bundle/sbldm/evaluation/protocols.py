@@ -122,15 +122,16 @@ class Score:
 
     @property
     def verdict(self) -> str:
-        """How the score stands to its floor: "as real", "worse", "higher", "lower", or "" without two intervals.
+        """How the score stands to its floor: "not told apart", "worse", "beyond real", "higher" or "lower".
 
-        "As real" when the two intervals meet, which is a reading aid and no test.
+        Not told apart are two scores whose intervals meet, which is a reading aid and no test. Empty without two
+        intervals.
         """
         numbers = (self.low, self.high, self.floor_low, self.floor_high)
         if not all(map(math.isfinite, numbers)):
             return ""
         if self.low <= self.floor_high and self.high >= self.floor_low:
-            return "as real"
+            return "not told apart"
         above = self.low > self.floor_high
         if self.aim == "floor":
             return "higher" if above else "lower"

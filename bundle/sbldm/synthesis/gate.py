@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
+from scipy.stats import t as student
 from tqdm import tqdm
 
 from sbldm.cases.geometry import NativeGrid, WorkingGrid
@@ -28,8 +29,10 @@ from sbldm.synthesis.pairs import Pair
 
 __all__ = ["Gate", "Tolerance", "Verdict", "too_many_copies"]
 
-SLACK = 0.1  # what real ranges are widened by: of a size its logarithm, of a contrast its range
+SLACK = 0.1  # by which real ranges are wider at least: of sizes the logarithm, of a contrast one SD of the brain
+UNLIKELY = 0.01  # share of honest pairs that a measure may refuse, were its (logarithmic) values normal
 SIZES = ("volume_ml", "sphericity", "w_mm", "h_mm", "d_mm", "brain_ml", "brain_l_mm", "brain_p_mm", "brain_s_mm")
+VERSION = 4  # raise it when the gate measures differently
 MEASURES = (*SIZES, "contrast")
 ASKED = 1.25  # a request allows its own value and this factor of it, however few real tumours are like it
 HONEST = 0.05  # share of honest pairs that look near to a training case
@@ -102,7 +105,7 @@ class Gate:
 
     Attributes:
         memory: knows the training cases; None where there are none to compare with, so copies pass unseen.
-        ranges: measure -> smallest and largest over the real cases of the run.
+        ranges: measure -> limits of what is plausible beside the real cases of the run (`_limits`).
         grid: on which pairs are looked at.
         enforced: False lets copies and implausible pairs pass, and writes down what was wrong with them.
         tolerance: against the request.
@@ -136,7 +139,7 @@ class Gate:
             cases = {role: _prepared(run, names) for role, names in read_lists(run.folder).items()}
             folder = run.folder / "gate"
             contents = json.dumps({role: sorted(found.values()) for role, found in cases.items()})
-            key = hashlib.sha256(f"{grid} {contents}".encode()).hexdigest()
+            key = hashlib.sha256(f"{VERSION} {grid} {contents}".encode()).hexdigest()
             if not (folder / "ranges.json").is_file() or read_json(folder / "ranges.json")["key"] != key:
                 _measure(run, cases, grid, folder, key)
         except (StateError, DataError, OSError, ValueError) as error:
@@ -172,10 +175,6 @@ class Gate:
             if name not in self.ranges:
                 continue
             low, high = self.ranges[name]
-            if name in SIZES:
-                low, high = low * np.exp(-SLACK), high * np.exp(SLACK)
-            else:
-                low, high = low - SLACK * (high - low), high + SLACK * (high - low)
             if name in request:
                 low, high = min(low, request[name] / ASKED), max(high, request[name] * ASKED)
             if not low <= value <= high:
@@ -217,6 +216,7 @@ def _prepared(run: Run, names: list[str]) -> dict[str, str]:
 
 def _measure(run: Run, cases: dict[str, dict[str, str]], grid: WorkingGrid, folder: Path, key: str) -> None:
     """Fingerprints and ranges of all prepared cases."""
+    floor = run.preset["intensity"]["floor"]
     prints: dict[str, dict[str, np.ndarray]] = {role: {} for role in cases}
     measured: list[dict[str, Any]] = []
     for role, names in cases.items():
@@ -224,13 +224,26 @@ def _measure(run: Run, cases: dict[str, dict[str, str]], grid: WorkingGrid, fold
             sidecar = read_json(run.prepared / f"{name}.json")
             with np.load(run.prepared / f"{name}.npz") as arrays:
                 image, mask = arrays["image"][0].astype(np.float32), arrays["occupancy"].astype(int).sum(0) > 127
+            image[image <= floor] = 0  # what of the outline is mostly background, as in `finish_pair`
             affine = NativeGrid.from_state(sidecar["working"]).affine()
             volume = to_volume(name, image, mask, affine, grid)
             prints[role][name] = fingerprint(volume.image, volume.spacing)
             measured.append(_measures(volume))
     ranges = {}
     for name in MEASURES:
-        values = [found[name] for found in measured if name in found]
-        ranges[name] = [min(values), max(values)]
+        values = np.array([found[name] for found in measured if name in found])
+        ranges[name] = np.exp(_limits(np.log(values))).tolist() if name in SIZES else _limits(values)
     Memory.build(prints["train"], prints["validation"]).save(folder / "memory.npz")
     write_json(folder / "ranges.json", {"key": key, "ranges": ranges})
+
+
+def _limits(values: np.ndarray) -> list[float]:
+    """Range of values `[N]`, widened a little, and to where a next one lies with 99 % (Student's prediction interval):
+    few cases say little about the range of all.
+    """
+    n = len(values)
+    reach = float(student.ppf(1 - UNLIKELY / 2, n - 1) * values.std(ddof=1) * np.sqrt(1 + 1 / n))
+    return [
+        float(min(values.min() - SLACK, values.mean() - reach)),
+        float(max(values.max() + SLACK, values.mean() + reach)),
+    ]

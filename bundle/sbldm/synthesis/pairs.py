@@ -65,7 +65,7 @@ def finish_pair(volume: np.ndarray, model: Model) -> Pair:
     measured = None
     if volume_ml >= LEAST_ML:  # in the frame of the training cases: millimetres from the centre of this brain's box
         centre, _ = brain_centre(brain, native.image())
-        grid = WorkingGrid.from_config(**model.preset["grid"])
+        grid = WorkingGrid.from_config(working.size, np.multiply(working.size, working.spacing))
         measured = measure(tumour, native.frame(grid.placed(centre, working.direction)))
     return Pair(np.rint(np.stack(images)).astype(np.int16), labels, measured, fault)
 

@@ -1,0 +1,211 @@
+"""What are the synthetic pairs worth? `make evaluate RUN=runs/mine`, or any folders of pairs and real cases:
+
+  python -m sbldm.evaluation --synthetic DIR --train DIR --heldout DIR --out DIR
+  python -m sbldm.evaluation report --out DIR
+
+Folders: nnU-Net raw datasets, or cases in any layout that `make prepare` reads. Exit codes: 0 done; 2 a variable or
+argument is wrong; 3 the data are wrong; 4 a step that must come first is missing; 5 the output cannot be written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+from sbldm.cases.layouts import Case, Source, find_cases, read_case_list
+from sbldm.cases.lists import LISTS_FILE, read_lists
+from sbldm.cases.pipeline import original_cases
+from sbldm.errors import InputError, StateError, report
+from sbldm.evaluation.evaluate import Settings, evaluate
+from sbldm.files import make_folder, read_json
+from sbldm.runs import Run
+
+ROLES = {"train": "train", "heldout": "validation"}  # of an evaluation, and in the lists of a run
+
+
+def _folder(name: str, text: str) -> Path:
+    path = Path(text).expanduser().absolute()
+    if not text or not path.is_dir():
+        raise InputError(f"{name}={text}: no such folder.")
+    return path
+
+
+def _dataset(run: Run, number: str) -> Path:
+    """The raw dataset of a run with this number."""
+    if not number.isdigit():
+        raise InputError(f"DATASET={number}: not a number.")
+    found = sorted((run.folder / "nnUNet_raw").glob(f"Dataset{int(number):03d}_*/dataset.json"))
+    if not found:
+        raise StateError(
+            f"{run.folder / 'nnUNet_raw'}: no dataset {number}; draw pairs: make synth RUN={run.folder} N=100."
+        )
+    return found[0].parent
+
+
+def _out(arguments: argparse.Namespace) -> Path:
+    if arguments.out:
+        return Path(arguments.out).expanduser().absolute()
+    if not arguments.run:
+        raise InputError("OUT is missing: say where to write, for example --out evaluation.")
+    run = Run.at(arguments.run)
+    return run.folder / "evaluation" / _dataset(run, arguments.dataset).name
+
+
+def _cases(name: str, folder: str, names: str, source: Source) -> list[Case]:
+    listed = read_case_list(Path(names)) if names else None
+    return find_cases(_folder(name, folder), source, listed)
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    out = _out(arguments)
+    if arguments.run:
+        run = Run.at(arguments.run)
+        source = Source.from_config(**run.preset["data"])
+        folder = Path(arguments.synthetic).absolute() if arguments.synthetic else _dataset(run, arguments.dataset)
+        real = {role: original_cases(run, name, arguments.data) for role, name in ROLES.items()}
+        origin = {"run": run.folder.name}
+    else:
+        source = Source.from_config(arguments.channels.split(","), {"whole tumour": "all"})
+        folder = _folder("SYNTHETIC", arguments.synthetic)
+        real = {
+            role: _cases(role.upper(), getattr(arguments, role), getattr(arguments, f"{role}_cases"), source)
+            for role in ROLES
+        }
+        origin = {}
+    source = Source(source.channels[:1], source.labels)
+    shared = {case.name for case in real["train"]} & {case.name for case in real["heldout"]}
+    if shared:
+        raise InputError(f"HELDOUT: {sorted(shared)[0]} is among the training cases too; a floor needs other cases.")
+    manifest = folder / "manifest.csv"
+    return Settings(
+        synthetic=find_cases(folder, source),
+        source=source,
+        out=out,
+        manifest=manifest if manifest.is_file() else None,
+        predictions=_predictions(arguments, folder, out),
+        features=arguments.features,
+        fid=arguments.fid,
+        workers=int(arguments.workers),
+        origin=origin | {"synthetic": folder.name, "dataset": str(folder)},
+        **real,
+    )
+
+
+def _predictions(arguments: argparse.Namespace, synthetic: Path, out: Path) -> dict[str, Path]:
+    """Folders of a segmentation network's predictions: as given, or made with an nnU-Net model."""
+    given = {role: getattr(arguments, f"predictions_{role}") for role in ("synthetic", "heldout")}
+    if any(given.values()):
+        if not all(given.values()):
+            raise InputError("PREDICTIONS: both folders are needed, of the synthetic pairs and of the held-back cases.")
+        return {role: _folder("PREDICTIONS", folder) for role, folder in given.items()}
+    model = arguments.nnunet
+    if not model and arguments.run and (Run.at(arguments.run).folder / "table2" / "jobs").is_dir():
+        model = arguments.run
+    if not model:
+        return {}
+    if arguments.run:
+        run = Run.at(arguments.run)
+        heldout, names = read_json(run.folder / LISTS_FILE).get("data", ""), read_lists(run.folder)["validation"]
+        heldout = arguments.data or heldout
+    else:
+        heldout = arguments.heldout
+        names = read_case_list(Path(arguments.heldout_cases)) if arguments.heldout_cases else []
+    folders = {role: out / "predictions" / role for role in ("synthetic", "heldout")}
+    for role, images in (("synthetic", synthetic), ("heldout", Path(heldout))):
+        command = [sys.executable, "-m", "nnunet_integration", "predict", "--model", str(model)]
+        command += ["--images", str(images), "--out", str(make_folder(folders[role]))]
+        if role == "heldout" and names:
+            path = out / "predictions" / "heldout.txt"
+            path.write_text("\n".join(names) + "\n")
+            command += ["--cases", str(path)]
+        # A process of its own: nnU-Net changes the environment, and its memory goes with it.
+        code = subprocess.run(command, check=False).returncode
+        if code:
+            print("Warning: the network did not segment the images; the score of masks against images is left out.")
+            return {}
+    return folders
+
+
+def evaluate_command(arguments: argparse.Namespace) -> None:
+    """Compute all scores, and write tables and figures."""
+    from sbldm.evaluation.figures import draw_figures
+    from sbldm.evaluation.report import summarise
+    from sbldm.evaluation.table import write_table
+    from sbldm.synthesis.datasheet import write_datasheet
+
+    settings = _settings(arguments)
+    make_folder(settings.out)
+    found = evaluate(settings)
+    found.write(settings.out)
+    paths = [write_table(settings.out), *draw_figures(settings.out)]
+    print(paths[0].read_text())
+    folder = Path(settings.origin["dataset"])
+    if (folder / "synthesis.json").is_file():  # a dataset of ours
+        findings = summarise(read_json(settings.out / "evaluation.json"))
+        sentences = [" ".join([finding.statement, *finding.evidence]) for finding in findings]
+        paths.append(write_datasheet(folder, arguments.licence, sentences))
+    print("\n".join(map(str, paths)))
+
+
+def report_command(arguments: argparse.Namespace) -> None:
+    """Make the page to show: report.html, from what `evaluate` left."""
+    from sbldm.evaluation.report import write_report
+
+    out = _out(arguments)
+    if not (out / "evaluation.json").is_file():
+        evaluate_command(arguments)
+    print(write_report(out, Run.at(arguments.run) if arguments.run else None))
+
+
+STEPS = {"evaluate": evaluate_command, "report": report_command}
+
+
+def parser() -> argparse.ArgumentParser:
+    """All options."""
+    top = argparse.ArgumentParser(
+        "python -m sbldm.evaluation", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    top.add_argument("step", nargs="?", default="evaluate", choices=STEPS, help="evaluate (default) or report")
+    for name, default, text in (
+        ("run", "", "run folder: its pairs, training and held-back cases"),
+        ("dataset", "501", "number of the run's nnU-Net dataset"),
+        ("data", "", "folder of the run's cases, where it has moved"),
+        ("synthetic", "", "folder of pairs, without or in place of those of a run"),
+        ("train", "", "folder of real cases the generator was trained on"),
+        ("heldout", "", "folder of real cases it has not seen"),
+        ("train-cases", "", "file with the names of the training cases, one a line (default: all in the folder)"),
+        ("heldout-cases", "", "file with the names of the held-back cases"),
+        ("channels", "flair", "channel to look at, for folders without a run"),
+        ("out", "", "folder to write to (default: RUN/evaluation/DATASET)"),
+        ("features", "imagenet", "imagenet, medicalnet:FILE or radimagenet:FILE"),
+        ("nnunet", "", "trained nnU-Net model for the score of masks against images\n(default: that of RUN/table2)"),
+        ("predictions-synthetic", "", "its predictions for the pairs, where there are some"),
+        ("predictions-heldout", "", "its predictions for the held-back cases"),
+        ("fid", "", "1: compute FID too (refused below 1000 cases); force: below as well, flagged"),
+        ("licence", "", "terms of the real cases, for the datasheet"),
+        ("workers", "2", "processes"),
+    ):
+        shown = f"{text} (default: {default})" if default and "default" not in text else text
+        top.add_argument(f"--{name}", default=default, help=shown)
+    return top
+
+
+def main() -> int:
+    """Run one step; what a user can mend is said in one line."""
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"monai|ignite|torch")
+    arguments = parser().parse_args()
+    try:
+        STEPS[arguments.step](arguments)
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on from here.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return report(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""One group of cases described: everything small that the scores need, case by case, cached by content."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from tqdm import tqdm
+
+from sbldm.cases.geometry import WorkingGrid
+from sbldm.cases.layouts import Case, Source
+from sbldm.errors import DataError
+from sbldm.evaluation.copies import fingerprint, mask_print
+from sbldm.evaluation.features import Extractor, features_of, load_extractor
+from sbldm.evaluation.slices import adjacent_curve, slice_measures
+from sbldm.evaluation.tumours import heat_map, tumour_measures
+from sbldm.evaluation.volumes import Volume, read_volume, spacing_of
+from sbldm.files import atomic_path, make_folder
+
+__all__ = ["Cohort", "describe", "read_image", "workers"]
+
+DESCRIPTION = 1  # raise it when anything below measures differently
+
+
+@dataclass
+class Cohort:
+    """Cases of one role, in the order of their names.
+
+    Attributes:
+        role: "synthetic", "train" or "heldout".
+        names, contents: of the cases that could be read.
+        file, rows: where the images lie, `[.., X, Y, Z]` float16 on the evaluation grid, and `[N]` which of them.
+        tumours, slices: measure by name, each `[N]`, NaN where a case has none.
+        curves: `[N, 21]` SSIM of neighbouring slices from the bottom of the brain to its top.
+        fingerprints: `[N, ...]` low-resolution brains.
+        mask_prints: `[N, ...]` bool low-resolution masks.
+        heat: `[N, 32, 38, 32]` float16, how much of each cell of the brain's box is tumour.
+        features: plane -> `[N, D]`.
+        brains: `[N]` ml of brain.
+        characteristics: `[N, 9]`, NaN without a tumour.
+        has_mask: `[N]` bool.
+        spacings: of each case's file, mm along L, P, S.
+        problems: one sentence for each case that was left out.
+    """
+
+    role: str
+    names: list[str]
+    contents: list[str]
+    file: Path
+    rows: np.ndarray
+    tumours: dict[str, np.ndarray]
+    slices: dict[str, np.ndarray]
+    curves: np.ndarray
+    fingerprints: np.ndarray
+    mask_prints: np.ndarray
+    heat: np.ndarray
+    features: dict[str, np.ndarray]
+    brains: np.ndarray
+    characteristics: np.ndarray
+    has_mask: np.ndarray
+    spacings: list[tuple[float, float, float]]
+    problems: list[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def images(self) -> np.ndarray:
+        """`[N, X, Y, Z]` float16 (see `Volume.image`), on disk where no case was left out."""
+        images = np.load(self.file, mmap_mode="r")
+        return images if len(self) == len(images) else images[self.rows]
+
+    def place(self, index: int) -> tuple[str, int]:
+        """File and row of one image, for another process."""
+        return str(self.file), int(self.rows[index])
+
+    def first(self, count: int) -> np.ndarray:
+        """Indices of a seeded choice of so many cases."""
+        return np.random.default_rng(0).permutation(len(self))[:count]
+
+
+def workers(count: int, features: str, device: str) -> Executor:
+    """Processes that describe cases and compare volumes, each with one thread and the feature network in memory."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(max(1, count), context, _begin, (features, device))
+
+
+def describe(
+    role: str, cases: Sequence[Case], source: Source, grid: WorkingGrid, cache: Path, pool: Executor
+) -> Cohort:
+    """Read every case once and describe it; a case that cannot be read is left out with a sentence.
+
+    Args:
+        role: of the cohort.
+        cases: its files.
+        source: what channels and labels mean.
+        grid: the evaluation grid.
+        cache: folder of what is kept between runs; `images-ROLE.npy` in it is written anew each time.
+        pool: see `workers`; each process has one volume in memory.
+
+    Raises:
+        DataError: no case can be read.
+    """
+    path = make_folder(cache) / f"images-{role}.npy"
+    shape = (len(cases), *grid.size)
+    np.lib.format.open_memmap(path, "w+", np.float16, shape).flush()
+    found, problems = {}, []
+    running = {pool.submit(_describe, k, case, source, grid, cache, path): k for k, case in enumerate(cases)}
+    for future in tqdm(as_completed(running), f"Reading the {role} cases", len(cases), unit="case"):
+        try:
+            found[running[future]] = future.result()
+        except DataError as error:
+            problems.append(str(error))
+    if not found:
+        raise DataError(f"{role}: none of {len(cases)} cases can be read; the first: {problems[0]}")
+    order = sorted(found)
+    records = [found[k] for k in order]
+
+    def stacked(key: str) -> dict[str, np.ndarray]:
+        return {name: np.array([r[key][name] for r in records]) for name in records[0][key]}
+
+    def column(key: str) -> np.ndarray:
+        return np.stack([r[key] for r in records])
+
+    return Cohort(
+        role=role,
+        names=[r["name"] for r in records],
+        contents=[r["content"] for r in records],
+        file=path,
+        rows=np.array(order),
+        tumours=stacked("tumours"),
+        slices=stacked("slices"),
+        curves=column("curve"),
+        fingerprints=column("fingerprint"),
+        mask_prints=column("mask_print"),
+        heat=column("heat"),
+        features=stacked("features"),
+        brains=column("brain_ml"),
+        characteristics=column("characteristics"),
+        has_mask=column("has_mask"),
+        spacings=[r["spacing"] for r in records],
+        problems=sorted(problems),
+    )
+
+
+_worker: dict[str, Extractor] = {}
+
+
+def _begin(features: str, device: str) -> None:
+    """Once in each process."""
+    torch.set_num_threads(1)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    _worker["extractor"] = load_extractor(features, device)
+
+
+def read_image(place: tuple[str, int]) -> np.ndarray:
+    """One image of a cohort `[X, Y, Z]` float32, by its place."""
+    file, row = place
+    return np.asarray(np.load(file, mmap_mode="r")[row], np.float32)
+
+
+def _describe(index: int, case: Case, source: Source, grid: WorkingGrid, cache: Path, images: Path) -> dict[str, Any]:
+    volume = read_volume(case, source, grid)
+    np.load(images, mmap_mode="r+")[index] = volume.image
+    record = _measured(volume, cache / "cases")
+    record["features"] = features_of(volume, _worker["extractor"], cache / "features")
+    return record | {"name": volume.name, "content": volume.content, "spacing": spacing_of(case)}
+
+
+def _measured(volume: Volume, cache: Path) -> dict[str, Any]:
+    """All but the features, from the cache or anew."""
+    key = hashlib.sha256(f"{DESCRIPTION} {volume.image.shape} {volume.spacing}".encode()).hexdigest()[:12]
+    path = cache / f"{volume.content}-{key}.npz"
+    try:
+        with np.load(path) as file:
+            flat = dict(file)
+    except Exception:  # missing or damaged in any of a zip file's many ways
+        flat = _measure(volume)
+        with atomic_path(path) as temporary:
+            np.savez_compressed(temporary, **flat)
+    record: dict[str, Any] = {"tumours": {}, "slices": {}}
+    for name, value in flat.items():
+        group, _, key = name.partition(".")
+        if key:
+            record[group][key] = float(value)
+        else:
+            record[name] = value
+    return record
+
+
+def _measure(volume: Volume) -> dict[str, Any]:
+    mask = volume.mask if volume.mask is not None else np.zeros_like(volume.brain)
+    nothing = np.full(9, np.nan)
+    return {
+        **{f"tumours.{name}": value for name, value in tumour_measures(volume).items()},
+        **{f"slices.{name}": value for name, value in slice_measures(volume).items()},
+        "curve": adjacent_curve(volume),
+        "fingerprint": fingerprint(volume.image, volume.spacing),
+        "mask_print": mask_print(mask, volume.image, volume.spacing),
+        "heat": heat_map([volume]).astype(np.float16),
+        "brain_ml": volume.brain.sum() * np.prod(volume.spacing) / 1000,
+        "characteristics": nothing if volume.characteristics is None else volume.characteristics,
+        "has_mask": np.array(volume.mask is not None),
+    }

@@ -1,0 +1,176 @@
+"""All scores of one folder of pairs against real cases, and what is written down.
+
+The held-back cases are the reference. Beside every score stands its floor, the same score of the training cases: a
+generator that drew from the very distribution of the training cases would reach it, and one that copies them would
+too, which is why the copies are counted apart.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sbldm.cases.geometry import WorkingGrid
+from sbldm.cases.layouts import Case, Source
+from sbldm.device import choose_device
+from sbldm.evaluation.cohort import Cohort, describe, workers
+from sbldm.evaluation.features import load_extractor
+from sbldm.evaluation.protocols import Score
+from sbldm.evaluation.scoring import (
+    LEAST,
+    score_copies,
+    score_distribution,
+    score_fit,
+    score_requests,
+    score_similarity,
+    score_slices,
+    score_tumours,
+)
+from sbldm.evaluation.volumes import common_spacing, evaluation_grid
+from sbldm.files import atomic_path, write_csv, write_json
+
+__all__ = ["Evaluation", "Settings", "evaluate"]
+
+ROLES = ("synthetic", "train", "heldout")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to compare and how.
+
+    Attributes:
+        synthetic, train, heldout: cases by role.
+        source: channels and labels; the first channel is looked at, all labels together are the tumour.
+        manifest: table of requests, or None.
+        predictions: role -> folder of a segmentation network's predictions, or empty.
+        features: name of the extractor.
+        fid: "", "1" (refused below 1000 cases) or "force".
+        out: folder for everything that is written.
+        workers: processes.
+        origin: where the cases came from, for the record.
+    """
+
+    synthetic: Sequence[Case]
+    train: Sequence[Case]
+    heldout: Sequence[Case]
+    source: Source
+    out: Path
+    manifest: Path | None = None
+    predictions: dict[str, Path] = field(default_factory=dict)
+    features: str = "imagenet"
+    fid: str = ""
+    workers: int = 2
+    origin: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Evaluation:
+    """What came out.
+
+    Attributes:
+        scores: every number beside its floor.
+        left_out: (which scores, why) in one sentence each.
+        remarks: what else a reader must know: cases left out, grids that were resampled.
+        pairs: one row for each synthetic pair.
+        arrays: for the figures.
+        provenance: hashes, versions, lists, settings.
+    """
+
+    scores: list[Score] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, out: Path) -> None:
+        """Leave `evaluation.json`, `scores.csv`, `pairs.csv` and `arrays.npz` in a folder."""
+        rows = [score.row() for score in self.scores]
+        with atomic_path(out / "arrays.npz") as temporary:
+            np.savez_compressed(temporary, **self.arrays)
+        write_csv(out / "pairs.csv", self.pairs, list(dict.fromkeys(key for pair in self.pairs for key in pair)))
+        write_csv(out / "scores.csv", rows, list(Score.__dataclass_fields__))
+        content = {"scores": rows, "left_out": self.left_out, "remarks": self.remarks, "provenance": self.provenance}
+        write_json(out / "evaluation.json", content)
+
+
+def evaluate(settings: Settings) -> Evaluation:
+    """Compute every score there is data for.
+
+    Raises:
+        DataError: no case of a role can be read.
+        InputError: unknown features, or a folder of predictions that is none.
+    """
+    begun = time.time()
+    device = choose_device()
+    extractor = load_extractor(settings.features, device)  # a wrong name is said before any work
+    found = Evaluation()
+    cache = settings.out / "cache"
+    with workers(settings.workers, settings.features, str(device)) as pool:
+        grid = evaluation_grid(common_spacing(settings.heldout))
+        cohorts = {role: _read(role, settings, grid, cache, pool, found) for role in ROLES}
+        if repeated := {*cohorts["synthetic"].contents} & {*cohorts["train"].contents, *cohorts["heldout"].contents}:
+            found.remarks.append(f"{len(repeated)} synthetic pair(s) hold the very voxels of a real case.")
+        found.pairs = [{"pair": name} for name in cohorts["synthetic"].names]
+        parts: dict[str, Callable[..., Iterator[Score]]] = {
+            "similarity": partial(score_similarity, pool=pool, spacing=grid.spacing),
+            "distribution": partial(score_distribution, fid=settings.fid),
+            "tumours": score_tumours,
+            "slices": score_slices,
+            "copies": score_copies,
+        }
+        for group, score in parts.items():
+            if reason := _too_few(group, cohorts):
+                found.left_out.append((group, reason))
+            else:
+                found.scores += score(found, *cohorts.values())
+    score_requests(found, cohorts["synthetic"], settings.manifest)
+    score_fit(found, settings)
+    for path in cache.glob("images-*.npy"):
+        path.unlink()
+    found.provenance = {
+        "made": time.strftime("%Y-%m-%d"),
+        "minutes": round((time.time() - begun) / 60, 1),
+        "spacing_mm": list(grid.spacing),
+        "features": extractor.name,
+        "first_channel": settings.source.channels[0],
+        "cases": {role: len(cohort) for role, cohort in cohorts.items()},
+        "contents": {role: cohort.contents for role, cohort in cohorts.items()},
+        "versions": {name: version(name) for name in ("sbldm", "torch", "monai", "numpy", "scikit-image", "scipy")}
+        | {"python": platform.python_version()},
+        **settings.origin,
+    }
+    return found
+
+
+def _read(role: str, settings: Settings, grid: WorkingGrid, cache: Path, pool: Executor, found: Evaluation) -> Cohort:
+    """Describe the cases of one role, and remark on what is odd about them."""
+    cases = getattr(settings, role)
+    cohort = describe(role, cases, settings.source, grid, cache, pool)
+    if other := sum(not np.allclose(spacing, grid.spacing, rtol=1e-3) for spacing in cohort.spacings):
+        spacing = " x ".join(f"{s:g}" for s in grid.spacing)
+        found.remarks.append(f"{other} of {len(cases)} {role} cases were resampled to {spacing} mm.")
+    if missing := int((~cohort.has_mask).sum()):
+        found.remarks.append(f"{missing} of {len(cases)} {role} cases have no mask; tumour scores leave them out.")
+    found.remarks += cohort.problems
+    return cohort
+
+
+def _too_few(group: str, cohorts: dict[str, Cohort]) -> str:
+    """Why a group of scores is refused, or nothing."""
+    sizes = {role: len(cohort) for role, cohort in cohorts.items()}
+    if group == "tumours":
+        sizes = {role: int(np.isfinite(c.tumours["volume_ml"]).sum()) for role, c in cohorts.items()}
+    if not (few := [f"{n} {role}" for role, n in sizes.items() if n < LEAST[group]]):
+        return ""
+    what = "case(s) with a tumour" if group == "tumours" else "case(s)"
+    return f"{', '.join(few)} {what}; {LEAST[group]} on each side are the least."

@@ -1,0 +1,372 @@
+"""The scores of each group: who is compared with whom. Names and texts of the scores stand in `protocols.yaml`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from sbldm.errors import DataError, StateError
+from sbldm.evaluation import copies, distribution, fit, requests, similarity, slices, tumours
+from sbldm.evaluation.cohort import Cohort, read_image
+from sbldm.evaluation.protocols import MEASURES, Estimate, Score, mean_estimate
+from sbldm.tumour.characteristics import NAMES
+
+if TYPE_CHECKING:
+    from sbldm.evaluation.evaluate import Evaluation, Settings
+
+__all__ = [
+    "LEAST",
+    "score_copies",
+    "score_distribution",
+    "score_fit",
+    "score_requests",
+    "score_similarity",
+    "score_slices",
+    "score_tumours",
+]
+
+# Cases on every side.
+LEAST = {"similarity": 2, "distribution": 10, "tumours": 5, "slices": 5, "copies": 3, "requests": 3}
+FID_LEAST = 1000
+NAN = float("nan")
+PARTNERS = 10  # held-back cases that each case is compared with in all-pairs SSIM
+DIVERSITY_PAIRS = 50
+WORST = 6  # pairs shown
+QUANTILES = {"1st percentile": 0.01, "5th percentile": 0.05}
+
+
+def _score(
+    protocol: str,
+    group: str,
+    value: Estimate | float,
+    floor: Estimate | float,
+    n: tuple[int, int],
+    floor_n: tuple[int, int],
+    **more: Any,
+) -> Score:
+    value, floor = (x if isinstance(x, Estimate) else Estimate(x, NAN, NAN) for x in (value, floor))
+    return Score(protocol, group, *value, n, *floor, floor_n, **more)
+
+
+# --- similarity -------------------------------------------------------------------------------------------------------
+
+
+def score_similarity(
+    found: Evaluation,
+    synthetic: Cohort,
+    train: Cohort,
+    heldout: Cohort,
+    pool: Executor,
+    spacing: tuple[float, float, float],
+) -> Iterator[Score]:
+    rng = np.random.default_rng(0)
+    random_pairs = {
+        "synthetic": rng.integers(len(train), size=len(synthetic)),
+        "heldout": rng.integers(len(train), size=len(heldout)),
+    }
+    squares = {c.role: similarity.squared_errors(c.images, heldout.images) for c in (synthetic, train)}
+    in_brain = {role: similarity.psnr(*found) for role, found in squares.items()}
+    partners = {c.role: _partners(rng, len(c), len(heldout)) for c in (synthetic, train)}
+    jobs = {}
+    for c in (synthetic, heldout):
+        jobs[f"random {c.role}"] = [(c.place(i), train.place(j)) for i, j in enumerate(random_pairs[c.role])]
+    for c in (synthetic, train):
+        places = [[heldout.place(j) for j in row] for row in partners[c.role]]
+        jobs[f"all {c.role}"] = [(c.place(i), place) for i, row in enumerate(places) for place in row]
+        nearest = in_brain[c.role].argmax(1)
+        jobs[f"nearest {c.role}"] = [(c.place(i), heldout.place(j)) for i, j in enumerate(nearest)]
+    ssim = _in_processes("SSIM", partial(_ssim, spacing=spacing), jobs, pool)
+
+    voxels = np.prod(similarity.PAPER_FOV_MM) / np.prod(spacing)
+
+    def random_psnr(c: Cohort, others: np.ndarray) -> np.ndarray:
+        pairs = [
+            similarity.squared_errors(c.images[i : i + 1], train.images[j : j + 1])[0] for i, j in enumerate(others)
+        ]
+        return similarity.psnr(np.ravel(pairs), voxels)
+
+    n, floor_n = (len(synthetic), len(train)), (len(heldout), len(train))
+    values = [mean_estimate(random_psnr(c, random_pairs[c.role])) for c in (synthetic, heldout)]
+    yield _score("psnr.random-pair.train", "similarity", *values, n, floor_n, unit="dB")
+    values = [mean_estimate(ssim[f"random {role}"][:, 1]) for role in ("synthetic", "heldout")]
+    yield _score("ssim.random-pair.train", "similarity", *values, n, floor_n)
+
+    n, floor_n = (len(synthetic), len(heldout)), (len(train), len(heldout))
+    values = [mean_estimate(in_brain[c.role].mean(1)) for c in (synthetic, train)]
+    yield _score("psnr.all-pairs.heldout", "similarity", *values, n, floor_n, unit="dB")
+    values = [mean_estimate(ssim[f"all {c.role}"][:, 0].reshape(len(c), -1).mean(1)) for c in (synthetic, train)]
+    yield _score("ssim.all-pairs.heldout", "similarity", *values, n, floor_n)
+    values = [mean_estimate(in_brain[c.role].max(1)) for c in (synthetic, train)]
+    yield _score("psnr.nearest-heldout", "similarity", *values, n, floor_n, unit="dB")
+    values = [mean_estimate(ssim[f"nearest {c.role}"][:, 0]) for c in (synthetic, train)]
+    yield _score("ssim.nearest-heldout", "similarity", *values, n, floor_n)
+
+    if min(synthetic.images.shape[1:]) < similarity.LEAST_SIDE:
+        reason = f"MS-SSIM: a side of the grid has fewer than {similarity.LEAST_SIDE} voxels."
+        found.left_out.append(("similarity.ms-ssim", reason))
+        return
+    couples = {c.role: rng.permutation(len(c))[: 2 * min(DIVERSITY_PAIRS, len(c) // 2)] for c in (synthetic, train)}
+    jobs = {c.role: [(c.place(i), c.place(j)) for i, j in couples[c.role].reshape(-1, 2)] for c in (synthetic, train)}
+    diversity = _in_processes("MS-SSIM", _ms_ssim, jobs, pool)
+    values = [mean_estimate(diversity[role][:, 0]) for role in ("synthetic", "train")]
+    yield _score("ms-ssim.diversity", "similarity", *values, (len(synthetic),) * 2, (len(train),) * 2)
+
+
+def _partners(rng: np.random.Generator, n: int, of: int) -> np.ndarray:
+    """For each of n cases so many different others `[n, PARTNERS]`."""
+    return np.stack([rng.permutation(of)[:PARTNERS] for _ in range(n)])
+
+
+def _ssim(x: np.ndarray, y: np.ndarray, spacing: tuple[float, float, float]) -> tuple[float, float]:
+    return similarity.ssim(x, y, spacing)
+
+
+def _ms_ssim(x: np.ndarray, y: np.ndarray) -> tuple[float]:
+    return (similarity.ms_ssim(x, y),)
+
+
+def _compared(function: Callable, job: tuple[tuple[str, int], tuple[str, int]]) -> tuple[float, ...]:
+    return function(*map(read_image, job))
+
+
+def _in_processes(
+    title: str, function: Callable, jobs: dict[str, list[tuple[tuple[str, int], tuple[str, int]]]], pool: Executor
+) -> dict[str, np.ndarray]:
+    """Apply a function of two images to lists of pairs, given by their places: name -> `[pairs, values]`."""
+    tasks = [job for group in jobs.values() for job in group]
+    results = list(tqdm(pool.map(partial(_compared, function), tasks, chunksize=4), title, len(tasks), unit="pair"))
+    ends = np.cumsum([len(group) for group in jobs.values()])
+    return dict(zip(jobs, np.split(np.array(results), ends[:-1]), strict=True))
+
+
+# --- distribution, tumours, slices ------------------------------------------------------------------------------------
+
+
+def _equal(synthetic: Cohort, train: Cohort) -> tuple[np.ndarray, np.ndarray]:
+    """Equally many cases of both, as many scores depend on the number."""
+    count = min(len(synthetic), len(train))
+    return synthetic.first(count), train.first(count)
+
+
+def score_distribution(
+    found: Evaluation, synthetic: Cohort, train: Cohort, heldout: Cohort, fid: str
+) -> Iterator[Score]:
+    some, others = _equal(synthetic, train)
+    n, floor_n = (len(some), len(heldout)), (len(others), len(heldout))
+    planes = list(heldout.features)
+
+    def joined(c: Cohort, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        return np.concatenate([c.features[plane][rows] for plane in planes], axis=1)
+
+    reference, sample, real = joined(heldout), joined(synthetic, some), joined(train, others)
+    values = [distribution.kid(reference, x) for x in (sample, real)]
+    yield _score("kid.heldout", "distribution", *values, n, floor_n, aim="low")
+    if len(planes) > 1:
+        for plane in planes:
+            x, y, z = (
+                c.features[plane][rows] for c, rows in ((heldout, slice(None)), (synthetic, some), (train, others))
+            )
+            values = [distribution.kid(x, y), distribution.kid(x, z)]
+            yield _score(f"kid.{plane}.heldout", "distribution", *values, n, floor_n, aim="low")
+    (value, p), (floor, floor_p) = (distribution.mmd(reference, x) for x in (sample, real))
+    note = f"permutation p {p:.3f}; of the floor {floor_p:.3f}"
+    yield _score("mmd.heldout", "distribution", value, floor, n, floor_n, aim="low", note=note)
+    quality, best = (distribution.prdc(reference, x) for x in (sample, real))
+    for name in quality:
+        yield _score(f"{name}.heldout", "distribution", quality[name], best[name], n, floor_n)
+    enough = min(*n, *floor_n) >= FID_LEAST
+    if fid and (enough or fid == "force"):
+        values = [distribution.frechet(reference, x) for x in (sample, real)]
+        note = "" if enough else f"FLAGGED: with fewer than {FID_LEAST} cases its bias exceeds its value"
+        yield _score("fid.heldout", "distribution", *values, n, floor_n, aim="low", note=note)
+    elif fid:
+        reason = f"FID: fewer than {FID_LEAST} cases, so its bias would exceed its value; FID=force gives it, flagged."
+        found.left_out.append(("distribution.fid", reason))
+
+
+def score_tumours(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: Cohort) -> Iterator[Score]:
+    some, others = _equal(synthetic, train)
+    for name in heldout.tumours:
+        reference, sample, real = _finite(
+            heldout.tumours[name], synthetic.tumours[name][some], train.tumours[name][others]
+        )
+        if min(map(len, (reference, sample, real))) < LEAST["tumours"]:
+            found.left_out.append(
+                (f"tumours.{name}", f"{MEASURES[name]}: fewer than {LEAST['tumours']} cases have one.")
+            )
+            continue
+        if not np.ptp(reference):
+            found.left_out.append((f"tumours.{name}", f"{MEASURES[name]}: the same in all held-back cases."))
+            continue
+        values, floors = tumours.compare(sample, reference), tumours.compare(real, reference)
+        n, floor_n = (len(sample), len(reference)), (len(real), len(reference))
+        for kind, value, floor in zip(("w1", "ks"), values, floors, strict=True):
+            yield _score(f"{kind}.{name}", "tumours", value, floor, n, floor_n, aim="low")
+    maps = [synthetic.heat[some].mean(0), train.heat[others].mean(0)]
+    values = [tumours.heat_distance(heat, heldout.heat.mean(0)) for heat in maps]
+    n, floor_n = (len(some), len(heldout)), (len(others), len(heldout))
+    yield _score("tv.place", "tumours", *values, n, floor_n, aim="low")
+    for c in (synthetic, train, heldout):
+        found.arrays[f"heat.{c.role}"] = c.heat.mean(0)
+        for name, measured in c.tumours.items():
+            found.arrays[f"tumours.{name}.{c.role}"] = measured
+    for row, measured in zip(found.pairs, synthetic.characteristics, strict=True):
+        row |= {f"measured_{name}": round(float(v), 3) for name, v in zip(NAMES, measured, strict=True)}
+
+
+def _finite(*columns: np.ndarray) -> list[np.ndarray]:
+    """Each without what a case does not have."""
+    return [column[np.isfinite(column)] for column in columns]
+
+
+def score_slices(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: Cohort) -> Iterator[Score]:
+    some, others = _equal(synthetic, train)
+    for name in heldout.slices:
+        x, y, z = _finite(heldout.slices[name], synthetic.slices[name][some], train.slices[name][others])
+        if min(map(len, (x, y, z))) < LEAST["slices"]:
+            found.left_out.append(
+                (f"slices.{name}", f"{MEASURES[name]}: fewer than {LEAST['slices']} cases with a mask on one side.")
+            )
+            continue
+        values = [slices.effect_size(v, x) for v in (y, z)]
+        note = f"mean {y.mean():.3g}, held-back {x.mean():.3g}"
+        yield _score(f"{name}.effect", "slices", *values, (len(y), len(x)), (len(z), len(x)), note=note)
+    for c in (synthetic, train, heldout):
+        found.arrays[f"curves.{c.role}"] = c.curves
+        for name, measured in c.slices.items():
+            found.arrays[f"slices.{name}.{c.role}"] = measured
+
+
+# --- requests, copies, fit --------------------------------------------------------------------------------------------
+
+
+def score_copies(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: Cohort) -> Iterator[Score]:
+    memory = copies.Memory.build(
+        dict(zip(train.names, train.fingerprints, strict=True)),
+        dict(zip(heldout.names, heldout.fingerprints, strict=True)),
+    )
+    found.remarks.append(f"Copies: limits set by {memory.calibration}.")
+    nearest = [memory.nearest(fingerprint) for fingerprint in synthetic.fingerprints]
+    correlations = np.array([n.correlation for n in nearest])
+    n = (len(synthetic), len(train))
+    for name, limit, honest in (("near", memory.near, 0.05), ("sure", memory.copy, 0.001)):
+        count, rate = copies.copy_rate(correlations, limit)
+        note = f"{count} pairs beyond r = {limit:.3f}"
+        yield _score(f"copies.{name}", "copies", rate, honest, n, (len(heldout), len(train)), aim="low", note=note)
+
+    prints = dict(zip(train.names, train.mask_prints, strict=True))
+    overlaps = [
+        np.array([copies.nearest_mask(mask, prints)[1] for mask in c.mask_prints if mask.any()])
+        for c in (synthetic, heldout)
+    ]
+    if all(map(len, overlaps)):
+        sizes = [(len(values), len(train)) for values in overlaps]
+        yield _score("copies.masks", "copies", *map(mean_estimate, overlaps), *sizes, aim="low")
+
+    samples, of_train, of_heldout = (
+        np.concatenate(list(c.features.values()), axis=1) for c in (synthetic, train, heldout)
+    )
+    ratios = copies.feature_ratio(samples, of_train, of_heldout)
+    for name, share in QUANTILES.items():
+        yield _score(f"copies.ratio.{name}", "copies", float(np.quantile(ratios, share)), 1.0, n, n, aim="high")
+    values = [copies.authenticity(x, of_train) for x in (samples, of_heldout)]
+    yield _score("copies.authpct", "copies", *values, n, (len(heldout), len(train)), aim="high")
+
+    worst = np.argsort(-correlations)[:WORST]
+    by_name = dict(zip(train.names, train.fingerprints, strict=True))
+
+    def differences(k: int) -> np.ndarray:
+        other = by_name[nearest[k].name]
+        return copies.aligned(synthetic.fingerprints[k], other) - other
+
+    found.arrays |= {
+        "copies.correlation.synthetic": correlations,
+        "copies.correlation.heldout": memory.heldout_correlations,
+        "copies.limits": np.array([memory.near, memory.copy]),
+        "copies.worst": worst,
+        "copies.differences": np.stack([differences(k) for k in worst]),
+    }
+    for pair, near, ratio in zip(found.pairs, nearest, ratios, strict=True):
+        pair |= {"nearest_case": near.name, "nearest_correlation": round(float(near.correlation), 4)}
+        pair |= {"feature_ratio": round(float(ratio), 4)}
+
+
+def score_requests(found: Evaluation, synthetic: Cohort, manifest: Path | None) -> None:
+    """Requests against what was drawn; those inside the training range and those beyond it apart."""
+    if manifest is None or not manifest.is_file():
+        found.left_out.append(("requests", "there is no manifest.csv that says what was asked for."))
+        return
+    try:
+        rows = {row["pair"]: row for row in requests.read_manifest(manifest)}
+    except DataError as error:
+        found.left_out.append(("requests", str(error)))
+        return
+    if not rows:
+        found.left_out.append(("requests", "these pairs were made without requests."))
+        return
+    measurable = np.isfinite(synthetic.characteristics).all(axis=1)
+    known = [k for k, name in enumerate(synthetic.names) if name in rows and measurable[k]]
+    asked = {k: rows[synthetic.names[k]] for k in known}
+    for k, row in asked.items():
+        found.pairs[k] |= {name: row[name] for name in row if name.startswith("requested_")}
+        found.pairs[k] |= {"extrapolated": row["extrapolated"], "redrawn": row["redrawn"]}
+    drawn = len(rows) + sum(row["redrawn"] for row in rows.values())
+    found.remarks.append(f"{drawn} pairs were drawn and {len(rows)} accepted ({100 * len(rows) / drawn:.0f} %).")
+    for part, beyond in (("", False), (".extrapolated", True)):
+        chosen = [k for k in known if bool(asked[k]["extrapolated"]) == beyond]
+        if len(chosen) < LEAST["requests"]:
+            if chosen:
+                few = f"{len(chosen)} pair(s) with a request {'beyond' if beyond else 'within'} the training range"
+                found.left_out.append((f"requests{part}", f"{few}; {LEAST['requests']} are the least."))
+            continue
+        requested = np.array([[asked[k][f"requested_{name}"] for name in NAMES] for k in chosen])
+        measured = synthetic.characteristics[chosen]
+        found.arrays |= {f"requested{part}": requested, f"measured{part}": measured}
+        control, n = requests.shuffled(requested, measured), (len(chosen), len(chosen))
+        for key, value in requests.fidelity(requested, measured).items():
+            name, _, kind = key.rpartition("_")
+            followed = kind in ("slope", "spearman")
+            protocol = f"{kind}.{name}{part}" if followed else f"request.{key}{part}"
+            more = {"aim": "high" if followed or kind == "iou" else "low", "unit": "mm" if kind == "mm" else ""}
+            found.scores.append(_score(protocol, "requests", value, control.get(key, NAN), n, n, **more))
+        for key, value in (requests.spread(requested, measured) or {}).items():
+            if key.endswith("_share"):
+                found.scores.append(_score(f"control.{key}{part}", "requests", value, NAN, n, n))
+
+
+def score_fit(found: Evaluation, settings: Settings) -> None:
+    """Masks against what a network trained on real cases alone segments."""
+    if not settings.predictions:
+        reason = "no predictions of a network trained on real cases; train one: make nnunet-eval ARMS=real+aug."
+        found.left_out.append(("fit", reason))
+        return
+    try:
+        rows = {
+            role: fit.agreement(settings.predictions[role], getattr(settings, role), settings.source)
+            for role in ("synthetic", "heldout")
+        }
+    except (DataError, StateError) as error:
+        found.left_out.append(("fit", str(error)))
+        return
+    n = tuple(len(rows[role]) for role in ("synthetic", "heldout"))
+    for name, key in (("dsc", "dsc"), ("nsd", "nsd_1mm")):
+        values = {role: np.array([row[key] for row in rows[role]]) for role in rows}
+        for role, scores in values.items():
+            found.arrays[f"fit.{name}.{role}"] = scores
+        compared = fit.compare_fit(values["synthetic"], values["heldout"])
+        means = compared["synthetic_mean"], compared["heldout_mean"]
+        found.scores.append(_score(f"fit.{name}", "fit", *means, (n[0], n[0]), (n[1], n[1])))
+        if name == "dsc":
+            for part, floor in (("low_tail", "tail"), ("high_tail", "tail"), ("overlap", "overlap")):
+                protocol, best = f"fit.{part.replace('_', '-')}", compared[f"{floor}_floor"]
+                found.scores.append(_score(protocol, "fit", compared[part], best, n, n))
+    by_name = {row["case"]: row for row in rows["synthetic"]}
+    for pair in found.pairs:
+        if row := by_name.get(pair["pair"]):
+            pair |= {"fit_dsc": round(row["dsc"], 4), "fit_nsd_1mm": round(row["nsd_1mm"], 4)}

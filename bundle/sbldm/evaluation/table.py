@@ -1,0 +1,77 @@
+"""The scores as one readable table: `scores.md`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from sbldm.evaluation.protocols import Score, protocol
+from sbldm.files import atomic_path, read_json
+
+__all__ = ["GROUPS", "number", "read_scores", "write_table"]
+
+GROUPS = {
+    "distribution": "Do the images come from the same distribution?",
+    "slices": "Do neighbouring slices fit together?",
+    "tumours": "Are the tumours distributed like real ones?",
+    "requests": "Is the tumour drawn that was asked for?",
+    "fit": "Does the mask fit the image?",
+    "copies": "Are pairs copies of training cases?",
+    "similarity": "PSNR and SSIM, for comparison with the paper",
+}
+"""Groups of scores in the order of a reader's questions."""
+
+
+def read_scores(out: Path) -> list[Score]:
+    """The scores of an evaluation folder."""
+    return [Score.from_row(row) for row in read_json(out / "evaluation.json")["scores"]]
+
+
+def number(value: float, unit: str = "") -> str:
+    """Three significant digits, never as a power of ten."""
+    if not math.isfinite(value):
+        return "-"
+    digits = 0 if abs(value) < 1e-9 else min(6, max(0, 2 - math.floor(math.log10(abs(value)))))
+    return f"{value:.{digits}f}{' ' + unit if unit else ''}"
+
+
+def _with_interval(value: float, low: float, high: float, unit: str) -> str:
+    if not math.isfinite(low):
+        return number(value, unit)
+    return f"{number(value, unit)} [{number(low)}, {number(high)}]"
+
+
+def write_table(out: Path) -> Path:
+    """Write `scores.md` from `evaluation.json`: every score beside its floor, with n and 95 % intervals."""
+    content = read_json(out / "evaluation.json")
+    scores, cases = read_scores(out), content["provenance"]["cases"]
+    lines = [
+        f"# {content['provenance']['synthetic']}: {cases['synthetic']} synthetic pairs",
+        "",
+        f"Training cases: {cases['train']}; held-back cases: {cases['heldout']}. Brackets: 95 % intervals. The floor "
+        "is the same score of real cases against real cases; n counts the cases on the two sides. `not "
+        "told apart`: the two intervals meet, a reading aid and no test.",
+    ]
+    for group, question in GROUPS.items():
+        rows = [score for score in scores if score.group == group]
+        left_out = [why for name, why in content["left_out"] if name.split(".")[0] == group]
+        if not rows and not left_out:
+            continue
+        lines += ["", f"## {question}", ""]
+        if rows:
+            floor = "shuffled requests" if group == "requests" else "floor: real"
+            lines += [f"| score | protocol | synthetic | n | {floor} | n | |", "|---|---|---|---|---|---|---|"]
+        for s in rows:
+            value = _with_interval(s.value, s.low, s.high, s.unit)
+            real = _with_interval(s.floor, s.floor_low, s.floor_high, s.unit)
+            sizes = [f"{a} / {b}" if a != b else f"{a}" for a, b in (s.n, s.floor_n)]
+            remark = "; ".join(filter(None, (s.verdict, s.note)))
+            title = protocol(s.protocol)["title"]
+            lines.append(f"| {title} | `{s.protocol}` | {value} | {sizes[0]} | {real} | {sizes[1]} | {remark} |")
+        lines += [f"Left out: {why}" for why in left_out]
+    if content["remarks"]:
+        lines += ["", "## Remarks", "", *(f"- {remark}" for remark in content["remarks"])]
+    path = out / "scores.md"
+    with atomic_path(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n")
+    return path

@@ -1,0 +1,236 @@
+"""The evaluation as a user runs it, on folders of any origin: all scores beside their floors."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import call, one_line
+
+from sbldm.cases.phantom import write_phantoms
+from sbldm.evaluation import __main__ as evaluation_command
+from sbldm.evaluation.protocols import PROTOCOLS, Estimate, Score, mean_estimate, protocol
+from sbldm.evaluation.scoring import LEAST
+from sbldm.evaluation.table import GROUPS, number, read_scores, write_table
+
+
+def phantoms(folder: Path, count: int, seed: int, spacing: float = 4.0) -> Path:
+    """Phantom cases whose names tell the folders apart."""
+    shape = tuple(round(n * 4 / spacing) for n in (60, 60, 39))
+    write_phantoms(folder, count, seed=seed, shape=shape, spacing=spacing, progress=False)
+    for case in sorted(folder.iterdir()):
+        rename(case, f"{folder.name}_{case.name}")
+    return folder
+
+
+def rename(case: Path, name: str) -> Path:
+    """Give a case folder and its files another name."""
+    for file in case.iterdir():
+        file.rename(case / file.name.replace(case.name, name))
+    return case.rename(case.with_name(name))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Training, held-back and "synthetic" phantoms of one kind; among the latter what goes wrong in real folders."""
+    root = tmp_path_factory.mktemp("folders")
+    made = {role: phantoms(root / role, 11, seed) for seed, role in enumerate(("train", "heldout", "synthetic"))}
+    synthetic = made["synthetic"]
+    copied = shutil.copytree(made["train"] / "train_Phantom_003", synthetic / "train_Phantom_003")
+    rename(copied, "copy")
+    (synthetic / "synthetic_Phantom_001" / "synthetic_Phantom_001_seg.nii.gz").unlink()
+    path = synthetic / "synthetic_Phantom_002" / "synthetic_Phantom_002_flair.nii.gz"
+    image = nib.load(path)
+    voxels = np.asarray(image.dataobj, np.float32)
+    voxels[30, 30, 20] = np.nan
+    nib.save(nib.Nifti1Image(voxels, image.affine), path)
+    other = phantoms(root / "other", 1, 9, spacing=5.0)
+    shutil.copytree(other / "other_Phantom_000", synthetic / "other_Phantom_000")
+    return made | {"out": root / "out"}
+
+
+def evaluation(folders: dict[str, Path], out: Path, *more: object) -> list[object]:
+    """Arguments of the command."""
+    roles = (f"--{role}={folders[role]}" for role in ("synthetic", "train", "heldout"))
+    return [*roles, "--out", out, *more]
+
+
+@pytest.fixture(scope="module")
+def content(folders: dict[str, Path]) -> dict:
+    """`evaluation.json` of those folders."""
+    done = call(*evaluation(folders, folders["out"]), program=evaluation_command)
+    assert done.returncode == 0, done.stderr
+    assert "Do the images come from the same distribution?" in done.stdout
+    return json.loads((folders["out"] / "evaluation.json").read_text())
+
+
+def test_every_number_has_its_floor(content: dict, folders: dict[str, Path]) -> None:
+    """Value, interval, n and floor of every score; the protocol of each is described; no protocol comes twice."""
+    scores = read_scores(folders["out"])
+    names = [score.protocol for score in scores]
+    assert len(set(names)) == len(names) > 40
+    for score in scores:
+        assert protocol(score.protocol)["text"] and score.group in GROUPS
+        assert np.isfinite(score.value), score
+        assert np.isfinite(score.floor), score
+        assert min(score.n) >= 10 and min(score.floor_n) >= 10
+        assert not np.isfinite(score.low) or score.low <= score.value <= score.high, score
+    assert {score.group for score in scores} == {"similarity", "distribution", "tumours", "slices", "copies"}
+
+
+def test_unsound_cases_cost_one_sentence_each(content: dict) -> None:
+    """NaN, another grid, no mask, no manifest, no predictions: said, and everything else is delivered."""
+    remarks = " ".join(content["remarks"])
+    assert "synthetic_Phantom_002_flair.nii.gz: holds voxels that are no numbers; left out." in remarks
+    assert "1 of 13 synthetic cases were resampled to 4 x 4 x 4 mm." in remarks
+    assert "1 of 13 synthetic cases have no mask" in remarks
+    assert "1 synthetic pair(s) hold the very voxels of a real case" in remarks
+    left_out = dict(content["left_out"])
+    assert "no manifest.csv" in left_out["requests"] and "make nnunet-eval" in left_out["fit"]
+    assert content["provenance"]["cases"] == {"synthetic": 12, "train": 11, "heldout": 11}
+
+
+def test_the_planted_copy_is_found(content: dict, folders: dict[str, Path]) -> None:
+    """One of 12, by name, and nothing else; its correlation is 1."""
+    scores = {score.protocol: score for score in read_scores(folders["out"])}
+    assert scores["copies.sure"].value == pytest.approx(1 / 12)
+    pairs = (folders["out"] / "pairs.csv").read_text().splitlines()
+    columns = pairs[0].split(",")
+    row = dict(zip(columns, next(line for line in pairs if line.startswith("copy,")).split(","), strict=True))
+    assert row["nearest_case"] == "train_Phantom_003"
+    assert float(row["nearest_correlation"]) == pytest.approx(1, abs=1e-3)
+    assert float(row["feature_ratio"]) == pytest.approx(0, abs=1e-3)
+    assert scores["copies.ratio.1st percentile"].value < 0.2
+
+
+def test_phantoms_are_like_phantoms(content: dict, folders: dict[str, Path]) -> None:
+    """Cases drawn like the training cases are not told apart from them in most scores, KID among them."""
+    scores = [score for score in read_scores(folders["out"]) if score.verdict]
+    alike = [score.verdict == "not told apart" for score in scores]
+    assert np.mean(alike) > 0.85
+    assert next(score for score in scores if score.protocol == "kid.heldout").verdict == "not told apart"
+
+
+def test_again_from_the_cache(content: dict, folders: dict[str, Path]) -> None:
+    """A second run gives the same scores without reading features anew, and leaves no temporary volumes."""
+    cache = folders["out"] / "cache"
+    before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npz")}
+    assert len(before) == 2 * (12 + 11 + 11) - 2  # the copy shares the files of its original
+    assert not list(cache.glob("images-*.npy"))
+    done = call(*evaluation(folders, folders["out"]), program=evaluation_command)
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.npz")} == before
+    again = json.loads((folders["out"] / "evaluation.json").read_text())
+    assert again["scores"] == content["scores"]
+
+
+def test_too_few_cases(content: dict, folders: dict[str, Path], tmp_path: Path) -> None:
+    """Scores that mean nothing with so few cases are refused by name, with the number needed; the rest is there."""
+    few = dict(folders)
+    for role in ("synthetic", "train", "heldout"):
+        few[role] = tmp_path / role
+        for case in sorted(folders[role].glob(f"{role}_Phantom_00[4-7]")):
+            shutil.copytree(case, few[role] / case.name)
+    shutil.copytree(folders["out"] / "cache", tmp_path / "out" / "cache")  # features of these cases are known
+    done = call(*evaluation(few, tmp_path / "out", "--fid", "force"), program=evaluation_command)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    reasons = dict(found["left_out"])
+    assert reasons["distribution"] == "4 synthetic, 4 train, 4 heldout case(s); 10 on each side are the least."
+    assert {"tumours", "slices"} <= set(reasons) and LEAST["tumours"] == 5
+    assert {row["group"] for row in found["scores"]} == {"similarity", "copies"}
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "sentence"),
+    [
+        ({"synthetic": "nowhere"}, 2, "SYNTHETIC=nowhere: no such folder."),
+        ({"heldout": ""}, 2, "HELDOUT=: no such folder."),
+        ({"heldout": "train"}, 2, "among the training cases too"),
+        ({"features": "inception"}, 2, "inception: no such feature extractor"),
+        ({"channels": "pet"}, 2, "pet"),
+    ],
+)
+def test_wrong_arguments(folders: dict[str, Path], tmp_path: Path, change: dict[str, str], code: int, sentence: str):
+    """One line before any work."""
+    values = {role: str(folders[role]) for role in ("synthetic", "train", "heldout")} | {"out": str(tmp_path)}
+    values |= {name: values.get(value, value) for name, value in change.items()}
+    done = call(*(f"--{name}={value}" for name, value in values.items()), program=evaluation_command)
+    assert sentence in one_line(done, code)
+
+
+# --- scores and protocols ---------------------------------------------------------------------------------------------
+
+
+def score(value: tuple[float, float, float], floor: tuple[float, float, float], aim: str = "floor") -> Score:
+    """A score with these two intervals."""
+    return Score("kid.heldout", "distribution", *value, (5, 5), *floor, (5, 5), aim)
+
+
+@pytest.mark.parametrize(
+    ("value", "floor", "aim", "verdict"),
+    [
+        ((1, 0, 2), (3, 1.5, 4), "floor", "not told apart"),
+        ((1, 0, 2), (3, 2.5, 4), "floor", "lower"),
+        ((1, 0, 2), (3, 2.5, 4), "low", "beyond real"),
+        ((1, 0, 2), (3, 2.5, 4), "high", "worse"),
+        ((5, 4.5, 6), (3, 2.5, 4), "low", "worse"),
+        ((5, 4.5, 6), (3, float("nan"), float("nan")), "low", ""),
+    ],
+)
+def test_verdict(value: tuple, floor: tuple, aim: str, verdict: str) -> None:
+    """By the two intervals and by what the score aims at."""
+    assert score(value, floor, aim).verdict == verdict
+
+
+def test_score_there_and_back() -> None:
+    """What is missing is null in JSON and NaN in Python."""
+    one = Score("fid.heldout", "distribution", 1.0, float("nan"), float("nan"), (5, 6))
+    row = json.loads(json.dumps(one.row()))
+    assert row["low"] is None and str(Score.from_row(row)) == str(one)
+
+
+def test_protocols_have_names_of_their_own() -> None:
+    """No name fits two protocols, and a score without one cannot be made."""
+    for name in PROTOCOLS:
+        assert protocol(name.replace("*", "volume_ml"))["title"]
+    assert len({entry["title"] for entry in PROTOCOLS.values()}) == len(PROTOCOLS)
+    with pytest.raises(KeyError, match="psnr: 0 protocols"):
+        protocol("psnr")
+    with pytest.raises(KeyError):
+        Score("ssim", "similarity", 1.0, 0.0, 2.0, (5, 5))
+
+
+def test_interval_of_a_mean() -> None:
+    """The bootstrap interval of a mean is that of the normal theory: 1.96 / sqrt(N), and holds it 95 times of 100."""
+    rng = np.random.default_rng(0)
+    low, high = mean_estimate(rng.standard_normal(400))[1:]
+    assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.1)
+    held = [e.low < 0 < e.high for e in (mean_estimate(rng.standard_normal(60), draws=500) for _ in range(200))]
+    assert 0.9 < np.mean(held) < 0.98
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.1974, "0.197"), (-0.00129, "-0.00129"), (12.34, "12.3"), (155.7, "156"), (0.0, "0"), (float("nan"), "-")],
+)
+def test_number(value: float, text: str) -> None:
+    """Three digits that mean something, never a power of ten."""
+    assert number(value) == text
+
+
+def test_table_says_what_is_left_out(tmp_path: Path) -> None:
+    """Every group of scores appears, with its numbers or with the reason why there are none."""
+    content = {
+        "scores": [score((0.2, 0.1, 0.3), (0.0, -0.1, 0.05), "low").row()],
+        "left_out": [["fit", "no predictions."]],
+        "remarks": ["one remark"],
+        "provenance": {"synthetic": "Pairs", "cases": {"synthetic": 5, "train": 6, "heldout": 7}},
+    }
+    (tmp_path / "evaluation.json").write_text(json.dumps(content))
+    text = write_table(tmp_path).read_text()
+    assert "| KID, all planes | `kid.heldout` | 0.200 [0.100, 0.300] | 5 | 0 [-0.100, 0.0500] | 5 | worse |" in text
+    assert "Left out: no predictions." in text and "- one remark" in text
+    assert Estimate(1, 0, 2).value == 1

@@ -1,0 +1,241 @@
+"""The gate: copies, empty and implausible pairs are drawn again, the override is loud, refusals are written down."""
+
+import csv
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import call, copy_run, one_line
+
+from nnunet_integration.sources import find_pairs, find_real
+from sbldm.cases.geometry import NativeGrid
+from sbldm.cases.lists import read_lists
+from sbldm.cases.phantom import write_phantoms
+from sbldm.cases.prepare import load_prepared
+from sbldm.errors import InputError, StateError
+from sbldm.evaluation.copies import Memory
+from sbldm.files import read_json, write_csv, write_json
+from sbldm.runs import Run
+from sbldm.synthesis import Gate, Pair, finish_pair, session
+from sbldm.synthesis.datasheet import write_datasheet
+from sbldm.synthesis.gate import Tolerance, _limits, too_many_copies
+from sbldm.tumour.characteristics import NAMES, measure, to_dict
+
+REQUEST = dict(zip(NAMES, (30.0, 5000.0, 0.8, 10.0, 0.0, 0.0, 40.0, 40.0, 40.0), strict=True))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with sixteen prepared phantoms, four of them held back."""
+    folder = tmp_path_factory.mktemp("gate")
+    write_phantoms(folder / "cases", 16, seed=3, shape=(60, 60, 39), spacing=4.0, progress=False)
+    (folder / "held.txt").write_text("".join(f"Phantom_{i:03d}\n" for i in range(12, 16)))
+    done = call(
+        *("prepare", "--data", folder / "cases", "--run", folder / "run", "--preset", "demo"),
+        *("--validation-cases", folder / "held.txt"),
+    )
+    assert done.returncode == 0, done.stderr
+    return Run.at(folder / "run")
+
+
+@pytest.fixture(scope="module")
+def gate(run: Run) -> Gate:
+    """The gate of that run."""
+    return Gate.of_run(str(run.folder))
+
+
+def drawn_as(run: Run, name: str) -> tuple[Pair, np.ndarray, dict[str, float]]:
+    """The pair that a model would draw which has learnt this case by heart; its affine, and a request that fits it."""
+    volume, sidecar = load_prepared(run.prepared, name)
+    native, working = (NativeGrid.from_state(sidecar[key]) for key in ("native", "working"))
+    constants = {"intensities": sidecar["intensities"]}
+    pair = finish_pair(volume, SimpleNamespace(preset=run.preset, native=native, working=working, constants=constants))
+    return pair, native.affine(), to_dict(pair.measured)
+
+
+def test_training_cases_are_copies_and_others_are_not(run: Run, gate: Gate) -> None:
+    """All twelve training cases are refused, as they are and mirrored; new phantoms pass."""
+    for name in read_lists(run.folder)["train"]:
+        pair, affine, request = drawn_as(run, name)
+        verdict = gate.judge(pair, affine, request)
+        assert verdict.refused and verdict.fault.startswith("copy of a training case") and verdict.near, name
+        assert verdict.correlation > 0.6
+        mirrored = Pair(pair.image[:, ::-1], pair.labels[::-1], pair.measured, "")
+        assert gate.judge(mirrored, affine, request).fault.startswith("copy of a training case")
+    for name in read_lists(run.folder)["validation"]:
+        verdict = gate.judge(*drawn_as(run, name))
+        assert not verdict.refused and verdict.record()["gate"] == "passed", verdict
+
+
+def test_override_is_written_down(run: Run, capsys: pytest.CaptureFixture) -> None:
+    """GATE=off is loud; a copy passes, and the manifest says what it is; an empty mask never passes."""
+    gate = Gate.of_run(str(run.folder), "off")
+    assert "WARNING: GATE=off" in capsys.readouterr().out
+    pair, affine, request = drawn_as(run, read_lists(run.folder)["train"][0])
+    verdict = gate.judge(pair, affine, request)
+    assert not verdict.refused
+    record = verdict.record()
+    assert record["gate"].startswith("OVERRIDDEN: copy of a training case") and record["near_copy"] == 1
+    assert gate.judge(Pair(pair.image, pair.labels, None, "empty mask"), affine, request).refused
+
+
+def test_implausible_pairs_are_refused(run: Run, gate: Gate) -> None:
+    """A small brain, a tumour of half the brain (unless it was asked for), and one without contrast."""
+    pair, affine, request = drawn_as(run, read_lists(run.folder)["validation"][0])
+    brain = pair.image[0] > 0
+    small = affine @ np.diag([0.75, 0.75, 0.75, 1])
+    assert (
+        "implausible: volume_ml" in gate.judge(pair, small, request).fault
+        or "brain" in gate.judge(pair, small, request).fault
+    )
+
+    cut = np.argwhere(brain)[:, 1].mean()
+    half = brain & (np.arange(brain.shape[1])[None, :, None] > cut)
+    huge = Pair(pair.image, half.astype(np.uint8), measure(half, affine), "")
+    verdict = gate.judge(huge, affine, request)
+    assert verdict.refused and verdict.fault.startswith("implausible: volume_ml")
+    asked = dict(zip(NAMES, huge.measured, strict=True))
+    assert "volume_ml" not in gate.judge(huge, affine, asked).fault  # the user's own wish
+
+    rng = np.random.default_rng(0)
+    flat = np.where(brain, rng.integers(400, 600, brain.shape), 0).astype(np.int16)[None]
+    assert "implausible: contrast" in gate.judge(Pair(flat, pair.labels, pair.measured, ""), affine, request).fault
+
+
+def test_the_gate_is_measured_once(run: Run, gate: Gate) -> None:
+    """What it knows is kept, and measured anew when the cases change."""
+    files = [run.folder / "gate" / name for name in ("memory.npz", "ranges.json")]
+    before = [file.stat().st_mtime_ns for file in files]
+    again = Gate.of_run(str(run.folder))
+    assert [file.stat().st_mtime_ns for file in files] == before
+    assert again.ranges == gate.ranges and again.memory.copy == gate.memory.copy
+    ranges = read_json(files[1])
+    write_json(files[1], ranges | {"key": "of other cases"})
+    assert Gate.of_run(str(run.folder)).ranges == gate.ranges and read_json(files[1]) == ranges
+
+
+def test_without_prepared_cases(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Copies cannot be looked for: said aloud and in the manifest, but pairs can be drawn."""
+    bare = tmp_path / "run"
+    bare.mkdir()
+    for name in ("preset.yaml", "lists.json"):
+        shutil.copy(run.folder / name, bare)
+    blind = Gate.of_run(str(bare))
+    assert "WARNING: the gate cannot look for copies" in capsys.readouterr().out
+    verdict = blind.judge(*drawn_as(run, read_lists(run.folder)["train"][0]))
+    assert not verdict.refused and verdict.record()["gate"] == "copies not looked for"
+
+
+def test_limits() -> None:
+    """At least 0.1 beyond the range; for few values far beyond it (Student's t: 9.92 for three values)."""
+    many = np.linspace(-1, 1, 201)
+    low, high = _limits(many)
+    assert (low, high) == pytest.approx((-1.52, 1.52), abs=0.01)  # 2.60 SD of .582, and a little
+    equal = _limits(np.full(5, 2.0))
+    assert equal == pytest.approx([1.9, 2.1])
+    few = np.array([-1.0, 0.0, 1.0])
+    assert _limits(few)[1] == pytest.approx(9.9248 * 1 * np.sqrt(4 / 3), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "measured", "fault"),
+    [
+        ("", (300.0, 90.0), ""),
+        ("20,10", (35.0, 9.0), ""),
+        ("20,10", (37.0, 9.0), "volume 23 % off the request"),
+        ("20%", (30.0, 50.0), ""),
+        (",10", (300.0, 9.0), ""),
+        (",10", (30.0, 11.0), "centre 11 mm off the request"),
+    ],
+)
+def test_tolerance(text: str, measured: tuple[float, float], fault: str) -> None:
+    """Volume (asked: 30 ml) in per cent, centre in mm (asked: 10, 0, 0), either alone."""
+    volume, distance = measured
+    values = np.array([volume, 1, 1, 10, distance, 0, 1, 1, 1])
+    assert Tolerance.parse(text).fault(values, REQUEST) == fault
+
+
+@pytest.mark.parametrize("text", ["close", "20,10,5", "-5", "0,10", "nan"])
+def test_wrong_tolerance(text: str) -> None:
+    """One line that says how to write it."""
+    with pytest.raises(InputError, match=r"TOL=.*as in TOL=20,10"):
+        Tolerance.parse(text)
+
+
+def test_wrong_switch(run: Run) -> None:
+    """GATE is on or off."""
+    with pytest.raises(InputError, match="GATE=maybe: write on or off"):
+        Gate.of_run(str(run.folder), "maybe")
+
+
+def rows(near: int, pairs: int) -> list[dict[str, str]]:
+    """Manifest rows of which the first are near to a training case."""
+    return [{"near_copy": str(int(k < near))} for k in range(pairs)]
+
+
+def test_too_many_copies() -> None:
+    """Only when the exact interval leaves out 5 %: 11 of 100 do (5.6 %), 10 do not (4.9 %)."""
+    assert too_many_copies(rows(10, 100)) == "" == too_many_copies([]) == too_many_copies([{"near_copy": ""}] * 9)
+    assert too_many_copies(rows(11, 100)).startswith("11 of 100 pairs")
+
+
+def test_export_refuses_a_dataset_of_copies(tmp_path: Path, drawn_run: Path) -> None:
+    """nnU-Net's arms do not take it, unless it was drawn with GATE=off; then a warning says so."""
+    run = Run.at(copy_run(drawn_run, tmp_path))
+    folder = run.folder / "nnUNet_raw" / "Dataset501_SBLDM"
+    with open(folder / "manifest.csv", newline="") as file:
+        found = list(csv.DictReader(file))
+    assert all(row["gate"] for row in found)
+    write_csv(folder / "manifest.csv", [row | {"near_copy": 1, "gate": "passed"} for row in found])
+    real = find_real(run)
+    settings = read_json(folder / "synthesis.json")
+    write_json(folder / "synthesis.json", settings | {"gate": "on"})
+    with pytest.raises(StateError, match=r"3 of 3 pairs are nearer .* GATE=off"):
+        find_pairs("", run, real)
+    write_json(folder / "synthesis.json", settings | {"gate": "off"})
+    assert len(find_pairs("", run, real)[0].cases) == 3
+
+
+def test_refusals_are_written_down(tmp_path: Path, drawn_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pair out of tolerance is drawn again; one that never is within is given up and listed with every reason."""
+    run = copy_run(drawn_run, tmp_path)
+    monkeypatch.setattr(session, "ATTEMPTS", 3)
+    message = one_line(call("synth", "--run", run, "--n", 2, "--dataset", 502, "--tol", "0.001"), 4)
+    assert "2 pair(s) were refused 3 times each" in message and "off the request" in message
+    with open(run / "nnUNet_raw" / "Dataset502_SBLDM" / "given_up.csv", newline="") as file:
+        given_up = list(csv.DictReader(file))
+    assert [row["pair"] for row in given_up] == ["SBLDM_000000", "SBLDM_000001"]
+    assert all(row["attempts"] == "3" and row["refused_because"].count("; ") == 2 for row in given_up)
+
+
+def test_the_gate_is_on_by_default(tmp_path: Path, drawn_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny model that everything resembles: with a limit below any correlation every pair is a copy."""
+    run = copy_run(drawn_run, tmp_path)
+    monkeypatch.setattr(session, "ATTEMPTS", 2)
+    limit = Memory.load
+    monkeypatch.setattr(Memory, "load", classmethod(lambda cls, path: _with_limit(limit(path), -1.0)))
+    done = call("synth", "--run", run, "--n", 1, "--dataset", 502, "--gate", "on")
+    assert "copy of a training case" in one_line(done, 4)
+    done = call("synth", "--run", run, "--n", 1, "--dataset", 503, "--name", "OFF", "--gate", "off")
+    assert done.returncode == 0 and "WARNING: GATE=off" in done.stdout
+    folder = run / "nnUNet_raw" / "Dataset503_OFF"
+    with open(folder / "manifest.csv", newline="") as file:
+        assert next(csv.DictReader(file))["gate"].startswith("OVERRIDDEN: copy")
+    assert "the gate was overridden for 1 pairs" in (folder / "datasheet.md").read_text()
+
+
+def _with_limit(memory: Memory, copy: float) -> Memory:
+    values = {name: getattr(memory, name) for name in Memory.__dataclass_fields__}
+    return Memory(**(values | {"copy": copy}))
+
+
+def test_datasheet_keeps_what_was_filled_in(tmp_path: Path, drawn_run: Path) -> None:
+    """Licence and evaluation stay when more pairs are drawn; without them the sheet says so."""
+    folder = copy_run(drawn_run, tmp_path) / "nnUNet_raw" / "Dataset501_SBLDM"
+    text = write_datasheet(folder).read_text()
+    assert "not stated" in text and "not evaluated yet" in text and "3 **synthetic** pairs" in text
+    write_datasheet(folder, "CC BY 4.0, cite the authors", ["KID .2 against .0 between real cases"])
+    text = write_datasheet(folder).read_text()
+    assert "- CC BY 4.0, cite the authors" in text and "- KID .2 against .0" in text and "not stated" not in text
