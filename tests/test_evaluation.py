@@ -118,7 +118,7 @@ def test_again_from_the_cache(content: dict, folders: dict[str, Path]) -> None:
     cache = folders["out"] / "cache"
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npz")}
     assert len(before) == 2 * (12 + 11 + 11) - 2  # the copy shares the files of its original
-    assert not list(cache.glob("images-*.npy"))
+    assert not list(folders["out"].rglob("*.npy"))
     done = call(*evaluation(folders, folders["out"]), program=evaluation_command)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.npz")} == before

@@ -84,6 +84,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         synthetic=find_cases(folder, source),
         source=source,
         out=out,
+        cache=(out.parent if arguments.run else out) / "cache",
         manifest=manifest if manifest.is_file() else None,
         predictions=_predictions(arguments, folder, out),
         features=arguments.features,

@@ -23,7 +23,7 @@ from sbldm.evaluation.features import Extractor, features_of, load_extractor
 from sbldm.evaluation.slices import adjacent_curve, slice_measures
 from sbldm.evaluation.tumours import heat_map, tumour_measures
 from sbldm.evaluation.volumes import Volume, read_volume, spacing_of
-from sbldm.files import atomic_path, make_folder
+from sbldm.files import atomic_path
 
 __all__ = ["Cohort", "describe", "read_image", "workers"]
 
@@ -94,7 +94,7 @@ def workers(count: int, features: str, device: str) -> Executor:
 
 
 def describe(
-    role: str, cases: Sequence[Case], source: Source, grid: WorkingGrid, cache: Path, pool: Executor
+    role: str, cases: Sequence[Case], source: Source, grid: WorkingGrid, cache: Path, images: Path, pool: Executor
 ) -> Cohort:
     """Read every case once and describe it; a case that cannot be read is left out with a sentence.
 
@@ -103,13 +103,14 @@ def describe(
         cases: its files.
         source: what channels and labels mean.
         grid: the evaluation grid.
-        cache: folder of what is kept between runs; `images-ROLE.npy` in it is written anew each time.
+        cache: folder of what is kept between runs.
+        images: folder for `ROLE.npy`, the images on the evaluation grid.
         pool: see `workers`; each process has one volume in memory.
 
     Raises:
         DataError: no case can be read.
     """
-    path = make_folder(cache) / f"images-{role}.npy"
+    path = images / f"{role}.npy"
     shape = (len(cases), *grid.size)
     np.lib.format.open_memmap(path, "w+", np.float16, shape).flush()
     found, problems = {}, []

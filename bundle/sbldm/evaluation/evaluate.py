@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from sbldm.evaluation.scoring import (
     score_tumours,
 )
 from sbldm.evaluation.volumes import common_spacing, evaluation_grid
-from sbldm.files import atomic_path, write_csv, write_json
+from sbldm.files import PARTIAL, atomic_path, clear_partial, make_folder, write_csv, write_json
 
 __all__ = ["Evaluation", "Settings", "evaluate"]
 
@@ -55,6 +56,7 @@ class Settings:
         features: name of the extractor.
         fid: "", "1" (refused below 1000 cases) or "force".
         out: folder for everything that is written.
+        cache: folder of what is known of each case, by content; several evaluations can share it.
         workers: processes.
         origin: where the cases came from, for the record.
     """
@@ -64,6 +66,7 @@ class Settings:
     heldout: Sequence[Case]
     source: Source
     out: Path
+    cache: Path
     manifest: Path | None = None
     predictions: dict[str, Path] = field(default_factory=dict)
     features: str = "imagenet"
@@ -114,12 +117,18 @@ def evaluate(settings: Settings) -> Evaluation:
     device = choose_device()
     extractor = load_extractor(settings.features, device)  # a wrong name is said before any work
     found = Evaluation()
-    cache = settings.out / "cache"
-    with workers(settings.workers, settings.features, str(device)) as pool:
+    clear_partial(settings.out)
+    with (
+        TemporaryDirectory(prefix=PARTIAL, dir=make_folder(settings.out)) as images,
+        workers(settings.workers, settings.features, str(device)) as pool,
+    ):
         grid = evaluation_grid(common_spacing(settings.heldout))
-        cohorts = {role: _read(role, settings, grid, cache, pool, found) for role in ROLES}
-        if repeated := {*cohorts["synthetic"].contents} & {*cohorts["train"].contents, *cohorts["heldout"].contents}:
+        cohorts = {role: _read(role, settings, grid, Path(images), pool, found) for role in ROLES}
+        synthetic, train, heldout = ({*cohort.contents} for cohort in cohorts.values())
+        if repeated := synthetic & (train | heldout):
             found.remarks.append(f"{len(repeated)} synthetic pair(s) hold the very voxels of a real case.")
+        if repeated := train & heldout:
+            found.remarks.append(f"{len(repeated)} held-back case(s) are training cases too: every floor is too good.")
         found.pairs = [{"pair": name} for name in cohorts["synthetic"].names]
         parts: dict[str, Callable[..., Iterator[Score]]] = {
             "similarity": partial(score_similarity, pool=pool, spacing=grid.spacing),
@@ -135,8 +144,6 @@ def evaluate(settings: Settings) -> Evaluation:
                 found.scores += score(found, *cohorts.values())
     score_requests(found, cohorts["synthetic"], settings.manifest)
     score_fit(found, settings)
-    for path in cache.glob("images-*.npy"):
-        path.unlink()
     found.provenance = {
         "made": time.strftime("%Y-%m-%d"),
         "minutes": round((time.time() - begun) / 60, 1),
@@ -152,10 +159,10 @@ def evaluate(settings: Settings) -> Evaluation:
     return found
 
 
-def _read(role: str, settings: Settings, grid: WorkingGrid, cache: Path, pool: Executor, found: Evaluation) -> Cohort:
+def _read(role: str, settings: Settings, grid: WorkingGrid, images: Path, pool: Executor, found: Evaluation) -> Cohort:
     """Describe the cases of one role, and remark on what is odd about them."""
     cases = getattr(settings, role)
-    cohort = describe(role, cases, settings.source, grid, cache, pool)
+    cohort = describe(role, cases, settings.source, grid, settings.cache, images, pool)
     if other := sum(not np.allclose(spacing, grid.spacing, rtol=1e-3) for spacing in cohort.spacings):
         spacing = " x ".join(f"{s:g}" for s in grid.spacing)
         found.remarks.append(f"{other} of {len(cases)} {role} cases were resampled to {spacing} mm.")

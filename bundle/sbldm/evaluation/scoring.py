@@ -215,7 +215,8 @@ def score_tumours(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: 
     for c in (synthetic, train, heldout):
         found.arrays[f"heat.{c.role}"] = c.heat.mean(0)
         for name, measured in c.tumours.items():
-            found.arrays[f"tumours.{name}.{c.role}"] = measured
+            if np.nanmax(heldout.tumours[name]) > np.nanmin(heldout.tumours[name]):
+                found.arrays[f"tumours.{name}.{c.role}"] = measured
     for row, measured in zip(found.pairs, synthetic.characteristics, strict=True):
         row |= {f"measured_{name}": round(float(v), 3) for name, v in zip(NAMES, measured, strict=True)}
 

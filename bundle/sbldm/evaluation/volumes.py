@@ -72,8 +72,20 @@ def spacing_of(case: Case) -> tuple[float, float, float]:
 
 
 def common_spacing(cases: Sequence[Case]) -> tuple[float, float, float]:
-    """The spacing that most cases have."""
-    return Counter(spacing_of(case) for case in cases).most_common(1)[0][0]
+    """The spacing that most cases have; those that cannot be read have no say.
+
+    Raises:
+        DataError: none can be read; the first is named.
+    """
+    spacings, errors = [], []
+    for case in cases:
+        try:
+            spacings.append(spacing_of(case))
+        except DataError as error:
+            errors.append(error)
+    if not spacings:
+        raise errors[0]
+    return Counter(spacings).most_common(1)[0][0]
 
 
 def read_volume(case: Case, source: Source, grid: WorkingGrid) -> Volume:

@@ -90,8 +90,10 @@ def _origin(settings: dict, rows: list[dict[str, str]]) -> list[str]:
 
 def _checks(rows: list[dict[str, str]]) -> list[str]:
     """What the gate did."""
+    if rows and "parents" in rows[0]:
+        return ["- Pairs of this kind pass no gate: each repeats the brain of a real case by design."]
     if not rows or "gate" not in rows[0]:
-        return ["- Pairs of this kind do not pass a gate: each repeats the brain of a real case by design."]
+        return ["- Nothing: these pairs were drawn before there was a gate."]
     drawn = len(rows) + sum(int(row["redrawn"]) for row in rows)
     overridden = [row for row in rows if row["gate"].startswith("OVERRIDDEN")]
     unseen = sum(row["near_copy"] == "" for row in rows)
