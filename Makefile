@@ -70,14 +70,15 @@ $(READY): pyproject.toml
 
 install: $(READY) ## set up .venv (every other target does this by itself)
 
-demo: $(READY) ## fresh clone, no data: phantom cases -> both trainings -> pairs -> a small Table 2
+demo: $(READY) ## fresh clone, no data: phantom cases -> both trainings -> pairs -> report -> a small Table 2
 	$(SBLDM) phantom --out $(DEMO)/cases --n 30
 	@seq -f 'Phantom_%03g' 20 29 > $(DEMO)/test_cases.txt
 	$(SBLDM) prepare --data $(DEMO)/cases --run $(DEMO) --preset demo --validation-cases $(DEMO)/test_cases.txt
 	$(SBLDM) train --run $(DEMO)
 	$(SBLDM) synth --run $(DEMO) --n 20
+	$(PY) -m sbldm.evaluation report --run $(DEMO)
 	$(PY) -m nnunet_integration eval --run $(DEMO) --arms "real real+aug synth synth+aug real+synth real+synth+aug"
-	@echo; echo "Look at $(DEMO)/figures/; next: make prepare DATA=/path/to/your/cases RUN=runs/mine"
+	@echo; echo "Look at $(DEMO)/figures/ and $(DEMO)/evaluation/Dataset501_SBLDM/report.html; next: make prepare DATA=/path/to/your/cases RUN=runs/mine"
 
 test: $(READY) ## the test suite
 	$(PY) -m pytest -m "not slow"

@@ -238,8 +238,12 @@ def _check_copies(folder: Path, rows: list[dict[str, str]]) -> None:
     overridden = sum(row.get("gate", "").startswith("OVERRIDDEN") for row in rows)
     if overridden:
         print(f"WARNING: {folder}: the gate was overridden for {overridden} pair(s); see its manifest.csv.")
-    if verdict := too_many_copies(rows):
-        if read_json(folder / "synthesis.json").get("gate") != "off":
+    if unseen := sum(row.get("near_copy") == "" for row in rows):
+        print(f"WARNING: {folder}: {unseen} pair(s) were never compared with the training cases.")
+    settings = folder / "synthesis.json"
+    gate = read_json(settings).get("gate") if settings.is_file() else None
+    if gate and (verdict := too_many_copies(rows, gate["honest_cases"])):
+        if gate["switch"] == "on":
             raise StateError(f"{folder}: {verdict}; leave it out, or draw it with GATE=off to use it all the same.")
         print(f"WARNING: {folder}: {verdict}; used all the same, as it was drawn with GATE=off.")
 

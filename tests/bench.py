@@ -23,6 +23,12 @@ from sbldm.cases.phantom import write_phantoms
 from sbldm.cases.preflight import inspect_case
 from sbldm.cases.prepare import prepare_case
 from sbldm.diffusion import Schedule
+from sbldm.evaluation.copies import Memory, fingerprint
+from sbldm.evaluation.features import load_extractor
+from sbldm.evaluation.similarity import ssim
+from sbldm.evaluation.slices import slice_measures
+from sbldm.evaluation.tumours import tumour_measures
+from sbldm.evaluation.volumes import evaluation_grid, read_volume
 from sbldm.networks import build_autoencoder, build_denoiser
 from sbldm.runs import load_preset
 from sbldm.synthesis import PairSampler
@@ -78,6 +84,19 @@ def main() -> None:
             ),
             "diffusion, one iteration": seconds(lambda: denoiser(latents, times).square().mean().backward()),
             "drawing and decoding one pair": seconds(draw, 3),
+        }
+        fine = evaluation_grid((1.25, 1.25, 1.615))
+        volume, extractor = read_volume(case, source, fine), load_extractor("imagenet", device)
+        prints = {str(k): np.roll(fingerprint(volume.image, volume.spacing), k, axis=1) for k in range(100)}
+        memory = Memory.build(prints, {})
+        rows |= {
+            "evaluation: reading a native case": seconds(lambda: read_volume(case, source, fine), 3),
+            "evaluation: features of 72 slices": seconds(lambda: extractor.extract(volume), 3),
+            "evaluation: slices, tumour, low-resolution print": seconds(
+                lambda: (slice_measures(volume), tumour_measures(volume), fingerprint(volume.image, volume.spacing)), 3
+            ),
+            "evaluation: SSIM of two images": seconds(lambda: ssim(volume.image, volume.image, volume.spacing), 3),
+            "gate: nearest of 100 training cases": seconds(lambda: memory.nearest(prints["0"]), 3),
         }
     table = Table("step (preset small, one process)", "seconds", "in reference convolutions")
     for name, value in rows.items():

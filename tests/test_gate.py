@@ -117,15 +117,27 @@ def test_the_gate_is_measured_once(run: Run, gate: Gate) -> None:
 
 
 def test_without_prepared_cases(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Copies cannot be looked for: said aloud and in the manifest, but pairs can be drawn."""
+    """Copies cannot be looked for: nothing is drawn unless the gate is off, and then the manifest says so."""
     bare = tmp_path / "run"
     bare.mkdir()
     for name in ("preset.yaml", "lists.json"):
         shutil.copy(run.folder / name, bare)
-    blind = Gate.of_run(str(bare))
-    assert "WARNING: the gate cannot look for copies" in capsys.readouterr().out
+    with pytest.raises(StateError, match=r"no yardstick: .*prepared.* GATE=off draws without it"):
+        Gate.of_run(str(bare))
+    blind = Gate.of_run(str(bare), "off")
+    assert "Nobody looks whether they are copies." in capsys.readouterr().out
     verdict = blind.judge(*drawn_as(run, read_lists(run.folder)["train"][0]))
     assert not verdict.refused and verdict.record()["gate"] == "copies not looked for"
+
+
+@pytest.mark.parametrize("name", ["memory.npz", "ranges.json"])
+def test_damaged_yardstick_is_measured_again(run: Run, gate: Gate, name: str) -> None:
+    """A file that is gone or damaged is no reason to let copies pass."""
+    file = run.folder / "gate" / name
+    for damage in (file.unlink, lambda: file.write_text("{}")):
+        damage()
+        again = Gate.of_run(str(run.folder))
+        assert again.ranges == gate.ranges and again.memory.copy == gate.memory.copy
 
 
 def test_limits() -> None:
@@ -176,12 +188,22 @@ def rows(near: int, pairs: int) -> list[dict[str, str]]:
 
 
 def test_too_many_copies() -> None:
-    """Only when the exact interval leaves out 5 %: 11 of 100 do (5.6 %), 10 do not (4.9 %)."""
-    assert too_many_copies(rows(10, 100)) == "" == too_many_copies([]) == too_many_copies([{"near_copy": ""}] * 9)
-    assert too_many_copies(rows(11, 100)).startswith("11 of 100 pairs")
+    """Only beyond what an honest generator has, and that is more the fewer brains the limit was measured on."""
+    assert (
+        too_many_copies([], 30) == "" == too_many_copies([{"near_copy": ""}] * 9, 30) == too_many_copies(rows(9, 9), 0)
+    )
+    assert too_many_copies(rows(12, 100), 30) == "" == too_many_copies(rows(28, 100), 10)
+    assert too_many_copies(rows(25, 100), 30).startswith("25 of 100 pairs") and too_many_copies(rows(50, 100), 10)
+    # Honest generators of 100 pairs: 2.5 % are wrongly refused.
+    rng = np.random.default_rng(0)
+    for held_back in (10, 30, 100):
+        limits = np.quantile(rng.uniform(size=(2000, held_back)), 0.95, axis=1, method="weibull")
+        near = rng.binomial(100, 1 - limits)
+        most = max(k for k in range(101) if not too_many_copies(rows(k, 100), held_back))
+        assert (near > most).mean() < 0.04
 
 
-def test_export_refuses_a_dataset_of_copies(tmp_path: Path, drawn_run: Path) -> None:
+def test_export_refuses_a_dataset_of_copies(tmp_path: Path, drawn_run: Path, capsys: pytest.CaptureFixture) -> None:
     """nnU-Net's arms do not take it, unless it was drawn with GATE=off; then a warning says so."""
     run = Run.at(copy_run(drawn_run, tmp_path))
     folder = run.folder / "nnUNet_raw" / "Dataset501_SBLDM"
@@ -191,11 +213,12 @@ def test_export_refuses_a_dataset_of_copies(tmp_path: Path, drawn_run: Path) -> 
     write_csv(folder / "manifest.csv", [row | {"near_copy": 1, "gate": "passed"} for row in found])
     real = find_real(run)
     settings = read_json(folder / "synthesis.json")
-    write_json(folder / "synthesis.json", settings | {"gate": "on"})
+    assert settings["gate"]["switch"] == "off" and settings["gate"]["honest_cases"] == 5
+    write_json(folder / "synthesis.json", settings | {"gate": {"switch": "on", "honest_cases": 100}})
     with pytest.raises(StateError, match=r"3 of 3 pairs are nearer .* GATE=off"):
         find_pairs("", run, real)
-    write_json(folder / "synthesis.json", settings | {"gate": "off"})
-    assert len(find_pairs("", run, real)[0].cases) == 3
+    write_json(folder / "synthesis.json", settings | {"gate": {"switch": "off", "honest_cases": 100}})
+    assert len(find_pairs("", run, real)[0].cases) == 3 and "used all the same" in capsys.readouterr().out
 
 
 def test_refusals_are_written_down(tmp_path: Path, drawn_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -403,9 +403,10 @@ def test_refused_pairs_are_drawn_again(tmp_path: Path, drawn_run: Path, monkeypa
     assert again["SBLDM_000001_0000.nii.gz"] == first["SBLDM_000001_0000.nii.gz"]
 
 
-def test_ten_refusals(tmp_path: Path, drawn_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pair refused ten times is given up and named, the others are written, and the exit code says so."""
+def test_given_up(tmp_path: Path, drawn_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pair refused at every attempt is named and listed, the others are written, and the exit code says so."""
     run = copy_run(drawn_run, tmp_path)
+    monkeypatch.setattr(session, "ATTEMPTS", 10)
     monkeypatch.setattr(session, "finish_pair", refusing(set(range(1, 11))))
     done = call("synth", "--run", run, "--n", 3, "--dataset", 502)
     message = one_line(done, 4)
@@ -416,11 +417,23 @@ def test_ten_refusals(tmp_path: Path, drawn_run: Path, monkeypatch: pytest.Monke
     assert json.loads((run / folder / "dataset.json").read_text())["numTraining"] == 2
 
 
+def test_few_given_up(tmp_path: Path, drawn_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of ten is a warning, not an error: what follows can go on."""
+    run = copy_run(drawn_run, tmp_path)
+    monkeypatch.setattr(session, "ATTEMPTS", 2)
+    monkeypatch.setattr(session, "finish_pair", refusing({3, 4}))
+    done = call("synth", "--run", run, "--n", 10, "--dataset", 502)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" in done.stdout and "1 pair(s) were refused 2 times each (SBLDM_000003" in done.stdout
+    assert "Accepted: 9 of 11 drawn (82 %)" in done.stdout
+
+
 def test_all_refused(tmp_path: Path, drawn_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With no pair at all it is still one line."""
     run = copy_run(drawn_run, tmp_path)
+    monkeypatch.setattr(session, "ATTEMPTS", 3)
     monkeypatch.setattr(session, "finish_pair", refusing(set(range(10))))
-    assert "refused 10 times" in one_line(call("synth", "--run", run, "--n", 1, "--dataset", 502), 4)
+    assert "refused 3 times" in one_line(call("synth", "--run", run, "--n", 1, "--dataset", 502), 4)
     assert volumes(run, Path("nnUNet_raw") / "Dataset502_SBLDM") == {}
 
 

@@ -10,6 +10,8 @@ argument is wrong; 3 the data are wrong; 4 a step that must come first is missin
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -51,7 +53,8 @@ def _out(arguments: argparse.Namespace) -> Path:
     if not arguments.run:
         raise InputError("OUT is missing: say where to write, for example --out evaluation.")
     run = Run.at(arguments.run)
-    return run.folder / "evaluation" / _dataset(run, arguments.dataset).name
+    folder = _folder("SYNTHETIC", arguments.synthetic) if arguments.synthetic else _dataset(run, arguments.dataset)
+    return run.folder / "evaluation" / folder.name
 
 
 def _cases(name: str, folder: str, names: str, source: Source) -> list[Case]:
@@ -64,7 +67,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     if arguments.run:
         run = Run.at(arguments.run)
         source = Source.from_config(**run.preset["data"])
-        folder = Path(arguments.synthetic).absolute() if arguments.synthetic else _dataset(run, arguments.dataset)
+        folder = _folder("SYNTHETIC", arguments.synthetic) if arguments.synthetic else _dataset(run, arguments.dataset)
         real = {role: original_cases(run, name, arguments.data) for role, name in ROLES.items()}
         origin = {"run": run.folder.name}
     else:
@@ -76,37 +79,42 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         }
         origin = {}
     source = Source(source.channels[:1], source.labels)
-    shared = {case.name for case in real["train"]} & {case.name for case in real["heldout"]}
-    if shared:
-        raise InputError(f"HELDOUT: {sorted(shared)[0]} is among the training cases too; a floor needs other cases.")
+    if shared := {case.images[0] for case in real["train"]} & {case.images[0] for case in real["heldout"]}:
+        raise InputError(f"HELDOUT: {min(shared)} is among the training cases too; a floor needs other cases.")
+    if arguments.fid not in ("", "1", "force"):
+        raise InputError(f"FID={arguments.fid}: write 1 or force.")
+    if not arguments.workers.isdigit() or int(arguments.workers) < 1:
+        raise InputError(f"WORKERS={arguments.workers}: must be a whole number above 0.")
     manifest = folder / "manifest.csv"
+    predictions, problem = _predictions(arguments, folder, out)
     return Settings(
         synthetic=find_cases(folder, source),
         source=source,
         out=out,
         cache=(out.parent if arguments.run else out) / "cache",
         manifest=manifest if manifest.is_file() else None,
-        predictions=_predictions(arguments, folder, out),
+        predictions=predictions,
+        no_predictions=problem,
         features=arguments.features,
         fid=arguments.fid,
         workers=int(arguments.workers),
-        origin=origin | {"synthetic": folder.name, "dataset": str(folder)},
+        origin=origin | {"synthetic": folder.name, "dataset": os.path.relpath(folder, out)},
         **real,
     )
 
 
-def _predictions(arguments: argparse.Namespace, synthetic: Path, out: Path) -> dict[str, Path]:
-    """Folders of a segmentation network's predictions: as given, or made with an nnU-Net model."""
+def _predictions(arguments: argparse.Namespace, synthetic: Path, out: Path) -> tuple[dict[str, Path], str]:
+    """Folders of a segmentation network's predictions, as given or made with an nnU-Net model; else why not."""
     given = {role: getattr(arguments, f"predictions_{role}") for role in ("synthetic", "heldout")}
     if any(given.values()):
         if not all(given.values()):
             raise InputError("PREDICTIONS: both folders are needed, of the synthetic pairs and of the held-back cases.")
-        return {role: _folder("PREDICTIONS", folder) for role, folder in given.items()}
+        return {role: _folder("PREDICTIONS", folder) for role, folder in given.items()}, ""
     model = arguments.nnunet
     if not model and arguments.run and (Run.at(arguments.run).folder / "table2" / "jobs").is_dir():
         model = arguments.run
     if not model:
-        return {}
+        return {}, ""
     if arguments.run:
         run = Run.at(arguments.run)
         heldout, names = read_json(run.folder / LISTS_FILE).get("data", ""), read_lists(run.folder)["validation"]
@@ -122,12 +130,27 @@ def _predictions(arguments: argparse.Namespace, synthetic: Path, out: Path) -> d
             path = out / "predictions" / "heldout.txt"
             path.write_text("\n".join(names) + "\n")
             command += ["--cases", str(path)]
-        # A process of its own: nnU-Net changes the environment, and its memory goes with it.
-        code = subprocess.run(command, check=False).returncode
-        if code:
-            print("Warning: the network did not segment the images; the score of masks against images is left out.")
-            return {}
-    return folders
+        if problem := _segment(command, folders[role]):
+            print(f"Warning: {problem}")
+            return {}, problem
+    known = read_json(folders["heldout"] / "model.json").get("train") or []
+    if seen := set(known) & set(names):
+        return {}, f"the network was trained on {len(seen)} of the held-back cases, {min(seen)} among them."
+    return folders, ""
+
+
+def _segment(command: list[str], folder: Path) -> str:
+    """Predict in a process of its own (nnU-Net changes the environment, and its memory goes with it); what failed."""
+    for again in (False, True):
+        if again:  # predictions of other pairs or of another model: they are ours to replace
+            shutil.rmtree(folder)
+            make_folder(folder)
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+        print(done.stderr, end="", file=sys.stderr)
+        if done.returncode != 4:
+            break
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    return lines[-1].removeprefix("Error: ") if done.returncode and lines else "" if not done.returncode else "failed."
 
 
 def evaluate_command(arguments: argparse.Namespace) -> None:
@@ -143,10 +166,11 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
     found.write(settings.out)
     paths = [write_table(settings.out), *draw_figures(settings.out)]
     print(paths[0].read_text())
-    folder = Path(settings.origin["dataset"])
-    if (folder / "synthesis.json").is_file():  # a dataset of ours
+    folder = settings.out / settings.origin["dataset"]
+    if all((folder / name).is_file() for name in ("synthesis.json", "lineage.json", "manifest.csv")):  # one of ours
         findings = summarise(read_json(settings.out / "evaluation.json"))
-        sentences = [" ".join([finding.statement, *finding.evidence]) for finding in findings]
+        sentences = [f"{found.provenance['made']}, {len(found.pairs)} pairs."]
+        sentences += [" ".join([finding.statement, *finding.evidence]) for finding in findings]
         paths.append(write_datasheet(folder, arguments.licence, sentences))
     print("\n".join(map(str, paths)))
 
@@ -156,8 +180,12 @@ def report_command(arguments: argparse.Namespace) -> None:
     from sbldm.evaluation.report import write_report
 
     out = _out(arguments)
-    if not (out / "evaluation.json").is_file():
-        evaluate_command(arguments)
+    last = out / "evaluation.json"
+    manifest = (out / read_json(last)["provenance"]["dataset"] / "manifest.csv") if last.is_file() else None
+    if not manifest or (manifest.is_file() and manifest.stat().st_mtime > last.stat().st_mtime):
+        evaluate_command(arguments)  # there is none, or pairs have been drawn since
+    else:
+        print(f"{last}: as it is; `evaluate` makes it anew.")
     print(write_report(out, Run.at(arguments.run) if arguments.run else None))
 
 

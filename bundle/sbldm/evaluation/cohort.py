@@ -27,7 +27,7 @@ from sbldm.files import atomic_path
 
 __all__ = ["Cohort", "describe", "read_image", "workers"]
 
-DESCRIPTION = 1  # raise it when anything below measures differently
+DESCRIPTION = 2  # raise it when anything below measures differently
 
 
 @dataclass
@@ -37,6 +37,7 @@ class Cohort:
     Attributes:
         role: "synthetic", "train" or "heldout".
         names, contents: of the cases that could be read.
+        spacing: of the evaluation grid, mm.
         file, rows: where the images lie, `[.., X, Y, Z]` float16 on the evaluation grid, and `[N]` which of them.
         tumours, slices: measure by name, each `[N]`, NaN where a case has none.
         curves: `[N, 21]` SSIM of neighbouring slices from the bottom of the brain to its top.
@@ -54,6 +55,7 @@ class Cohort:
     role: str
     names: list[str]
     contents: list[str]
+    spacing: tuple[float, float, float]
     file: Path
     rows: np.ndarray
     tumours: dict[str, np.ndarray]
@@ -73,10 +75,9 @@ class Cohort:
         return len(self.names)
 
     @property
-    def images(self) -> np.ndarray:
-        """`[N, X, Y, Z]` float16 (see `Volume.image`), on disk where no case was left out."""
-        images = np.load(self.file, mmap_mode="r")
-        return images if len(self) == len(images) else images[self.rows]
+    def identities(self) -> set[str]:
+        """What tells the images apart, whatever their masks and affines."""
+        return {content[:32] for content in self.contents}
 
     def place(self, index: int) -> tuple[str, int]:
         """File and row of one image, for another process."""
@@ -110,6 +111,8 @@ def describe(
     Raises:
         DataError: no case can be read.
     """
+    if not cases:
+        raise DataError(f"{role}: there are no cases; name a folder that holds some.")
     path = images / f"{role}.npy"
     shape = (len(cases), *grid.size)
     np.lib.format.open_memmap(path, "w+", np.float16, shape).flush()
@@ -135,6 +138,7 @@ def describe(
         role=role,
         names=[r["name"] for r in records],
         contents=[r["content"] for r in records],
+        spacing=grid.spacing,
         file=path,
         rows=np.array(order),
         tumours=stacked("tumours"),

@@ -35,6 +35,7 @@ __all__ = [
     "feature_ratio",
     "fingerprint",
     "mask_print",
+    "near_floor",
     "nearest_mask",
 ]
 
@@ -50,7 +51,7 @@ MOST_LEFT_OUT = 100  # training cases that are compared with the others, for tim
 NEAR = 0.95
 COPY = 4.94  # SD above the mean, beyond which lies one in a thousand of Gumbel's distribution
 REPEAT = 6.0  # robust SD beyond which a held-back case must be a training case under another name
-VERSION = 1
+VERSION = 2
 
 
 # --- brains at low resolution -----------------------------------------------------------------------------------------
@@ -207,6 +208,7 @@ class Memory:
         names, heldout_names: of the training (N) and held-back (M) cases.
         near, copy: limits of the correlation.
         calibration: what they were measured on, in words.
+        honest: on how many brains.
         heldout_correlations: `[M]` of each held-back case with its nearest training case.
         mean, inside: mean training fingerprint and the cells compared.
         train, heldout: `[N, V]` and `[M, V]` float32 unit rows.
@@ -217,6 +219,7 @@ class Memory:
     near: float
     copy: float
     calibration: str
+    honest: int
     heldout_correlations: np.ndarray
     mean: np.ndarray
     inside: np.ndarray
@@ -252,6 +255,7 @@ class Memory:
             near=near,
             copy=copy,
             calibration=calibration,
+            honest=len(honest),
             heldout_correlations=measured,
             mean=frame.mean,
             inside=frame.inside,
@@ -292,7 +296,7 @@ class Memory:
                 raise ValueError("of another version")
             for key in ("names", "heldout_names"):
                 content[key] = tuple(content[key].tolist())
-            for key in ("near", "copy", "calibration"):
+            for key in ("near", "copy", "calibration", "honest"):
                 content[key] = content[key].item()
             return cls(**content)
         except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
@@ -341,6 +345,18 @@ def copy_rate(correlations: np.ndarray, threshold: float) -> tuple[int, Estimate
 
 
 # --- masks ------------------------------------------------------------------------------------------------------------
+
+
+def near_floor(pairs: int, honest: int, seed: int = 0) -> Estimate:
+    """Share of `pairs` honest pairs beyond `Memory.near`, which was measured on so many honest brains.
+
+    The mean and the middle 95 % of shares: 5 % on average (1 / (M + 1) of fewer than 19), but one limit measured on few
+    brains can lie low, and then all pairs have it against them.
+    """
+    random = np.random.default_rng(seed)
+    limits = np.quantile(random.uniform(size=(4000, honest)), NEAR, axis=1, method="weibull")
+    low, high = np.quantile(random.binomial(pairs, 1 - limits) / pairs, [0.025, 0.975])
+    return Estimate(max(1 - NEAR, 1 / (honest + 1)), float(low), float(high))
 
 
 def mask_print(mask: np.ndarray, image: np.ndarray, spacing: Sequence[float]) -> np.ndarray:

@@ -53,6 +53,7 @@ class Settings:
         source: channels and labels; the first channel is looked at, all labels together are the tumour.
         manifest: table of requests, or None.
         predictions: role -> folder of a segmentation network's predictions, or empty.
+        no_predictions: why there are none, where something went wrong.
         features: name of the extractor.
         fid: "", "1" (refused below 1000 cases) or "force".
         out: folder for everything that is written.
@@ -69,6 +70,7 @@ class Settings:
     cache: Path
     manifest: Path | None = None
     predictions: dict[str, Path] = field(default_factory=dict)
+    no_predictions: str = ""
     features: str = "imagenet"
     fid: str = ""
     workers: int = 2
@@ -124,7 +126,7 @@ def evaluate(settings: Settings) -> Evaluation:
     ):
         grid = evaluation_grid(common_spacing(settings.heldout))
         cohorts = {role: _read(role, settings, grid, Path(images), pool, found) for role in ROLES}
-        synthetic, train, heldout = ({*cohort.contents} for cohort in cohorts.values())
+        synthetic, train, heldout = (cohort.identities for cohort in cohorts.values())
         if repeated := synthetic & (train | heldout):
             found.remarks.append(f"{len(repeated)} synthetic pair(s) hold the very voxels of a real case.")
         if repeated := train & heldout:
@@ -143,7 +145,7 @@ def evaluate(settings: Settings) -> Evaluation:
             else:
                 found.scores += score(found, *cohorts.values())
     score_requests(found, cohorts["synthetic"], settings.manifest)
-    score_fit(found, settings)
+    score_fit(found, cohorts, settings)
     found.provenance = {
         "made": time.strftime("%Y-%m-%d"),
         "minutes": round((time.time() - begun) / 60, 1),
@@ -168,7 +170,9 @@ def _read(role: str, settings: Settings, grid: WorkingGrid, images: Path, pool: 
         found.remarks.append(f"{other} of {len(cases)} {role} cases were resampled to {spacing} mm.")
     if missing := int((~cohort.has_mask).sum()):
         found.remarks.append(f"{missing} of {len(cases)} {role} cases have no mask; tumour scores leave them out.")
-    found.remarks += cohort.problems
+    folders = {f"{path.parent}/" for case in cases for path in (*case.images, case.mask)}
+    for problem in cohort.problems:
+        found.remarks.append(next((problem.replace(f, "") for f in folders if f in problem), problem))
     return cohort
 
 
@@ -177,7 +181,10 @@ def _too_few(group: str, cohorts: dict[str, Cohort]) -> str:
     sizes = {role: len(cohort) for role, cohort in cohorts.items()}
     if group == "tumours":
         sizes = {role: int(np.isfinite(c.tumours["volume_ml"]).sum()) for role, c in cohorts.items()}
+    if group == "copies":
+        del sizes["heldout"], sizes["synthetic"]  # nearness is told without any, see `Memory`
     if not (few := [f"{n} {role}" for role, n in sizes.items() if n < LEAST[group]]):
         return ""
     what = "case(s) with a tumour" if group == "tumours" else "case(s)"
-    return f"{', '.join(few)} {what}; {LEAST[group]} on each side are the least."
+    mend = "" if "heldout" not in few[-1] else " Hold back more: make prepare VALIDATION_CASES=list.txt."
+    return f"{', '.join(few)} {what}; {LEAST[group]} on each side are the least.{mend}"

@@ -33,6 +33,7 @@ MEASURES = {
     "centre_share": "centre",
     "volume_ml": "volume",
     "surface_mm2": "surface",
+    "sphericity": "sphericity",
     "x_mm": "centre, left to right",
     "y_mm": "centre, back to front",
     "z_mm": "centre, bottom to top",

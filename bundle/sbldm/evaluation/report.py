@@ -383,7 +383,10 @@ def _fit(scores: Mapping[str, Score]) -> Finding:
 def _repeated(provenance: Mapping[str, Any]) -> int:
     """How many synthetic pairs hold the very voxels of a real case."""
     contents = provenance.get("contents", {})
-    return len(set(contents.get("synthetic", ())) & {*contents.get("train", ()), *contents.get("heldout", ())})
+    synthetic, *real = (
+        {content[:32] for content in contents.get(role, ())} for role in ("synthetic", "train", "heldout")
+    )
+    return len(synthetic & set().union(*real))
 
 
 def _copies(scores: Mapping[str, Score], repeated: int) -> Finding:
@@ -399,7 +402,7 @@ def _copies(scores: Mapping[str, Score], repeated: int) -> Finding:
         mark, statement = "bad", f"{repeated} pair(s) hold the very voxels of a real case."
     elif sure.low > sure.floor:
         mark, statement = "bad", f"{copied} are copies of training cases{beyond[1]}, more than chance explains."
-    elif near.low > near.floor:
+    elif near.value > (near.floor_high if math.isfinite(near.floor_high) else near.floor):
         mark = "bad"
         nearby = f"{count['copies.near']} of {near.n[0]} pairs"
         statement = f"{nearby} are near to a training case{beyond[0]}, more than chance explains."
@@ -413,7 +416,7 @@ def _copies(scores: Mapping[str, Score], repeated: int) -> Finding:
         statement = "No pair is a copy of a training case, but masks are more like training masks than real ones are."
     else:
         mark, statement = "good", f"No pair was found to be a copy of a training case: {copied}{beyond[1]}."
-    labels = ("Nearer to a training case than 95 % of held-back cases are", "Beyond the limit of the gate")
+    labels = ("Nearer to a training case than 95 % of held-back cases are", "Beyond the limit of the audit")
     numbers = [
         f"{label}{where}: {count[score.protocol]} of {score.n[0]} pairs, "
         f"[{100 * score.low:.1f}, {100 * score.high:.1f}]\u00a0%; an honest generator: {100 * score.floor:g}\u00a0%."
@@ -636,8 +639,10 @@ def _methods(dataset: Path, run: Run | None, provenance: Mapping[str, Any]) -> t
 
 def _pictures(out: Path, run: Run | None, provenance: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Animation, methods side by side and sweeps, drawn where they are missing; and what is not shown, and why."""
-    dataset = Path(provenance.get("dataset") or out / "missing")
+    dataset = out / provenance.get("dataset", "missing")
     methods, notes = _methods(dataset, run, provenance)
+    if any(score.protocol == "copies.sure" and score.value > 0 for score in read_scores(out)):
+        methods, notes = {}, [f"{dataset.name}: no pictures, as some of its pairs are copies of training cases."]
     shown: dict[str, Any] = {"methods": list(methods)}
     folder = out / "figures"
     if methods:
@@ -824,7 +829,7 @@ def write_report(out: Path, run: Run | None) -> Path:
     left_out = [(key, _sentence(why)) for key, why in content["left_out"]]
     *findings, advice = summarise(content)
     pictures, not_shown = _pictures(out, run, provenance)
-    dataset = Path(provenance.get("dataset") or out / "missing")
+    dataset = out / provenance.get("dataset", "missing")
     rows = _manifest(dataset)
     page = _template().render(
         name=provenance.get("synthetic", out.name),

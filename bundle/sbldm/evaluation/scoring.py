@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from functools import partial
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
 from sbldm.errors import DataError, StateError
@@ -33,6 +35,8 @@ __all__ = [
 
 # Cases on every side.
 LEAST = {"similarity": 2, "distribution": 10, "tumours": 5, "slices": 5, "copies": 3, "requests": 3}
+LEAST_HELDOUT = 5  # for floors of the copies; their count itself needs none
+PLANTED = 20
 FID_LEAST = 1000
 NAN = float("nan")
 PARTNERS = 10  # held-back cases that each case is compared with in all-pairs SSIM
@@ -70,7 +74,7 @@ def score_similarity(
         "synthetic": rng.integers(len(train), size=len(synthetic)),
         "heldout": rng.integers(len(train), size=len(heldout)),
     }
-    squares = {c.role: similarity.squared_errors(c.images, heldout.images) for c in (synthetic, train)}
+    squares = {c.role: _squared_errors(c, heldout) for c in (synthetic, train)}
     in_brain = {role: similarity.psnr(*found) for role, found in squares.items()}
     partners = {c.role: _partners(rng, len(c), len(heldout)) for c in (synthetic, train)}
     jobs = {}
@@ -86,10 +90,7 @@ def score_similarity(
     voxels = np.prod(similarity.PAPER_FOV_MM) / np.prod(spacing)
 
     def random_psnr(c: Cohort, others: np.ndarray) -> np.ndarray:
-        pairs = [
-            similarity.squared_errors(c.images[i : i + 1], train.images[j : j + 1])[0] for i, j in enumerate(others)
-        ]
-        return similarity.psnr(np.ravel(pairs), voxels)
+        return similarity.psnr(_squared_errors(c, train)[0][np.arange(len(c)), others], voxels)
 
     n, floor_n = (len(synthetic), len(train)), (len(heldout), len(train))
     values = [mean_estimate(random_psnr(c, random_pairs[c.role])) for c in (synthetic, heldout)]
@@ -107,7 +108,7 @@ def score_similarity(
     values = [mean_estimate(ssim[f"nearest {c.role}"][:, 0]) for c in (synthetic, train)]
     yield _score("ssim.nearest-heldout", "similarity", *values, n, floor_n)
 
-    if min(synthetic.images.shape[1:]) < similarity.LEAST_SIDE:
+    if min(read_image(synthetic.place(0)).shape) < similarity.LEAST_SIDE:
         reason = f"MS-SSIM: a side of the grid has fewer than {similarity.LEAST_SIDE} voxels."
         found.left_out.append(("similarity.ms-ssim", reason))
         return
@@ -115,7 +116,13 @@ def score_similarity(
     jobs = {c.role: [(c.place(i), c.place(j)) for i, j in couples[c.role].reshape(-1, 2)] for c in (synthetic, train)}
     diversity = _in_processes("MS-SSIM", _ms_ssim, jobs, pool)
     values = [mean_estimate(diversity[role][:, 0]) for role in ("synthetic", "train")]
-    yield _score("ms-ssim.diversity", "similarity", *values, (len(synthetic),) * 2, (len(train),) * 2)
+    sizes = [(len(couples[role]),) * 2 for role in ("synthetic", "train")]
+    yield _score("ms-ssim.diversity", "similarity", *values, *sizes)
+
+
+def _squared_errors(c: Cohort, other: Cohort) -> tuple[np.ndarray, np.ndarray]:
+    files = (np.load(cohort.file, mmap_mode="r") for cohort in (c, other))
+    return similarity.squared_errors(*files, c.rows, other.rows)
 
 
 def _partners(rng: np.random.Generator, n: int, of: int) -> np.ndarray:
@@ -148,10 +155,11 @@ def _in_processes(
 # --- distribution, tumours, slices ------------------------------------------------------------------------------------
 
 
-def _equal(synthetic: Cohort, train: Cohort) -> tuple[np.ndarray, np.ndarray]:
-    """Equally many cases of both, as many scores depend on the number."""
-    count = min(len(synthetic), len(train))
-    return synthetic.first(count), train.first(count)
+def _equal(*cohorts: Cohort, tumour: bool = False) -> list[np.ndarray]:
+    """Seeded choices of equally many cases of each, as many scores depend on the number; of those with a tumour."""
+    rows = [np.flatnonzero(np.isfinite(c.tumours["volume_ml"])) if tumour else np.arange(len(c)) for c in cohorts]
+    count = min(map(len, rows))
+    return [np.random.default_rng(0).permutation(r)[:count] for r in rows]
 
 
 def score_distribution(
@@ -191,10 +199,11 @@ def score_distribution(
 
 
 def score_tumours(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: Cohort) -> Iterator[Score]:
-    some, others = _equal(synthetic, train)
+    some, others = _equal(synthetic, train, tumour=True)
+    with_tumour = np.isfinite(heldout.tumours["volume_ml"])
     for name in heldout.tumours:
         reference, sample, real = _finite(
-            heldout.tumours[name], synthetic.tumours[name][some], train.tumours[name][others]
+            heldout.tumours[name][with_tumour], synthetic.tumours[name][some], train.tumours[name][others]
         )
         if min(map(len, (reference, sample, real))) < LEAST["tumours"]:
             found.left_out.append(
@@ -208,9 +217,9 @@ def score_tumours(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: 
         n, floor_n = (len(sample), len(reference)), (len(real), len(reference))
         for kind, value, floor in zip(("w1", "ks"), values, floors, strict=True):
             yield _score(f"{kind}.{name}", "tumours", value, floor, n, floor_n, aim="low")
-    maps = [synthetic.heat[some].mean(0), train.heat[others].mean(0)]
-    values = [tumours.heat_distance(heat, heldout.heat.mean(0)) for heat in maps]
-    n, floor_n = (len(some), len(heldout)), (len(others), len(heldout))
+    reference = heldout.heat[with_tumour]
+    n, floor_n = (len(some), len(reference)), (len(others), len(reference))
+    values = [_place(c.heat[rows], reference) for c, rows in ((synthetic, some), (train, others))]
     yield _score("tv.place", "tumours", *values, n, floor_n, aim="low")
     for c in (synthetic, train, heldout):
         found.arrays[f"heat.{c.role}"] = c.heat.mean(0)
@@ -219,6 +228,19 @@ def score_tumours(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: 
                 found.arrays[f"tumours.{name}.{c.role}"] = measured
     for row, measured in zip(found.pairs, synthetic.characteristics, strict=True):
         row |= {f"measured_{name}": round(float(v), 3) for name, v in zip(NAMES, measured, strict=True)}
+
+
+def _place(heat: np.ndarray, reference: np.ndarray, draws: int = 200) -> Estimate:
+    """Total variation of two mean maps, with the spread of half-samples around it (which are farther apart)."""
+    value = tumours.heat_distance(heat.mean(0), reference.mean(0))
+    rng = np.random.default_rng(0)
+
+    def half(maps: np.ndarray) -> np.ndarray:
+        return maps[rng.permutation(len(maps))[: -(-len(maps) // 2)]].mean(0, dtype=np.float32)
+
+    drawn = np.array([tumours.heat_distance(half(heat), half(reference)) for _ in range(draws)])
+    low, high = np.quantile(drawn - drawn.mean(), [0.025, 0.975])
+    return Estimate(value, max(0.0, value + low), min(1.0, value + high))
 
 
 def _finite(*columns: np.ndarray) -> list[np.ndarray]:
@@ -248,54 +270,104 @@ def score_slices(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: C
 
 
 def score_copies(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: Cohort) -> Iterator[Score]:
-    memory = copies.Memory.build(
-        dict(zip(train.names, train.fingerprints, strict=True)),
-        dict(zip(heldout.names, heldout.fingerprints, strict=True)),
-    )
+    """Nearest training cases in image, mask and features, each against what held-back cases have."""
+    by_name = dict(zip(train.names, train.fingerprints, strict=True))
+    memory = copies.Memory.build(by_name, dict(zip(heldout.names, heldout.fingerprints, strict=True)))
     found.remarks.append(f"Copies: limits set by {memory.calibration}.")
     nearest = [memory.nearest(fingerprint) for fingerprint in synthetic.fingerprints]
     correlations = np.array([n.correlation for n in nearest])
-    n = (len(synthetic), len(train))
-    for name, limit, honest in (("near", memory.near, 0.05), ("sure", memory.copy, 0.001)):
+    n, floor_n = (len(synthetic), len(train)), (memory.honest, len(train))
+    floors = {"near": copies.near_floor(len(synthetic), memory.honest), "sure": 0.001}
+    for name, limit in (("near", memory.near), ("sure", memory.copy)):
         count, rate = copies.copy_rate(correlations, limit)
         note = f"{count} pairs beyond r = {limit:.3f}"
-        yield _score(f"copies.{name}", "copies", rate, honest, n, (len(heldout), len(train)), aim="low", note=note)
-
-    prints = dict(zip(train.names, train.mask_prints, strict=True))
-    overlaps = [
-        np.array([copies.nearest_mask(mask, prints)[1] for mask in c.mask_prints if mask.any()])
-        for c in (synthetic, heldout)
-    ]
-    if all(map(len, overlaps)):
-        sizes = [(len(values), len(train)) for values in overlaps]
-        yield _score("copies.masks", "copies", *map(mean_estimate, overlaps), *sizes, aim="low")
-
-    samples, of_train, of_heldout = (
-        np.concatenate(list(c.features.values()), axis=1) for c in (synthetic, train, heldout)
-    )
-    ratios = copies.feature_ratio(samples, of_train, of_heldout)
-    for name, share in QUANTILES.items():
-        yield _score(f"copies.ratio.{name}", "copies", float(np.quantile(ratios, share)), 1.0, n, n, aim="high")
-    values = [copies.authenticity(x, of_train) for x in (samples, of_heldout)]
-    yield _score("copies.authpct", "copies", *values, n, (len(heldout), len(train)), aim="high")
+        yield _score(f"copies.{name}", "copies", rate, floors[name], n, floor_n, aim="low", note=note)
+    planted = _planted(train)
+    _, rate = copies.copy_rate(np.array([memory.nearest(p).correlation for p in planted]), memory.copy)
+    yield _score("copies.planted", "copies", rate, 1.0, (len(planted), len(train)), (0, 0), aim="high")
 
     worst = np.argsort(-correlations)[:WORST]
-    by_name = dict(zip(train.names, train.fingerprints, strict=True))
-
-    def differences(k: int) -> np.ndarray:
-        other = by_name[nearest[k].name]
-        return copies.aligned(synthetic.fingerprints[k], other) - other
-
     found.arrays |= {
         "copies.correlation.synthetic": correlations,
         "copies.correlation.heldout": memory.heldout_correlations,
         "copies.limits": np.array([memory.near, memory.copy]),
         "copies.worst": worst,
-        "copies.differences": np.stack([differences(k) for k in worst]),
+        "copies.differences": np.stack(
+            [
+                copies.aligned(synthetic.fingerprints[k], by_name[nearest[k].name]) - by_name[nearest[k].name]
+                for k in worst
+            ]
+        ),
     }
-    for pair, near, ratio in zip(found.pairs, nearest, ratios, strict=True):
+    for pair, near in zip(found.pairs, nearest, strict=True):
         pair |= {"nearest_case": near.name, "nearest_correlation": round(float(near.correlation), 4)}
-        pair |= {"feature_ratio": round(float(ratio), 4)}
+    yield from _copied_masks(found, synthetic, train, heldout)
+    if len(heldout) < LEAST_HELDOUT:
+        few = f"{len(heldout)} held-back case(s); {LEAST_HELDOUT} are the least"
+        found.left_out.append(("copies.ratio", f"Distances in features to training and held-back cases: {few}."))
+        return
+    yield from _copied_features(found, synthetic, train, heldout)
+
+
+def _planted(train: Cohort) -> list[np.ndarray]:
+    """Fingerprints of training images in disguise: mirrored, moved by two voxels, with noise of a tenth of their SD."""
+    rng, prints = np.random.default_rng(0), []
+    for k in train.first(PLANTED):
+        image = np.roll(read_image(train.place(k))[::-1], 2, axis=1)
+        brain = image > 0
+        noise = 0.1 * image[brain].std() * rng.standard_normal(image.shape)
+        disguised = np.where(brain, (image + noise).clip(1e-3, 1), 0)
+        prints.append(copies.fingerprint(disguised.astype(np.float32), train.spacing))
+    return prints
+
+
+def _copied_masks(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: Cohort) -> Iterator[Score]:
+    prints = {name: mask for name, mask in zip(train.names, train.mask_prints, strict=True) if mask.any()}
+    overlaps = []
+    for c in (synthetic, heldout):
+        kept = [k for k, mask in enumerate(c.mask_prints) if mask.any()]
+        nearest = [copies.nearest_mask(c.mask_prints[k], prints) for k in kept] if prints else []
+        overlaps.append(np.array([overlap for _, overlap in nearest]))
+        if c is synthetic:
+            for k, (name, overlap) in zip(kept, nearest, strict=False):
+                found.pairs[k] |= {"nearest_mask": name, "mask_dsc": round(float(overlap), 4)}
+    if not all(map(len, overlaps)):
+        found.left_out.append(("copies.masks", "Masks against training masks: one side has none."))
+        return
+    sizes = [(len(values), len(prints)) for values in overlaps]
+    yield _score("copies.masks", "copies", *map(mean_estimate, overlaps), *sizes, aim="low")
+
+
+def _copied_features(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: Cohort) -> Iterator[Score]:
+    samples, of_train, of_heldout = (
+        np.concatenate(list(c.features.values()), axis=1) for c in (synthetic, train, heldout)
+    )
+    ratios = copies.feature_ratio(samples, of_train, of_heldout)
+    honest = np.concatenate(
+        [
+            copies.feature_ratio(of_heldout[k : k + 1], of_train, np.delete(of_heldout, k, axis=0))
+            for k in range(len(heldout))
+        ]
+    )
+    n, floor_n = (len(synthetic), len(train)), (len(heldout), len(train))
+    for name, share in QUANTILES.items():
+        values = [_quantile(x, share) for x in (ratios, honest)]
+        yield _score(f"copies.ratio.{name}", "copies", *values, n, floor_n, aim="high")
+    shares = []
+    for x in (samples, of_heldout):
+        authentic = round(copies.authenticity(x, of_train) * len(x))
+        shares.append(copies.copy_rate(np.arange(len(x)) < authentic, 0.5)[1])
+    yield _score("copies.authpct", "copies", *shares, n, floor_n, aim="high")
+    distances = cdist(samples, of_train).min(axis=1)
+    for pair, ratio, distance in zip(found.pairs, ratios, distances, strict=True):
+        pair |= {"feature_distance": round(float(distance), 4), "feature_ratio": round(float(ratio), 4)}
+
+
+def _quantile(values: np.ndarray, share: float) -> Estimate:
+    """A quantile with the percentile interval of a bootstrap."""
+    drawn = np.random.default_rng(0).choice(values, size=(2000, len(values)))
+    low, high = np.quantile(np.quantile(drawn, share, axis=1), [0.025, 0.975])
+    return Estimate(float(np.quantile(values, share)), float(low), float(high))
 
 
 def score_requests(found: Evaluation, synthetic: Cohort, manifest: Path | None) -> None:
@@ -311,14 +383,20 @@ def score_requests(found: Evaluation, synthetic: Cohort, manifest: Path | None) 
     if not rows:
         found.left_out.append(("requests", "these pairs were made without requests."))
         return
+    if not rows.keys() & set(synthetic.names):
+        found.left_out.append(("requests", f"{manifest}: names none of the pairs."))
+        return
     measurable = np.isfinite(synthetic.characteristics).all(axis=1)
     known = [k for k, name in enumerate(synthetic.names) if name in rows and measurable[k]]
     asked = {k: rows[synthetic.names[k]] for k in known}
     for k, row in asked.items():
         found.pairs[k] |= {name: row[name] for name in row if name.startswith("requested_")}
         found.pairs[k] |= {"extrapolated": row["extrapolated"], "redrawn": row["redrawn"]}
-    drawn = len(rows) + sum(row["redrawn"] for row in rows.values())
+    given_up = _given_up(manifest.with_name("given_up.csv"))
+    drawn = len(rows) + sum(row["redrawn"] for row in rows.values()) + sum(given_up)
     found.remarks.append(f"{drawn} pairs were drawn and {len(rows)} accepted ({100 * len(rows) / drawn:.0f} %).")
+    if given_up:
+        found.remarks.append(f"{len(given_up)} more requests were never met and given up: the scores know the others.")
     for part, beyond in (("", False), (".extrapolated", True)):
         chosen = [k for k in known if bool(asked[k]["extrapolated"]) == beyond]
         if len(chosen) < LEAST["requests"]:
@@ -335,23 +413,43 @@ def score_requests(found: Evaluation, synthetic: Cohort, manifest: Path | None) 
             followed = kind in ("slope", "spearman")
             protocol = f"{kind}.{name}{part}" if followed else f"request.{key}{part}"
             more = {"aim": "high" if followed or kind == "iou" else "low", "unit": "mm" if kind == "mm" else ""}
-            found.scores.append(_score(protocol, "requests", value, control.get(key, NAN), n, n, **more))
-        for key, value in (requests.spread(requested, measured) or {}).items():
-            if key.endswith("_share"):
-                found.scores.append(_score(f"control.{key}{part}", "requests", value, NAN, n, n))
+            found.scores.append(
+                _score(protocol, "requests", value, NAN if kind == "bias" else control.get(key, NAN), n, n, **more)
+            )
+        if not (spread := requests.spread(requested, measured)):
+            if not part:
+                found.left_out.append(("requests.control", "Control collapse: no request was drawn three times."))
+            continue
+        many = (int(spread["pairs"]), int(spread["groups"]))
+        note = (
+            f"SD of ln V {spread['volume_sd']:.2f}, of the centre {spread['centre_sd_mm']:.1f} mm; {many[1]} requests"
+        )
+        for key in ("volume_share", "centre_share"):
+            found.scores.append(_score(f"control.{key}{part}", "requests", spread[key], NAN, many, n, note=note))
 
 
-def score_fit(found: Evaluation, settings: Settings) -> None:
+def _given_up(path: Path) -> list[int]:
+    """Attempts of each pair that was given up."""
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        return [int(row["attempts"]) for row in csv.DictReader(file)]
+
+
+def score_fit(found: Evaluation, cohorts: dict[str, Cohort], settings: Settings) -> None:
     """Masks against what a network trained on real cases alone segments."""
     if not settings.predictions:
         reason = "no predictions of a network trained on real cases; train one: make nnunet-eval ARMS=real+aug."
-        found.left_out.append(("fit", reason))
+        found.left_out.append(("fit", settings.no_predictions or reason))
         return
+    rows = {}
     try:
-        rows = {
-            role: fit.agreement(settings.predictions[role], getattr(settings, role), settings.source)
-            for role in ("synthetic", "heldout")
-        }
+        for role in ("synthetic", "heldout"):
+            whole = {name for name, mask in zip(cohorts[role].names, cohorts[role].has_mask, strict=True) if mask}
+            cases = [case for case in getattr(settings, role) if case.name in whole]
+            rows[role] = fit.agreement(settings.predictions[role], cases, settings.source)
+            if len(rows[role]) < len(cases):
+                found.remarks.append(f"{len(cases) - len(rows[role])} of {len(cases)} {role} cases have no prediction.")
     except (DataError, StateError) as error:
         found.left_out.append(("fit", str(error)))
         return

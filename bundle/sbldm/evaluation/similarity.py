@@ -22,21 +22,27 @@ LEAST_SIDE = 63  # voxels, for so many scales
 CHUNK = 200_000  # voxels
 
 
-def squared_errors(images: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def squared_errors(
+    images: np.ndarray, others: np.ndarray, rows: Sequence[int] | None = None, columns: Sequence[int] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Sum of squared differences and number of voxels in the union of both brains, for all pairs.
 
     Args:
         images: `[N, X, Y, Z]`, background exactly 0; may be a memory map, it is read in pieces.
         others: `[M, X, Y, Z]`.
+        rows, columns: which of the two to take; all unless given.
 
     Returns:
         two arrays `[N, M]` float64. Background adds nothing, so the sum over the union is that over all voxels.
     """
     a, b = (x.reshape(len(x), -1) for x in (images, others))
-    dot, common = np.zeros((2, len(a), len(b)))
-    own_a, own_b = np.zeros((2, len(a))), np.zeros((2, len(b)))
+    rows, columns = (range(len(v)) if which is None else which for v, which in ((a, rows), (b, columns)))
+    dot, common = np.zeros((2, len(rows), len(columns)))
+    own_a, own_b = np.zeros((2, len(rows))), np.zeros((2, len(columns)))
     for start in range(0, a.shape[1], CHUNK):
-        x, y = (np.asarray(v[:, start : start + CHUNK], np.float32) for v in (a, b))
+        x, y = (
+            np.asarray(v[:, start : start + CHUNK][list(which)], np.float32) for v, which in ((a, rows), (b, columns))
+        )
         brain_x, brain_y = (np.asarray(v > 0, np.float32) for v in (x, y))
         dot += x @ y.T
         common += brain_x @ brain_y.T

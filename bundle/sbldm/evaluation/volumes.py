@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -29,7 +30,8 @@ class Volume:
 
     Attributes:
         name: of the case.
-        content: hash of the voxels of its files, the key of every cache.
+        content: hash of its files, the key of every cache: 32 digits for the voxels of the image, then 16 for those of
+            the mask and for where both lie.
         image: `[X, Y, Z]` float32; the 0.5 and 99.8 percentiles inside the brain are 0 and 1, values beyond are clipped
             to [0.001, 1], so that the brain is exactly where the image is above 0.
         mask: `[X, Y, Z]` bool, whole tumour, or None when there is no mask file.
@@ -100,7 +102,10 @@ def read_volume(case: Case, source: Source, grid: WorkingGrid) -> Volume:
     brain = image != 0
     if brain.all() or not brain.any():
         raise DataError(f"{case.images[0]}: is empty or not skull-stripped with background 0; left out.")
-    labels = _read_labels(case, source, image.shape) if case.mask.is_file() else None
+    labels = _read_labels(case, source, image.shape, affine) if case.mask.is_file() else None
+    axes = affine[:3, :3] / np.maximum(np.linalg.norm(affine[:3, :3], axis=0), 1e-9)
+    if not np.isfinite(affine).all() or not np.allclose(axes.T @ axes, np.eye(3), atol=1e-2):
+        raise DataError(f"{case.images[0]}: its affine has no three axes at right angles; left out.")
     return to_volume(case.name, image, None if labels is None else labels > 0, affine, grid)
 
 
@@ -116,7 +121,9 @@ def to_volume(name: str, image: np.ndarray, mask: np.ndarray | None, affine: np.
         affine: 4x4, voxel indices to mm R, A, S.
         grid: see `evaluation_grid`.
     """
-    content = content_hash(image)[:32] + (content_hash(mask)[:16] if mask is not None else "")
+    rest = [content_hash(mask)] if mask is not None else []
+    place = hashlib.sha256(repr([*rest, np.round(affine, 4).tolist()]).encode()).hexdigest()
+    content = content_hash(image)[:32] + place[:16]
     brain = image != 0
     low, high = np.percentile(image[brain], PERCENTILES)
     scaled = np.where(brain, ((image - low) / max(high - low, 1e-6)).clip(DARKEST, 1), 0).astype(np.float32)
@@ -155,13 +162,16 @@ def _read(case: Case, channel: int) -> tuple[np.ndarray, np.ndarray]:
     return voxels, file.affine
 
 
-def _read_labels(case: Case, source: Source, shape: tuple[int, ...]) -> np.ndarray:
+def _read_labels(case: Case, source: Source, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
     try:
-        stored = np.asanyarray(nib.load(case.mask).dataobj)
+        file = nib.load(case.mask)
+        stored = np.asanyarray(file.dataobj)
     except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
         raise DataError(f"{case.mask}: cannot be read ({' '.join(str(error).split())}); left out.") from None
     if stored.shape != shape:
         raise DataError(f"{case.mask}: has shape {stored.shape}, its image {shape}; left out.")
+    if not np.allclose(file.affine, affine, atol=0.01):
+        raise DataError(f"{case.mask}: its affine is not that of its image; left out.")
     return to_labels(stored, case, source)
 
 

@@ -44,7 +44,7 @@ def write_datasheet(folder: Path, licence: str = "", findings: list[str] | None 
         f"- {licence or ' '.join(kept['Licence note']) or UNKNOWN}",
         "",
         "## Checked while drawing",
-        *_checks(rows),
+        *_checks(folder, rows, settings),
         "",
         "## Evaluation",
         *(f"- {sentence}" for sentence in findings or ["not evaluated yet: `make evaluate`"]),
@@ -88,28 +88,32 @@ def _origin(settings: dict, rows: list[dict[str, str]]) -> list[str]:
     ]
 
 
-def _checks(rows: list[dict[str, str]]) -> list[str]:
+def _checks(folder: Path, rows: list[dict[str, str]], settings: dict) -> list[str]:
     """What the gate did."""
     if rows and "parents" in rows[0]:
         return ["- Pairs of this kind pass no gate: each repeats the brain of a real case by design."]
     if not rows or "gate" not in rows[0]:
         return ["- Nothing: these pairs were drawn before there was a gate."]
-    drawn = len(rows) + sum(int(row["redrawn"]) for row in rows)
+    given_up = []
+    if (folder / "given_up.csv").is_file():
+        with open(folder / "given_up.csv", newline="") as file:
+            given_up = [int(row["attempts"]) for row in csv.DictReader(file)]
+    drawn = len(rows) + sum(int(row["redrawn"]) for row in rows) + sum(given_up)
     overridden = [row for row in rows if row["gate"].startswith("OVERRIDDEN")]
     unseen = sum(row["near_copy"] == "" for row in rows)
     near = sum(row["near_copy"] == "1" for row in rows)
     found = [
-        f"- {drawn} pairs were drawn, {len(rows)} accepted; every refusal and its reason stands in `manifest.csv`.",
+        f"- {drawn} pairs were drawn, {len(rows)} accepted, {len(given_up)} requests given up; every refusal and its "
+        "reason stands in `manifest.csv` or `given_up.csv`.",
         f"- {near} of {len(rows) - unseen} pairs are nearer to a training case than 95 % of held-back cases are "
-        "(5 % is what an honest generator has); none beyond the limit of the gate was accepted"
+        "(honest: about 5 %); no copy beyond the limit of the gate was accepted"
         + (" but those below." if overridden else "."),
     ]
-    if verdict := too_many_copies(rows):
+    if verdict := too_many_copies(rows, settings["gate"]["honest_cases"]):
         found.append(f"- **Warning**: {verdict}.")
     if overridden:
-        found.append(
-            f"- **Warning**: the gate was overridden for {len(overridden)} pairs ({overridden[0]['gate']}, ...)."
-        )
+        first = overridden[0]["gate"]
+        found.append(f"- **Warning**: the gate was overridden for {len(overridden)} pairs, the first: {first}.")
     if unseen:
         found.append(f"- **Warning**: {unseen} pairs were not compared with the training cases.")
     return found

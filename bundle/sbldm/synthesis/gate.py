@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 from scipy.stats import t as student
 from tqdm import tqdm
 
 from sbldm.cases.geometry import NativeGrid, WorkingGrid
 from sbldm.cases.lists import read_lists
+from sbldm.cases.prepare import load_prepared
 from sbldm.errors import DataError, InputError, StateError
-from sbldm.evaluation.copies import Memory, fingerprint
+from sbldm.evaluation.copies import Memory, fingerprint, near_floor
 from sbldm.evaluation.tumours import tumour_measures
 from sbldm.evaluation.volumes import Volume, evaluation_grid, to_volume
 from sbldm.files import read_json, write_json
@@ -32,10 +32,9 @@ __all__ = ["Gate", "Tolerance", "Verdict", "too_many_copies"]
 SLACK = 0.1  # by which real ranges are wider at least: of sizes the logarithm, of a contrast one SD of the brain
 UNLIKELY = 0.01  # share of honest pairs that a measure may refuse, were its (logarithmic) values normal
 SIZES = ("volume_ml", "sphericity", "w_mm", "h_mm", "d_mm", "brain_ml", "brain_l_mm", "brain_p_mm", "brain_s_mm")
-VERSION = 4  # raise it when the gate measures differently
+VERSION = 5  # raise it when the gate measures differently
 MEASURES = (*SIZES, "contrast")
 ASKED = 1.25  # a request allows its own value and this factor of it, however few real tumours are like it
-HONEST = 0.05  # share of honest pairs that look near to a training case
 
 
 @dataclass(frozen=True)
@@ -128,25 +127,34 @@ class Gate:
 
         Raises:
             InputError: another switch, or a tolerance of another form.
+            StateError: the prepared cases are not there, and the gate is on.
         """
         if switch not in ("on", "off"):
             raise InputError(f"GATE={switch}: write on or off.")
         run, within = Run.at(run_dir), Tolerance.parse(tolerance)
-        if switch == "off":
-            print("WARNING: GATE=off: copies of training cases and implausible pairs will be written.")
         grid = evaluation_grid(WorkingGrid.from_config(**run.preset["grid"]).spacing)
         try:
-            cases = {role: _prepared(run, names) for role, names in read_lists(run.folder).items()}
-            folder = run.folder / "gate"
-            contents = json.dumps({role: sorted(found.values()) for role, found in cases.items()})
-            key = hashlib.sha256(f"{VERSION} {grid} {contents}".encode()).hexdigest()
-            if not (folder / "ranges.json").is_file() or read_json(folder / "ranges.json")["key"] != key:
-                _measure(run, cases, grid, folder, key)
-        except (StateError, DataError, OSError, ValueError) as error:
-            print(f"WARNING: the gate cannot look for copies nor judge what is plausible: {error}")
-            return cls(None, {}, grid, switch == "on", within)
-        ranges = {name: tuple(limits) for name, limits in read_json(folder / "ranges.json")["ranges"].items()}
-        return cls(Memory.load(folder / "memory.npz"), ranges, grid, switch == "on", within)
+            memory, ranges = _yardstick(run, grid)
+        except (StateError, DataError) as error:
+            if switch == "on":
+                raise StateError(f"The gate has no yardstick: {error} GATE=off draws without it.") from None
+            memory, ranges = None, {}
+        if switch == "off":
+            unseen = "" if memory else " Nobody looks whether they are copies."
+            print(f"WARNING: GATE=off: copies of training cases and implausible pairs will be written.{unseen}")
+        return cls(memory, ranges, grid, switch == "on", within)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What all pairs of a dataset have in common, for `synthesis.json`."""
+        limits = {"near": round(self.memory.near, 4), "copy": round(self.memory.copy, 4)} if self.memory else {}
+        tolerance = {"volume": self.tolerance.volume, "centre_mm": self.tolerance.centre_mm}
+        return {
+            "switch": "on" if self.enforced else "off",
+            "honest_cases": self.memory.honest if self.memory else 0,
+            "limits": limits,
+            "tolerance": {name: value for name, value in tolerance.items() if np.isfinite(value)},
+        }
 
     def judge(self, pair: Pair, affine: np.ndarray, request: Mapping[str, float]) -> Verdict:
         """Look at one finished pair; the first fault found is named.
@@ -182,16 +190,23 @@ class Gate:
         return ""
 
 
-def too_many_copies(rows: Sequence[Mapping[str, str]]) -> str:
-    """Say so when surely more than 5 % of the pairs look near to a training case, the share of an honest generator.
+def too_many_copies(rows: Sequence[Mapping[str, str]], honest_cases: int) -> str:
+    """Say so when more pairs look near to a training case than an honest generator would have (`near_floor`).
 
     Args:
         rows: of a manifest; those without `near_copy` count for nothing.
+        honest_cases: on how many brains nearness was measured.
     """
     near = [row["near_copy"] == "1" for row in rows if row.get("near_copy")]
-    if not near or binomtest(sum(near), len(near)).proportion_ci(0.95, "exact").low <= HONEST:
+    if not near or not honest_cases:
         return ""
-    return f"{sum(near)} of {len(near)} pairs are nearer to a training case than 95 % of held-back cases are"
+    most = near_floor(len(near), honest_cases).high
+    if sum(near) <= most * len(near):
+        return ""
+    return (
+        f"{sum(near)} of {len(near)} pairs are nearer to a training case than 95 % of {honest_cases} other cases are; "
+        f"an honest generator would have {most * len(near):.0f} at most"
+    )
 
 
 def _measures(volume: Volume) -> dict[str, float]:
@@ -204,37 +219,61 @@ def _measures(volume: Volume) -> dict[str, float]:
     return {name: float(found[name]) for name in MEASURES if np.isfinite(found[name])}
 
 
+def _yardstick(run: Run, grid: WorkingGrid) -> tuple[Memory, dict[str, tuple[float, float]]]:
+    """What the gate judges by, from `RUN/gate/`, or measured anew on the prepared cases.
+
+    Raises:
+        StateError, DataError: these are not all there, or fewer than three to train on.
+    """
+    cases = {role: _prepared(run, names) for role, names in read_lists(run.folder).items()}
+    folder = run.folder / "gate"
+    contents = json.dumps({role: sorted(found.values()) for role, found in cases.items()})
+    key = hashlib.sha256(f"{VERSION} {grid} {contents}".encode()).hexdigest()
+    try:
+        kept = read_json(folder / "ranges.json")
+        memory = Memory.load(folder / "memory.npz")
+        if kept["key"] != key:
+            raise ValueError
+    except (StateError, OSError, ValueError, KeyError):  # not there, damaged, or of other cases
+        kept, memory = _measure(run, cases, grid, folder, key)
+    return memory, {name: tuple(limits) for name, limits in kept["ranges"].items()}
+
+
 def _prepared(run: Run, names: list[str]) -> dict[str, str]:
     """Content hash of each prepared case."""
-    found = {}
-    for name in names:
-        if not (run.prepared / f"{name}.npz").is_file():
-            raise StateError(f"{run.prepared / name}.npz is missing")
-        found[name] = read_json(run.prepared / f"{name}.json")["content"]
-    return found
+    try:
+        return {name: read_json(run.prepared / f"{name}.json")["content"] for name in names}
+    except (OSError, ValueError, KeyError) as error:
+        raise StateError(f"{run.prepared}: a prepared case is missing or damaged ({error}).") from None
 
 
-def _measure(run: Run, cases: dict[str, dict[str, str]], grid: WorkingGrid, folder: Path, key: str) -> None:
-    """Fingerprints and ranges of all prepared cases."""
+def _measure(
+    run: Run, cases: dict[str, dict[str, str]], grid: WorkingGrid, folder: Path, key: str
+) -> tuple[dict[str, Any], Memory]:
+    """Fingerprints of all prepared cases, and the ranges of those to train on (the others belong to the tests)."""
     floor = run.preset["intensity"]["floor"]
     prints: dict[str, dict[str, np.ndarray]] = {role: {} for role in cases}
     measured: list[dict[str, Any]] = []
     for role, names in cases.items():
         for name in tqdm(names, desc=f"The gate looks at the {role} cases", unit="case"):
-            sidecar = read_json(run.prepared / f"{name}.json")
-            with np.load(run.prepared / f"{name}.npz") as arrays:
-                image, mask = arrays["image"][0].astype(np.float32), arrays["occupancy"].astype(int).sum(0) > 127
-            image[image <= floor] = 0  # what of the outline is mostly background, as in `finish_pair`
+            volume, sidecar = load_prepared(run.prepared, name)
+            channels = len(run.preset["data"]["channels"])
+            image, mask = (volume[0] + 1) / 2, (volume[channels:] + 1).sum(0) / 2 > 0.5
+            image = np.where(image > floor, image, 0)  # what of the outline is mostly background, as in `finish_pair`
             affine = NativeGrid.from_state(sidecar["working"]).affine()
-            volume = to_volume(name, image, mask, affine, grid)
-            prints[role][name] = fingerprint(volume.image, volume.spacing)
-            measured.append(_measures(volume))
+            found = to_volume(name, image, mask, affine, grid)
+            prints[role][name] = fingerprint(found.image, found.spacing)
+            if role == "train":
+                measured.append(_measures(found))
     ranges = {}
     for name in MEASURES:
         values = np.array([found[name] for found in measured if name in found])
         ranges[name] = np.exp(_limits(np.log(values))).tolist() if name in SIZES else _limits(values)
-    Memory.build(prints["train"], prints["validation"]).save(folder / "memory.npz")
-    write_json(folder / "ranges.json", {"key": key, "ranges": ranges})
+    memory = Memory.build(prints["train"], prints["validation"])
+    memory.save(folder / "memory.npz")
+    kept = {"key": key, "ranges": ranges}
+    write_json(folder / "ranges.json", kept)
+    return kept, memory
 
 
 def _limits(values: np.ndarray) -> list[float]:

@@ -114,6 +114,7 @@ class RawDataset:
             path = self.folder / "imagesTr" / f"{name}_{k:04d}.nii.gz"
             write_nifti(path, channel, self.affine, scratch=self.folder)
         write_json(self.folder / "records" / f"{name}.json", {"pair": name} | record)
+        (self.folder / "records" / "given_up" / f"{name}.json").unlink(missing_ok=True)
 
     def give_up(self, seed: int, faults: Sequence[str]) -> None:
         """Write down why a pair was refused at every attempt."""
