@@ -30,7 +30,7 @@ from sbldm.cases.lists import LISTS_FILE
 from sbldm.errors import DataError, StateError
 from sbldm.evaluation.figures import animation, draw_figures, side_by_side
 from sbldm.evaluation.protocols import Score, protocol
-from sbldm.evaluation.table import GROUPS, number
+from sbldm.evaluation.table import GROUPS, number, read_scores
 from sbldm.files import atomic_path, read_json, sha256
 from sbldm.runs import Run
 from sbldm.synthesis.sweep import read_sweeps, sweep_figure
