@@ -19,9 +19,9 @@ from sbldm.cases.layouts import Case, Source, content_hash, find_cases, plain_na
 from sbldm.cases.pipeline import original_cases
 from sbldm.cases.preflight import preflight
 from sbldm.errors import DataError, InputError, StateError
+from sbldm.evaluation.copies import too_many_copies
 from sbldm.files import read_json
 from sbldm.runs import Run
-from sbldm.synthesis.gate import too_many_copies
 
 __all__ = ["Pairs", "RealCases", "find_pairs", "find_real", "nested_subset", "pairs_for", "some"]
 

@@ -107,6 +107,14 @@ def phantom_cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def many_phantoms(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Case folders of 34 coarse phantoms; link or copy them, do not change them."""
+    folder = tmp_path_factory.mktemp("many")
+    write_phantoms(folder, 34, seed=3, shape=(60, 60, 39), spacing=4.0, progress=False)
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="session")
 def prepared_run(tmp_path_factory: pytest.TempPathFactory, phantom_cases: Path) -> Path:
     """A run folder with prepared cases; copy it before changing it."""
     run = tmp_path_factory.mktemp("prepared") / "run"

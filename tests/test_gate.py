@@ -12,25 +12,26 @@ from conftest import call, copy_run, one_line
 from nnunet_integration.sources import find_pairs, find_real
 from sbldm.cases.geometry import NativeGrid
 from sbldm.cases.lists import read_lists
-from sbldm.cases.phantom import write_phantoms
 from sbldm.cases.prepare import load_prepared
 from sbldm.errors import InputError, StateError
-from sbldm.evaluation.copies import Memory
+from sbldm.evaluation.copies import Memory, too_many_copies
 from sbldm.files import read_json, write_csv, write_json
 from sbldm.runs import Run
 from sbldm.synthesis import Gate, Pair, finish_pair, session
 from sbldm.synthesis.datasheet import write_datasheet
-from sbldm.synthesis.gate import Tolerance, _limits, too_many_copies
+from sbldm.synthesis.gate import Tolerance, _limits
 from sbldm.tumour.characteristics import NAMES, measure, to_dict
 
 REQUEST = dict(zip(NAMES, (30.0, 5000.0, 0.8, 10.0, 0.0, 0.0, 40.0, 40.0, 40.0), strict=True))
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory, many_phantoms: list[Path]) -> Run:
     """A run with sixteen prepared phantoms, four of them held back."""
     folder = tmp_path_factory.mktemp("gate")
-    write_phantoms(folder / "cases", 16, seed=3, shape=(60, 60, 39), spacing=4.0, progress=False)
+    (folder / "cases").mkdir()
+    for case in many_phantoms[:16]:
+        (folder / "cases" / case.name).symlink_to(case)
     (folder / "held.txt").write_text("".join(f"Phantom_{i:03d}\n" for i in range(12, 16)))
     done = call(
         *("prepare", "--data", folder / "cases", "--run", folder / "run", "--preset", "demo"),

@@ -37,6 +37,7 @@ __all__ = [
     "mask_print",
     "near_floor",
     "nearest_mask",
+    "too_many_copies",
 ]
 
 CELL, GRID = 6.0, (30, 36, 30)  # mm; 180 x 216 x 180 mm hold every skull-stripped adult brain
@@ -357,6 +358,25 @@ def near_floor(pairs: int, honest: int, seed: int = 0) -> Estimate:
     limits = np.quantile(random.uniform(size=(4000, honest)), NEAR, axis=1, method="weibull")
     low, high = np.quantile(random.binomial(pairs, 1 - limits) / pairs, [0.025, 0.975])
     return Estimate(max(1 - NEAR, 1 / (honest + 1)), float(low), float(high))
+
+
+def too_many_copies(rows: Sequence[Mapping[str, str]], honest_cases: int) -> str:
+    """Say so when more pairs look near to a training case than an honest generator would have (`near_floor`).
+
+    Args:
+        rows: of a manifest; those without `near_copy` count for nothing.
+        honest_cases: on how many brains nearness was measured.
+    """
+    near = [row["near_copy"] == "1" for row in rows if row.get("near_copy")]
+    if not near or not honest_cases:
+        return ""
+    most = near_floor(len(near), honest_cases).high
+    if sum(near) <= most * len(near):
+        return ""
+    return (
+        f"{sum(near)} of {len(near)} pairs are nearer to a training case than 95 % of {honest_cases} other cases are; "
+        f"an honest generator would have {most * len(near):.0f} at most"
+    )
 
 
 def mask_print(mask: np.ndarray, image: np.ndarray, spacing: Sequence[float]) -> np.ndarray:

@@ -257,6 +257,9 @@ def score_slices(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: C
                 (f"slices.{name}", f"{MEASURES[name]}: fewer than {LEAST['slices']} cases with a mask on one side.")
             )
             continue
+        if not np.ptp(x):
+            found.left_out.append((f"slices.{name}", f"{MEASURES[name]}: the same in all held-back cases."))
+            continue
         values = [slices.effect_size(v, x) for v in (y, z)]
         note = f"mean {y.mean():.3g}, held-back {x.mean():.3g}"
         yield _score(f"{name}.effect", "slices", *values, (len(y), len(x)), (len(z), len(x)), note=note)

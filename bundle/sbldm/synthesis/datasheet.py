@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from sbldm.evaluation.copies import too_many_copies
 from sbldm.files import atomic_path, read_json
-from sbldm.synthesis.gate import too_many_copies
 
 __all__ = ["write_datasheet"]
 

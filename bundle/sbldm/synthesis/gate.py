@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ from sbldm.cases.geometry import NativeGrid, WorkingGrid
 from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import load_prepared
 from sbldm.errors import DataError, InputError, StateError
-from sbldm.evaluation.copies import Memory, fingerprint, near_floor
+from sbldm.evaluation.copies import Memory, fingerprint
 from sbldm.evaluation.tumours import tumour_measures
 from sbldm.evaluation.volumes import Volume, evaluation_grid, to_volume
 from sbldm.files import read_json, write_json
 from sbldm.runs import Run
 from sbldm.synthesis.pairs import Pair
 
-__all__ = ["Gate", "Tolerance", "Verdict", "too_many_copies"]
+__all__ = ["Gate", "Tolerance", "Verdict"]
 
 SLACK = 0.1  # by which real ranges are wider at least: of sizes the logarithm, of a contrast one SD of the brain
 UNLIKELY = 0.01  # share of honest pairs that a measure may refuse, were its (logarithmic) values normal
@@ -188,25 +188,6 @@ class Gate:
             if not low <= value <= high:
                 return f"implausible: {name} {value:.3g} is not within {low:.3g} to {high:.3g}"
         return ""
-
-
-def too_many_copies(rows: Sequence[Mapping[str, str]], honest_cases: int) -> str:
-    """Say so when more pairs look near to a training case than an honest generator would have (`near_floor`).
-
-    Args:
-        rows: of a manifest; those without `near_copy` count for nothing.
-        honest_cases: on how many brains nearness was measured.
-    """
-    near = [row["near_copy"] == "1" for row in rows if row.get("near_copy")]
-    if not near or not honest_cases:
-        return ""
-    most = near_floor(len(near), honest_cases).high
-    if sum(near) <= most * len(near):
-        return ""
-    return (
-        f"{sum(near)} of {len(near)} pairs are nearer to a training case than 95 % of {honest_cases} other cases are; "
-        f"an honest generator would have {most * len(near):.0f} at most"
-    )
 
 
 def _measures(volume: Volume) -> dict[str, float]:

@@ -12,10 +12,11 @@ from monai.engines import Evaluator
 from tqdm import tqdm
 
 from sbldm.errors import StateError
+from sbldm.evaluation.copies import too_many_copies
 from sbldm.files import clear_partial
 from sbldm.synthesis.datasheet import write_datasheet
 from sbldm.synthesis.figures import contact_sheet, request_plot, summarise
-from sbldm.synthesis.gate import Gate, Verdict, too_many_copies
+from sbldm.synthesis.gate import Gate, Verdict
 from sbldm.synthesis.model import Model, PairSampler
 from sbldm.synthesis.pairs import Pair, finish_pair
 from sbldm.synthesis.raw_dataset import RawDataset
