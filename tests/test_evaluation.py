@@ -88,13 +88,14 @@ def test_unsound_cases_cost_one_sentence_each(content: dict) -> None:
 
 
 def test_the_planted_copy_is_found(content: dict, folders: dict[str, Path]) -> None:
-    """One of 12, by name, and nothing else; its correlation is 1."""
+    """By name, with correlation 1; no other comes near. So are the planted ones of the control."""
     scores = {score.protocol: score for score in read_scores(folders["out"])}
-    print((folders["out"] / "pairs.csv").read_text(), scores["copies.sure"].note)
-    assert scores["copies.sure"].value == pytest.approx(1 / 12)
+    assert scores["copies.sure"].value >= 1 / 12 and scores["copies.planted"].value == 1
     pairs = (folders["out"] / "pairs.csv").read_text().splitlines()
     columns = pairs[0].split(",")
     row = dict(zip(columns, next(line for line in pairs if line.startswith("copy,")).split(","), strict=True))
+    nearness = [float(line.split(",")[columns.index("nearest_correlation")]) for line in pairs[1:]]
+    assert sorted(nearness)[-2] < 0.3
     assert row["nearest_case"] == "train_Phantom_003"
     assert float(row["nearest_correlation"]) == pytest.approx(1, abs=1e-3)
     assert float(row["feature_ratio"]) == pytest.approx(0, abs=1e-3)
