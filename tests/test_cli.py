@@ -156,6 +156,10 @@ def test_make_passes_variables() -> None:
         assert part in shown
     assert "train diffusion --run 'runs/default'" in make("-n", "train-diffusion").stdout
     assert "verify --run 'runs/default' --dataset '502'" in make("-n", "verify", "DATASET=502").stdout
+    assert "--tol '20,10' --gate 'off'" in make("-n", "synth", "TOL=20,10", "GATE=off").stdout
+    for step in ("evaluate", "report"):
+        shown = make("-n", step, "RUN=runs/x", "DATASET=502", "FEATURES=imagenet", "LICENCE=CC BY 4.0").stdout
+        assert f"sbldm.evaluation {step} --run 'runs/x' --dataset '502'" in shown and "--licence 'CC BY 4.0'" in shown
 
 
 # --- nnU-Net --------------------------------------------------------------------------------------------------------
