@@ -171,7 +171,7 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
         findings = summarise(read_json(settings.out / "evaluation.json"))
         sentences = [f"{found.provenance['made']}, {len(found.pairs)} pairs."]
         sentences += [" ".join([finding.statement, *finding.evidence]) for finding in findings]
-        paths.append(write_datasheet(folder, arguments.licence, sentences))
+        paths.append(write_datasheet(folder.resolve(), arguments.licence, sentences))
     print("\n".join(map(str, paths)))
 
 
