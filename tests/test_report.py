@@ -26,7 +26,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from sbldm.errors import OutputError, StateError
 from sbldm.evaluation import report
 from sbldm.evaluation.protocols import Score, protocol
-from sbldm.evaluation.report import Finding, summarise, write_report
+from sbldm.evaluation.report import Finding, _strip, summarise, write_report
 from sbldm.runs import Run
 
 HOSTILE = "<script>alert(1)</script>"
@@ -237,6 +237,13 @@ def test_copies() -> None:
     assert finding("copies", [*copies()[:2], masks]).mark == "mixed"
     contents = {"synthetic": ["a", "b"], "train": ["b"], "heldout": ["c"]}
     assert finding("copies", copies(), contents=contents).mark == "bad"
+
+
+def test_boundless_floor() -> None:
+    """A floor without an upper bound is drawn as its value alone."""
+    known = replace(score("mask_islands.effect", "slices", 0.3, 0.1, 0.2, 0.1), floor_high=math.inf)
+    strip = _strip(known)
+    assert set(strip) == {"value", "low", "high", "floor"} and 0 <= min(strip.values()) < max(strip.values()) <= 100
 
 
 def test_what_was_left_out() -> None:

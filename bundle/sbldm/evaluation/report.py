@@ -493,6 +493,8 @@ def _strip(score: Score) -> dict[str, float] | None:
     """Where value, floor and their intervals lie on a strip from 0 to 100."""
     names = ("value", "low", "high", "floor", "floor_low", "floor_high")
     places = {name: getattr(score, name) for name in names}
+    if not np.isfinite([score.floor_low, score.floor_high]).all():  # one side of a floor can be boundless
+        del places["floor_low"], places["floor_high"]
     known = [v for v in places.values() if math.isfinite(v)]
     if not np.isfinite([score.low, score.high, score.floor]).all() or min(known) == max(known):
         return None
