@@ -145,12 +145,16 @@ def _segment(command: list[str], folder: Path) -> str:
         if again:  # predictions of other pairs or of another model: they are ours to replace
             shutil.rmtree(folder)
             make_folder(folder)
-        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
-        print(done.stderr, end="", file=sys.stderr)
-        if done.returncode != 4:
+        process, said = subprocess.Popen(command, stderr=subprocess.PIPE), b""
+        while chunk := process.stderr.read1():  # the progress bar goes on, and the last line is kept
+            sys.stderr.write(chunk.decode(errors="replace"))
+            said = (said + chunk)[-4000:]
+        if process.wait() != 4:
             break
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    return lines[-1].removeprefix("Error: ") if done.returncode and lines else "" if not done.returncode else "failed."
+    if not process.returncode:
+        return ""
+    lines = said.decode(errors="replace").split("\n")
+    return next((line.removeprefix("Error: ") for line in reversed(lines) if line.strip()), "prediction failed.")
 
 
 def evaluate_command(arguments: argparse.Namespace) -> None:
