@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -157,6 +158,19 @@ def test_wrong_arguments(folders: dict[str, Path], tmp_path: Path, change: dict[
     values |= {name: values.get(value, value) for name, value in change.items()}
     done = call(*(f"--{name}={value}" for name, value in values.items()), program=evaluation_command)
     assert sentence in one_line(done, code)
+
+
+def test_predictions_of_something_else_are_made_anew(tmp_path: Path) -> None:
+    """What `predict` refuses to mix (exit code 4) is cleared once; any other failure is passed on in its own words."""
+    old = tmp_path / "predictions" / "old.nii.gz"
+    old.parent.mkdir()
+    old.touch()
+    mixed = f"import os, sys; sys.exit(4 if os.path.exists({str(old)!r}) else 0)"
+    assert evaluation_command._segment([sys.executable, "-c", mixed], old.parent) == "" and not old.exists()
+    broken = "import sys; sys.stderr.write('50 %\\rError: x.nii.gz: cannot be read.\\n'); sys.exit(3)"
+    assert evaluation_command._segment([sys.executable, "-c", broken], old.parent).endswith("x.nii.gz: cannot be read.")
+    never = "import sys; sys.exit(4)"
+    assert evaluation_command._segment([sys.executable, "-c", never], old.parent) == "prediction failed."
 
 
 # --- scores and protocols ---------------------------------------------------------------------------------------------
