@@ -15,7 +15,7 @@ from nnunet_integration.arms import ArmBook, load_budget
 from nnunet_integration.evaluation import Question, export, queued
 from nnunet_integration.jobs import FOLDS, run_jobs
 from nnunet_integration.verify import verify_dataset
-from sbldm.errors import InputError, report
+from sbldm.errors import InputError, finish
 from sbldm.files import read_json
 from sbldm.runs import Run
 
@@ -234,14 +234,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run one command; what a user can mend is said in one line."""
     arguments = parser().parse_args()
-    try:
-        arguments.function(arguments)
-    except KeyboardInterrupt:
-        print("Stopped; the same command goes on from here.", file=sys.stderr)
-        return 130
-    except Exception as error:
-        return report(error)
-    return 0
+    return finish(lambda: arguments.function(arguments))
 
 
 if __name__ == "__main__":

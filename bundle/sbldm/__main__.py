@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from sbldm.errors import InputError, report
+from sbldm.errors import InputError, finish
 from sbldm.runs import Run, load_preset
 
 BUNDLE = Path(__file__).parents[1]
@@ -210,14 +210,7 @@ def main() -> int:
     """Run one command; what a user can mend is said in one line."""
     warnings.filterwarnings("ignore", category=UserWarning, module=r"monai|ignite|torch")
     arguments = parser().parse_args()
-    try:
-        arguments.function(arguments)
-    except KeyboardInterrupt:
-        print("Stopped; the same command goes on from here.", file=sys.stderr)
-        return 130
-    except Exception as error:
-        return report(error)
-    return 0
+    return finish(lambda: arguments.function(arguments))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import sys
+from collections.abc import Callable
 from types import TracebackType
 
 UNWRITABLE = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT)
@@ -18,6 +19,7 @@ __all__ = [
     "OutputError",
     "SbldmError",
     "StateError",
+    "finish",
     "mendable",
     "report",
     "say_in_one_line",
@@ -70,6 +72,18 @@ def report(error: Exception) -> int:
         raise error
     print(f"Error: {known}", file=sys.stderr)
     return known.exit_code
+
+
+def finish(command: Callable[[], None]) -> int:
+    """Run a command to its exit code: 0, that of a mendable error said in one line, or 130 after Ctrl-C."""
+    try:
+        command()
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on from here.", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return report(error)
+    return 0
 
 
 def say_in_one_line() -> None:

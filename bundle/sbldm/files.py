@@ -9,6 +9,8 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ __all__ = [
     "clear_partial",
     "make_folder",
     "read_json",
+    "read_npz",
     "sha256",
     "write_csv",
     "write_json",
@@ -96,6 +99,15 @@ def read_json(path: Path) -> Any:
     """Read one JSON file."""
     with open(path) as file:
         return json.load(file)
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray] | None:
+    """All arrays of an .npz, never unpickled; None when it is missing or damaged, in whichever of a zip's ways."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return dict(stored)
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        return None
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from sbldm.cases.layouts import Case, Source, find_cases, read_case_list
 from sbldm.cases.lists import LISTS_FILE, read_lists
 from sbldm.cases.pipeline import original_cases
-from sbldm.errors import InputError, StateError, report
+from sbldm.errors import InputError, StateError, finish
 from sbldm.evaluation.evaluate import Settings, evaluate
 from sbldm.files import make_folder, read_json
 from sbldm.runs import Run
@@ -230,14 +230,7 @@ def main() -> int:
     """Run one step; what a user can mend is said in one line."""
     warnings.filterwarnings("ignore", category=UserWarning, module=r"monai|ignite|torch")
     arguments = parser().parse_args()
-    try:
-        STEPS[arguments.step](arguments)
-    except KeyboardInterrupt:
-        print("Stopped; the same command goes on from here.", file=sys.stderr)
-        return 130
-    except Exception as error:
-        return report(error)
-    return 0
+    return finish(lambda: STEPS[arguments.step](arguments))
 
 
 if __name__ == "__main__":

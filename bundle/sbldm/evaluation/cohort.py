@@ -23,7 +23,7 @@ from sbldm.evaluation.features import Extractor, features_of, load_extractor
 from sbldm.evaluation.slices import adjacent_curve, slice_measures
 from sbldm.evaluation.tumours import heat_map, tumour_measures
 from sbldm.evaluation.volumes import Volume, read_volume, spacing_of
-from sbldm.files import atomic_path
+from sbldm.files import atomic_path, read_npz
 
 __all__ = ["Cohort", "describe", "read_image", "workers"]
 
@@ -45,7 +45,6 @@ class Cohort:
         mask_prints: `[N, ...]` bool low-resolution masks.
         heat: `[N, 32, 38, 32]` float16, how much of each cell of the brain's box is tumour.
         features: plane -> `[N, D]`.
-        brains: `[N]` ml of brain.
         characteristics: `[N, 9]`, NaN without a tumour.
         has_mask: `[N]` bool.
         spacings: of each case's file, mm along L, P, S.
@@ -65,7 +64,6 @@ class Cohort:
     mask_prints: np.ndarray
     heat: np.ndarray
     features: dict[str, np.ndarray]
-    brains: np.ndarray
     characteristics: np.ndarray
     has_mask: np.ndarray
     spacings: list[tuple[float, float, float]]
@@ -148,7 +146,6 @@ def describe(
         mask_prints=column("mask_print"),
         heat=column("heat"),
         features=stacked("features"),
-        brains=column("brain_ml"),
         characteristics=column("characteristics"),
         has_mask=column("has_mask"),
         spacings=[r["spacing"] for r in records],
@@ -184,10 +181,8 @@ def _measured(volume: Volume, cache: Path) -> dict[str, Any]:
     """All but the features, from the cache or anew."""
     key = hashlib.sha256(f"{DESCRIPTION} {volume.image.shape} {volume.spacing}".encode()).hexdigest()[:12]
     path = cache / f"{volume.content}-{key}.npz"
-    try:
-        with np.load(path) as file:
-            flat = dict(file)
-    except Exception:  # missing or damaged in any of a zip file's many ways
+    flat = read_npz(path)
+    if flat is None:
         flat = _measure(volume)
         with atomic_path(path) as temporary:
             np.savez_compressed(temporary, **flat)
@@ -211,7 +206,6 @@ def _measure(volume: Volume) -> dict[str, Any]:
         "fingerprint": fingerprint(volume.image, volume.spacing),
         "mask_print": mask_print(mask, volume.image, volume.spacing),
         "heat": heat_map([volume]).astype(np.float16),
-        "brain_ml": volume.brain.sum() * np.prod(volume.spacing) / 1000,
         "characteristics": nothing if volume.characteristics is None else volume.characteristics,
         "has_mask": np.array(volume.mask is not None),
     }

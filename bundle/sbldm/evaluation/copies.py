@@ -10,8 +10,6 @@ latent diffusion models memorize patient imaging data"). Three looks at it: the 
 from __future__ import annotations
 
 import itertools
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +18,14 @@ from typing import NamedTuple
 import numpy as np
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import cdist
-from scipy.stats import binomtest
+from scipy.stats import binomtest, gumbel_r
 
 from sbldm.errors import DataError, StateError
 from sbldm.evaluation.protocols import Estimate
-from sbldm.files import atomic_path
+from sbldm.files import atomic_path, read_npz
 
 __all__ = [
+    "SURE",
     "Memory",
     "Nearest",
     "aligned",
@@ -50,7 +49,8 @@ SHIFTS = tuple(itertools.product((-1, 0, 1), repeat=3))
 LEAST_HELDOUT, LEAST_TRAIN = 10, 3
 MOST_LEFT_OUT = 100  # training cases that are compared with the others, for time's sake
 NEAR = 0.95
-COPY = 4.94  # SD above the mean, beyond which lies one in a thousand of Gumbel's distribution
+SURE = 0.001  # share of honest pairs beyond the limit for copies
+COPY = round((gumbel_r.ppf(1 - SURE) - gumbel_r.mean()) / gumbel_r.std(), 2)  # SD above the mean: 4.94
 REPEAT = 6.0  # robust SD beyond which a held-back case must be a training case under another name
 VERSION = 2
 
@@ -290,9 +290,10 @@ class Memory:
         Raises:
             StateError: the file is missing, damaged or of another version.
         """
+        content = read_npz(path)
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                content = dict(stored)
+            if content is None:
+                raise ValueError("missing or damaged")
             if content.pop("version") != VERSION:
                 raise ValueError("of another version")
             for key in ("names", "heldout_names"):
@@ -300,7 +301,7 @@ class Memory:
             for key in ("near", "copy", "calibration", "honest"):
                 content[key] = content[key].item()
             return cls(**content)
-        except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise StateError(
                 f"{path}: no memory of training cases can be read ({error}); remove and rebuild it."
             ) from None

@@ -19,8 +19,6 @@ import importlib.util
 import math
 import re
 import warnings
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Protocol
 
@@ -31,7 +29,7 @@ from torch import nn
 from sbldm.device import choose_device
 from sbldm.errors import DataError, InputError
 from sbldm.evaluation.volumes import Volume
-from sbldm.files import atomic_path, sha256
+from sbldm.files import atomic_path, read_npz, sha256
 
 __all__ = ["Extractor", "features_of", "imagenet_classifier", "load_extractor", "slices_of"]
 
@@ -117,11 +115,10 @@ def features_of(volume: Volume, extractor: Extractor, cache: Path) -> dict[str, 
 
 def _read(path: Path, planes: tuple[str, ...]) -> dict[str, np.ndarray] | None:
     """Feature vectors from a cache file, None if there is none or it is damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            features = {plane: stored[plane] for plane in planes}
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
+    stored = read_npz(path)
+    if stored is None or not stored.keys() >= set(planes):
         return None
+    features = {plane: stored[plane] for plane in planes}
     sound = all(vector.ndim == 1 and vector.dtype == np.float32 for vector in features.values())
     return features if sound else None
 

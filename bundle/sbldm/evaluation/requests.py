@@ -18,7 +18,7 @@ from sbldm.errors import DataError
 from sbldm.evaluation.protocols import Estimate
 from sbldm.tumour.characteristics import NAMES
 
-__all__ = ["fidelity", "read_manifest", "shuffled", "spread"]
+__all__ = ["fidelity", "read_given_up", "read_manifest", "shuffled", "spread"]
 
 FOLLOWED = {name.split("_")[0]: i for i, name in enumerate(NAMES) if name != "surface_mm2"}
 """What slopes and rank correlations are of; the surface follows from volume and sphericity."""
@@ -62,6 +62,14 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
             raise DataError(f"{path}, line {line}: {error}. {mend}") from None
         found[parsed["pair"]] = parsed
     return list(found.values())
+
+
+def read_given_up(path: Path) -> list[int]:
+    """Attempts of each pair that was refused every time, from `given_up.csv`; without that file there are none."""
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        return [int(row["attempts"]) for row in csv.DictReader(file)]
 
 
 def _parse(row: dict[str, Any]) -> dict[str, Any]:

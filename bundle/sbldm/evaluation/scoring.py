@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from functools import partial
@@ -69,6 +68,7 @@ def score_similarity(
     pool: Executor,
     spacing: tuple[float, float, float],
 ) -> Iterator[Score]:
+    """PSNR, SSIM and MS-SSIM: the paper's way, inside the brain, and among synthetic images alone."""
     rng = np.random.default_rng(0)
     random_pairs = {
         "synthetic": rng.integers(len(train), size=len(synthetic)),
@@ -165,6 +165,7 @@ def _equal(*cohorts: Cohort, tumour: bool = False) -> list[np.ndarray]:
 def score_distribution(
     found: Evaluation, synthetic: Cohort, train: Cohort, heldout: Cohort, fid: str
 ) -> Iterator[Score]:
+    """Feature vectors: synthetic, and as many training images, against held-back ones."""
     some, others = _equal(synthetic, train)
     n, floor_n = (len(some), len(heldout)), (len(others), len(heldout))
     planes = list(heldout.features)
@@ -199,19 +200,14 @@ def score_distribution(
 
 
 def score_tumours(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: Cohort) -> Iterator[Score]:
+    """Each tumour measure, and where tumours lie, over cases with a tumour."""
     some, others = _equal(synthetic, train, tumour=True)
     with_tumour = np.isfinite(heldout.tumours["volume_ml"])
     for name in heldout.tumours:
         reference, sample, real = _finite(
             heldout.tumours[name][with_tumour], synthetic.tumours[name][some], train.tumours[name][others]
         )
-        if min(map(len, (reference, sample, real))) < LEAST["tumours"]:
-            found.left_out.append(
-                (f"tumours.{name}", f"{MEASURES[name]}: fewer than {LEAST['tumours']} cases have one.")
-            )
-            continue
-        if not np.ptp(reference):
-            found.left_out.append((f"tumours.{name}", f"{MEASURES[name]}: the same in all held-back cases."))
+        if not _comparable(found, "tumours", name, reference, sample, real):
             continue
         values, floors = tumours.compare(sample, reference), tumours.compare(real, reference)
         n, floor_n = (len(sample), len(reference)), (len(real), len(reference))
@@ -243,22 +239,29 @@ def _place(heat: np.ndarray, reference: np.ndarray, draws: int = 200) -> Estimat
     return Estimate(value, max(0.0, value + low), min(1.0, value + high))
 
 
+def _comparable(found: Evaluation, group: str, name: str, reference: np.ndarray, *others: np.ndarray) -> bool:
+    """Whether a measure can be compared; a sentence says why not."""
+    if min(map(len, (reference, *others))) < LEAST[group]:
+        reason = f"fewer than {LEAST[group]} cases on one side have one."
+    elif not np.ptp(reference):
+        reason = "the same in all held-back cases."
+    else:
+        return True
+    found.left_out.append((f"{group}.{name}", f"{MEASURES[name]}: {reason}"))
+    return False
+
+
 def _finite(*columns: np.ndarray) -> list[np.ndarray]:
     """Each without what a case does not have."""
     return [column[np.isfinite(column)] for column in columns]
 
 
 def score_slices(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: Cohort) -> Iterator[Score]:
+    """Consistency from slice to slice."""
     some, others = _equal(synthetic, train)
     for name in heldout.slices:
         x, y, z = _finite(heldout.slices[name], synthetic.slices[name][some], train.slices[name][others])
-        if min(map(len, (x, y, z))) < LEAST["slices"]:
-            found.left_out.append(
-                (f"slices.{name}", f"{MEASURES[name]}: fewer than {LEAST['slices']} cases with a mask on one side.")
-            )
-            continue
-        if not np.ptp(x):
-            found.left_out.append((f"slices.{name}", f"{MEASURES[name]}: the same in all held-back cases."))
+        if not _comparable(found, "slices", name, x, y, z):
             continue
         values = [slices.effect_size(v, x) for v in (y, z)]
         note = f"mean {y.mean():.3g}, held-back {x.mean():.3g}"
@@ -280,7 +283,7 @@ def score_copies(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: C
     nearest = [memory.nearest(fingerprint) for fingerprint in synthetic.fingerprints]
     correlations = np.array([n.correlation for n in nearest])
     n, floor_n = (len(synthetic), len(train)), (memory.honest, len(train))
-    floors = {"near": copies.near_floor(len(synthetic), memory.honest), "sure": 0.001}
+    floors = {"near": copies.near_floor(len(synthetic), memory.honest), "sure": copies.SURE}
     for name, limit in (("near", memory.near), ("sure", memory.copy)):
         count, rate = copies.copy_rate(correlations, limit)
         note = f"{count} pairs beyond r = {limit:.3f}"
@@ -395,7 +398,7 @@ def score_requests(found: Evaluation, synthetic: Cohort, manifest: Path | None) 
     for k, row in asked.items():
         found.pairs[k] |= {name: row[name] for name in row if name.startswith("requested_")}
         found.pairs[k] |= {"extrapolated": row["extrapolated"], "redrawn": row["redrawn"]}
-    given_up = _given_up(manifest.with_name("given_up.csv"))
+    given_up = requests.read_given_up(manifest.with_name("given_up.csv"))
     drawn = len(rows) + sum(row["redrawn"] for row in rows.values()) + sum(given_up)
     found.remarks.append(f"{drawn} pairs were drawn and {len(rows)} accepted ({100 * len(rows) / drawn:.0f} %).")
     if given_up:
@@ -429,14 +432,6 @@ def score_requests(found: Evaluation, synthetic: Cohort, manifest: Path | None) 
         )
         for key in ("volume_share", "centre_share"):
             found.scores.append(_score(f"control.{key}{part}", "requests", spread[key], NAN, many, n, note=note))
-
-
-def _given_up(path: Path) -> list[int]:
-    """Attempts of each pair that was given up."""
-    if not path.is_file():
-        return []
-    with open(path, newline="") as file:
-        return [int(row["attempts"]) for row in csv.DictReader(file)]
 
 
 def score_fit(found: Evaluation, cohorts: dict[str, Cohort], settings: Settings) -> None:

@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 from sbldm.evaluation.copies import too_many_copies
+from sbldm.evaluation.requests import read_given_up
 from sbldm.files import atomic_path, read_json
 
 __all__ = ["write_datasheet"]
@@ -94,10 +95,7 @@ def _checks(folder: Path, rows: list[dict[str, str]], settings: dict) -> list[st
         return ["- Pairs of this kind pass no gate: each repeats the brain of a real case by design."]
     if not rows or "gate" not in rows[0]:
         return ["- Nothing: these pairs were drawn before there was a gate."]
-    given_up = []
-    if (folder / "given_up.csv").is_file():
-        with open(folder / "given_up.csv", newline="") as file:
-            given_up = [int(row["attempts"]) for row in csv.DictReader(file)]
+    given_up = read_given_up(folder / "given_up.csv")
     drawn = len(rows) + sum(int(row["redrawn"]) for row in rows) + sum(given_up)
     overridden = [row for row in rows if row["gate"].startswith("OVERRIDDEN")]
     unseen = sum(row["near_copy"] == "" for row in rows)

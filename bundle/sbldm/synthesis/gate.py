@@ -29,7 +29,7 @@ from sbldm.synthesis.pairs import Pair
 
 __all__ = ["Gate", "Tolerance", "Verdict"]
 
-SLACK = 0.1  # by which real ranges are wider at least: of sizes the logarithm, of a contrast one SD of the brain
+SLACK = 0.1  # by which real ranges are wider at least: in logarithms of sizes, in SD of the brain for the contrast
 UNLIKELY = 0.01  # share of honest pairs that a measure may refuse, were its (logarithmic) values normal
 SIZES = ("volume_ml", "sphericity", "w_mm", "h_mm", "d_mm", "brain_ml", "brain_l_mm", "brain_p_mm", "brain_s_mm")
 VERSION = 5  # raise it when the gate measures differently
