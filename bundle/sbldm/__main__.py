@@ -10,10 +10,12 @@ import argparse
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sbldm.errors import InputError, finish
+from sbldm.errors import InputError, StateError, finish
+from sbldm.models import MODELS, check_model, kind_of, refuse_requests
 from sbldm.runs import Run, load_preset
 
 BUNDLE = Path(__file__).parents[1]
@@ -31,8 +33,8 @@ def _whole(name: str, value: str, least: int) -> int:
     return number
 
 
-def _bundle(config: str, run_id: str, run: Run, **values: Any) -> None:
-    """Run one config of the bundle with the preset of a run folder, as `python -m monai.bundle run` does."""
+def _bundle(configs: Sequence[str], run_id: str, run: Run, **values: Any) -> None:
+    """Run one config of the bundle, with overlays and the preset of a run, as `python -m monai.bundle run` does."""
     from monai.bundle import ConfigWorkflow
 
     folder = Path.cwd()
@@ -45,7 +47,8 @@ def _bundle(config: str, run_id: str, run: Run, **values: Any) -> None:
             "logging_file": "configs/logging.conf",
             "run_dir": str(run.folder),
         }
-        workflow = ConfigWorkflow(f"configs/{config}.yaml", run_id=run_id, **shared, **values)
+        files = [f"configs/{config}.yaml" for config in configs]
+        workflow = ConfigWorkflow(files, run_id=run_id, **shared, **values)
         workflow.initialize()
         workflow.run()
         workflow.finalize()
@@ -76,7 +79,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     prepare_run(
         arguments.data,
         Run.at(arguments.run),
-        load_preset(arguments.preset),
+        load_preset(arguments.preset or "small", arguments.model, arguments.minutes),
         arguments.cases,
         arguments.validation_cases,
         _whole("SEED", arguments.seed, 0),
@@ -86,25 +89,48 @@ def prepare(arguments: argparse.Namespace) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Train one stage, or both; a stopped training goes on where it was."""
+    """Train one stage, or all; a stopped training goes on where it was. With DATA the cases are prepared first."""
     run, seed = Run.at(arguments.run), _whole("SEED", arguments.seed, 0)
-    _ = run.preset  # says what to do when nothing is prepared
-    for stage in ("autoencoder", "diffusion") if arguments.stage == "both" else (arguments.stage,):
-        _bundle(f"train_{stage}", "training", run, seed=seed)
+    check_model(arguments.model)
+    if arguments.data:
+        prepare(arguments)
+    preset = run.preset  # says what to do when nothing is prepared
+    if arguments.model and arguments.model != preset["model"]:
+        raise StateError(
+            f"{run.folder}: this run holds MODEL={preset['model']}, not MODEL={arguments.model}; choose another RUN."
+        )
+    stages = kind_of(preset).stages
+    if arguments.stage not in ("all", "both", *stages):
+        known = f"has the trainings {', '.join(stages)}" if stages else "trains nothing"
+        raise InputError(f"{arguments.stage}: MODEL={preset['model']} {known}.")
+    if not stages:
+        print(
+            f"{run.folder}: MODEL={preset['model']} trains nothing; draw pairs: make synth RUN={arguments.run} N=100."
+        )
+    for stage, configs in stages.items():
+        if arguments.stage in ("all", "both", stage):
+            _bundle(configs, "training", run, seed=seed)
 
 
 def synth(arguments: argparse.Namespace) -> None:
     """Draw pairs into the nnU-Net raw dataset of the run."""
     from sbldm.synthesis.requests import count_pairs, read_asked
 
+    run = Run.at(arguments.run)
     request = {name: getattr(arguments, name) for name in REQUEST}
     table = str(Path(arguments.requests).absolute()) if arguments.requests else None
     asked = read_asked(table, request)
     count_pairs(arguments.n, len(asked) if table else 0)  # before any model is loaded
+    name = arguments.name or run.preset["model"].upper()
+    if run.preset["model"] == "copypaste":
+        refuse_requests(run.preset["model"], asked, {name: getattr(arguments, name) for name in (*SAMPLING, "tol")})
+        arguments.name = name
+        copypaste(arguments)
+        return
     _bundle(
-        "inference",
+        ("inference",),
         "synthesis",
-        Run.at(arguments.run),
+        run,
         n=arguments.n or None,
         seed=_whole("SEED", arguments.seed, 0),
         requests=table,
@@ -114,7 +140,7 @@ def synth(arguments: argparse.Namespace) -> None:
         gate=arguments.gate,
         tolerance=arguments.tol,
         dataset_id=arguments.dataset,
-        dataset_name=arguments.name,
+        dataset_name=name,
     )
 
 
@@ -153,19 +179,21 @@ def parser() -> argparse.ArgumentParser:
     seed = ("0", "seed")
     command(phantom, out=("data/phantom", "folder to write to"), n=("24", "number of cases"), seed=seed)
     command(download, out=("data", "folder to write to"))
-    command(
-        prepare,
-        data=("", "folder of cases; the layout is detected"),
-        run=run,
-        preset=("small", "demo, small, paper, or a YAML file"),
-        cases=("", "file with the names of the cases to use, one a line"),
-        validation_cases=("", "file with the names of the held-back cases"),
-        seed=seed,
-        strict=("", "1: stop when pre-flight finds anything"),
-        workers=("2", "processes"),
-    )
-    command(train, run=run, seed=seed).add_argument(
-        "stage", nargs="?", default="both", choices=("both", "autoencoder", "diffusion")
+    cases = {
+        "data": ("", "folder of cases; the layout is detected"),
+        "run": run,
+        "model": ("", f"{', '.join(MODELS)} (default: sbldm)"),
+        "preset": ("", "demo, small, paper, or a YAML file (default: small)"),
+        "minutes": ("", "training time to aim at, in place of the preset's own"),
+        "cases": ("", "file with the names of the cases to use, one a line"),
+        "validation_cases": ("", "file with the names of the held-back cases"),
+        "seed": seed,
+        "strict": ("", "1: stop when pre-flight finds anything"),
+        "workers": ("2", "processes"),
+    }
+    command(prepare, **cases)
+    command(train, **cases | {"data": ("", "folder of cases, to prepare them first")}).add_argument(
+        "stage", nargs="?", default="all", help="autoencoder, diffusion, gan, or all (default)"
     )
     command(
         synth,
@@ -186,7 +214,8 @@ def parser() -> argparse.ArgumentParser:
         tol=("", "draw again until within per cent of the volume and mm of the centre: 20,10"),
         gate=("on", "off: write copies and implausible pairs too, marked in the manifest"),
         dataset=("501", "nnU-Net dataset number"),
-        name=("SBLDM", "nnU-Net dataset name"),
+        name=("", "nnU-Net dataset name (default: that of the model)"),
+        data=("", "folder of the cases, for MODEL=copypaste; as prepared when empty"),
     )
     command(
         sweep,

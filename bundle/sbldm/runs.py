@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,33 +14,100 @@ import yaml
 
 from sbldm.errors import InputError, StateError
 from sbldm.files import atomic_path
+from sbldm.models import check_model, kind_of
 
 __all__ = ["PRESETS", "Run", "load_preset"]
 
 PRESETS = Path(__file__).parents[1] / "configs" / "presets"
+BASELINES = PRESETS.parent / "baselines"
+DEFAULTS = {"model": "sbldm", "minutes": None}  # of presets from before there were other models
+SHARED = ("data", "grid", "intensity", "mirror")  # parts that every model's preset has from SBLDM's
 
 
-def load_preset(name_or_path: str) -> dict[str, Any]:
+def load_preset(name_or_path: str, model: str = "", minutes: str = "") -> dict[str, Any]:
     """Read a preset by its name (`small`) or file.
 
+    Args:
+        name_or_path: a preset of SBLDM, or of the model's own file in `configs/baselines`; or a YAML file.
+        model: one of `MODELS`; empty: SBLDM, or what the file says.
+        minutes: training time to aim at in place of the preset's own; its iterations are scaled in proportion.
+
     Raises:
-        InputError: no such preset (the known ones are listed), or a part of it is missing.
+        InputError: no such preset or model (the known ones are listed), or a part of it is missing.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = PRESETS / f"{name_or_path}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
-        raise InputError(f"PRESET={name_or_path}: no such preset; choose one of {known}, or name a YAML file.")
-    try:
-        preset = (yaml.safe_load(path.read_text()) or {}).get("preset", {})
-    except (yaml.YAMLError, AttributeError) as error:
-        raise InputError(f"{path}: not a readable YAML preset ({' '.join(str(error).split())}).") from None
-    known = yaml.safe_load((PRESETS / "small.yaml").read_text())["preset"]
+    wanted, path = check_model(model), Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        preset = _read_file(path, name_or_path)
+        if model and preset.get("model", "sbldm") != model:
+            raise InputError(f"MODEL={model}: {path} is a preset of MODEL={preset.get('model', 'sbldm')}.")
+    else:
+        path, preset = _read_named(name_or_path, wanted)
+    preset = DEFAULTS | preset
+    check_model(preset["model"])
+    _, known = _read_named("small", preset["model"])
     if missing := list(_missing(known, preset)):
-        raise InputError(f"{path}: the preset lacks {', '.join(missing)}; see configs/presets/small.yaml.")
+        raise InputError(f"{path}: the preset lacks {', '.join(missing)}; see {_example(preset['model'])}.")
+    if minutes:
+        _scale(preset, minutes)
     _check_sizes(path, preset)
     return preset
+
+
+def _example(model: str) -> str:
+    return "configs/presets/small.yaml" if model == "sbldm" else f"configs/baselines/{model}.yaml"
+
+
+def _read_file(path: Path, name: str) -> dict[str, Any]:
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+        raise InputError(f"PRESET={name}: no such preset; choose one of {known}, or name a YAML file.")
+    try:
+        return (yaml.safe_load(path.read_text()) or {}).get("preset", {})
+    except (yaml.YAMLError, AttributeError) as error:
+        raise InputError(f"{path}: not a readable YAML preset ({' '.join(str(error).split())}).") from None
+
+
+def _read_named(name: str, model: str) -> tuple[Path, dict[str, Any]]:
+    """A preset of SBLDM by its name; of other models, data and grid of it and what `baselines/MODEL.yaml` says."""
+    if model == "sbldm":
+        return PRESETS / f"{name}.yaml", _read_file(PRESETS / f"{name}.yaml", name)
+    path = BASELINES / f"{model}.yaml"
+    content = yaml.safe_load(path.read_text())
+    if name not in content["presets"]:
+        known = ", ".join(content["presets"])
+        raise InputError(f"PRESET={name}: MODEL={model} has no such preset; choose one of {known}.")
+    values = deepcopy(content["presets"][name])
+    like = content.get("like")
+    _, base = _read_named(values.pop("base", name), like or "sbldm")
+    kept = base if like else {part: base[part] for part in SHARED}
+    return path, {"name": name, "model": model} | _merged(kept, values | {"name": name, "model": model})
+
+
+def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """`base` with some of its values replaced, also inside a stage; a network is replaced as a whole."""
+    return base | {
+        key: base[key] | value if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        for key, value in values.items()
+    }
+
+
+def _scale(preset: dict[str, Any], minutes: str) -> None:
+    """Scale the iterations of all trainings to another time, in whole epochs, and with them the moving average."""
+    try:
+        wanted = float(minutes)
+        if not 0 < wanted < float("inf"):
+            raise ValueError
+    except ValueError:
+        raise InputError(f"MINUTES={minutes}: must be a number above 0.") from None
+    if not preset["minutes"]:
+        raise InputError(f"MINUTES={minutes}: the preset '{preset['name']}' does not say how long it trains.")
+    for stage in kind_of(preset).stages:
+        values, epoch = preset[stage], preset[stage]["iterations_per_epoch"]
+        before = values["iterations"]
+        values["iterations"] = max(1, round(before * wanted / preset["minutes"] / epoch)) * epoch
+        if values.get("ema_decay"):  # the average keeps its share of the training
+            values["ema_decay"] = round(1 - min(0.1, (1 - values["ema_decay"]) * before / values["iterations"]), 6)
+    preset["minutes"] = wanted
 
 
 def _missing(known: dict[str, Any], preset: Any, prefix: str = "") -> Iterator[str]:
@@ -47,19 +115,33 @@ def _missing(known: dict[str, Any], preset: Any, prefix: str = "") -> Iterator[s
     for name, value in known.items():
         if not isinstance(preset, dict) or name not in preset:
             yield prefix + name
+        elif name == "network" and known.get("kind") != preset.get("kind"):
+            continue  # another kind of network has other values
         elif isinstance(value, dict) and name != "labels":
             yield from _missing(value, preset[name], f"{prefix}{name}.")
 
 
+def _halvings(stage: str, values: dict[str, Any]) -> np.ndarray:
+    """By how much the networks of a stage shrink each axis."""
+    kind, network = values.get("kind"), values["network"]
+    levels = len(network["channels"])
+    if stage == "diffusion" and kind == "monai":
+        return np.ones(3, dtype=int)  # it pads its latents
+    if "strides" in network:
+        shrinks = np.prod([np.broadcast_to(stride, 3) for stride in network["strides"]], axis=0)
+        return shrinks * (1, 1, 0) + (0, 0, 1) if kind == "tiled" else shrinks
+    if stage == "autoencoder" and kind in (None, "slice"):
+        return np.array([2 ** (levels - 1), 2 ** (levels - 1), 1])
+    return np.full(3, 2**levels if stage == "gan" else 2 ** (levels - 1))
+
+
 def _check_sizes(path: Path, preset: dict[str, Any]) -> None:
-    """The grid must survive all halvings of both networks, and each training last an epoch at least."""
-    for stage in ("autoencoder", "diffusion"):
+    """The grid must survive all halvings of the networks, and each training last an epoch at least."""
+    need = np.ones(3, dtype=int)
+    for stage in kind_of(preset).stages:
         if preset[stage]["iterations"] < preset[stage]["iterations_per_epoch"]:
             raise InputError(f"{path}: {stage}.iterations must not be below {stage}.iterations_per_epoch.")
-    halvings = 2 ** (len(preset["autoencoder"]["network"]["channels"]) - 1)
-    need = np.array([halvings, halvings, 1])
-    for stride in preset["diffusion"]["network"]["strides"]:
-        need = need * stride
+        need = need * _halvings(stage, preset[stage])
     if np.any(np.array(preset["grid"]["size"]) % need):
         raise InputError(
             f"{path}: grid.size {preset['grid']['size']} must be divisible by {need.tolist()} (the networks halve it)."
@@ -107,6 +189,10 @@ class Run:
 
     def check_preset(self, preset: dict[str, Any]) -> None:
         """Refuse another preset than the one this run was prepared with; a `StateError` names both."""
+        if self.preset_file.exists() and (held := self.preset["model"]) != preset["model"]:
+            raise StateError(
+                f"{self.folder}: this run holds MODEL={held}, not MODEL={preset['model']}; choose another RUN."
+            )
         if self.preset_file.exists() and self.preset != preset:
             raise StateError(
                 f"{self.preset_file}: prepared with the preset '{self.preset['name']}' and other values than "

@@ -1,16 +1,21 @@
-"""Stage 2: an attention-free 3-D U-Net over stacked slice latents, told time and tumour by scale-shift norms."""
+"""Stage 2: an attention-free U-Net over slice latents, stacked (3-D) or tiled (2-D), told time and tumour by
+scale-shift norms.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from einops import rearrange
 from monai.networks.layers.factories import Conv
 from torch import nn
 
 from sbldm.networks.blocks import ResidualBlock, SinusoidalEmbedding, convolution, group_norm, zero_initialised
 
-__all__ = ["LatentUNet"]
+__all__ = ["LatentUNet", "TiledUNet"]
 
 
 class LatentUNet(nn.Module):
@@ -27,9 +32,10 @@ class LatentUNet(nn.Module):
         channels: width of each level.
         strides: between two levels 1, 2 or one stride per axis (H, W, D); their product must divide the latents.
         num_res_blocks: residual blocks per level and direction.
-        condition_size: numbers in a condition vector.
+        condition_size: numbers in a condition vector, 0 for a network that takes no requests.
         embedding: size of the joint embedding of time and condition.
         groups: groups of the group norms.
+        spatial_dims: 3, or 2 for latents `[B, Z, H, W]`.
     """
 
     def __init__(
@@ -41,18 +47,22 @@ class LatentUNet(nn.Module):
         condition_size: int = 9,
         embedding: int = 256,
         groups: int = 32,
+        spatial_dims: int = 3,
     ) -> None:
         super().__init__()
         if len(strides) != len(channels) - 1:
             raise ValueError(f"{len(channels)} levels need {len(channels) - 1} strides, got {len(strides)}.")
 
         def block(c_in: int, c_out: int) -> ResidualBlock:
-            return ResidualBlock(3, c_in, c_out, embedding, groups)
+            return ResidualBlock(spatial_dims, c_in, c_out, embedding, groups)
 
         self.time = SinusoidalEmbedding(channels[0], embedding)
-        self.condition = nn.Sequential(nn.Linear(condition_size, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
-        self.null_condition = nn.Parameter(torch.zeros(embedding))
-        self.stem = convolution(3, latent_channels, channels[0])
+        self.condition = None
+        if condition_size:
+            widths = nn.Linear(condition_size, embedding), nn.Linear(embedding, embedding)
+            self.condition = nn.Sequential(widths[0], nn.SiLU(), widths[1])
+            self.null_condition = nn.Parameter(torch.zeros(embedding))
+        self.stem = convolution(spatial_dims, latent_channels, channels[0])
 
         self.encoder, self.down, self.decoder, self.up = (nn.ModuleList() for _ in range(4))
         c = channels[0]
@@ -60,16 +70,16 @@ class LatentUNet(nn.Module):
             self.encoder.append(nn.ModuleList(block(c if i == 0 else width, width) for i in range(num_res_blocks)))
             c = width
             if level < len(strides):
-                self.down.append(_down(c, strides[level]))
+                self.down.append(_down(spatial_dims, c, strides[level]))
         self.middle = nn.ModuleList(block(c, c) for _ in range(2))
         for level, width in reversed(list(enumerate(channels))):
             self.decoder.append(nn.ModuleList(block(2 * width, width) for _ in range(num_res_blocks)))
             if level > 0:
-                self.up.append(_up(width, channels[level - 1], strides[level - 1]))
+                self.up.append(_up(spatial_dims, width, channels[level - 1], strides[level - 1]))
         self.out = nn.Sequential(
             group_norm(channels[0], groups),
             nn.SiLU(),
-            zero_initialised(convolution(3, channels[0], latent_channels)),
+            zero_initialised(convolution(spatial_dims, channels[0], latent_channels)),
         )
 
     def embed(self, timesteps: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
@@ -78,6 +88,8 @@ class LatentUNet(nn.Module):
         A row of `context` that holds a NaN, or `context=None`, means "no request": the learned null condition.
         """
         e = self.time(timesteps)
+        if self.condition is None:
+            return e
         if context is None:
             return e + self.null_condition
         context = context.reshape(context.shape[0], -1)
@@ -106,14 +118,39 @@ class LatentUNet(nn.Module):
         return self.out(h)
 
 
-def _down(c: int, stride: int | Sequence[int]) -> nn.Module:
-    return nn.Identity() if stride == 1 else convolution(3, c, c, stride=stride)
+class TiledUNet(LatentUNet):
+    """2-D diffusion over slice latents `[B, Z, H, W, D]` laid side by side on one plane (the authors' 2-D variant).
+
+    The D slices fill a grid of tiles row by row, as nearly square as D allows; what lies between two tiles is up to the
+    network. Arguments as for `LatentUNet`, whose strides are then those of the plane.
+    """
+
+    def __init__(self, latent_channels: int = 6, **options: Any) -> None:
+        super().__init__(latent_channels, **options, spatial_dims=2)
+
+    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
+        """As `LatentUNet.forward`: `[B, Z, H, W, D]` to `[B, Z, H, W, D]`."""
+        rows, columns = tiles(x.shape[2], x.shape[3], x.shape[4])
+        plane = rearrange(x, "b z h w (r c) -> b z (r h) (c w)", r=rows)
+        return rearrange(
+            super().forward(plane, timesteps, context), "b z (r h) (c w) -> b z h w (r c)", r=rows, c=columns
+        )
 
 
-def _up(c_in: int, c_out: int, stride: int | Sequence[int]) -> nn.Module:
+def tiles(height: int, width: int, depth: int) -> tuple[int, int]:
+    """Rows and columns of `depth` tiles `height` x `width` that give the plane nearest to a square."""
+    shapes = [(rows, depth // rows) for rows in range(1, depth + 1) if depth % rows == 0]
+    return min(shapes, key=lambda shape: abs(math.log(shape[0] * height / (shape[1] * width))))
+
+
+def _down(spatial_dims: int, c: int, stride: int | Sequence[int]) -> nn.Module:
+    return nn.Identity() if stride == 1 else convolution(spatial_dims, c, c, stride=stride)
+
+
+def _up(spatial_dims: int, c_in: int, c_out: int, stride: int | Sequence[int]) -> nn.Module:
     """Back to the finer grid: a transposed convolution, 4 wide along an axis that doubles, 3 along one that stays."""
     if stride == 1:
-        return convolution(3, c_in, c_out, kernel=1)
-    steps = [stride] * 3 if isinstance(stride, int) else list(stride)
+        return convolution(spatial_dims, c_in, c_out, kernel=1)
+    steps = [stride] * spatial_dims if isinstance(stride, int) else list(stride)
     kernel = [4 if s == 2 else 3 for s in steps]
-    return Conv[Conv.CONVTRANS, 3](c_in, c_out, kernel, stride=steps, padding=1)
+    return Conv[Conv.CONVTRANS, spatial_dims](c_in, c_out, kernel, stride=steps, padding=1)

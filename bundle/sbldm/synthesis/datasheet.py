@@ -8,6 +8,7 @@ from pathlib import Path
 from sbldm.evaluation.copies import too_many_copies
 from sbldm.evaluation.requests import read_given_up
 from sbldm.files import atomic_path, read_json
+from sbldm.models import MODELS
 
 __all__ = ["write_datasheet"]
 
@@ -81,11 +82,17 @@ def _origin(settings: dict, rows: list[dict[str, str]]) -> list[str]:
     if "checkpoint_sha256" not in settings:
         return [f"- Generator: {settings.get('generator', 'unknown')}, seed {settings.get('seed')}; no training."]
     sampling = ", ".join(f"{name} {value}" for name, value in settings["sampling"].items())
-    extrapolated = sum(bool(row.get("extrapolated")) for row in rows)
+    name = settings.get("model", "sbldm")
+    model, extrapolated = MODELS[name], sum(bool(row.get("extrapolated")) for row in rows)
+    asked = f"requests and measured tumours of every pair in `manifest.csv`; {extrapolated} requests lie beyond what "
+    asked += "training saw."
+    unasked = (
+        "measured tumours of every pair in `manifest.csv`. This model takes **no requests**: size, shape and place "
+    )
+    unasked += "of a tumour cannot be asked for."
     return [
-        f"- Generator: slice-based latent diffusion, checkpoint {settings['checkpoint_sha256'][:16]}; {sampling}.",
-        f"- Seeds from {settings['seed']}; requests and measured tumours of every pair in `manifest.csv`; "
-        f"{extrapolated} requests lie beyond what training saw.",
+        f"- Generator: {model.title} (MODEL={name}), checkpoint {settings['checkpoint_sha256'][:16]}; {sampling}.",
+        f"- Seeds from {settings['seed']}; " + (asked if model.conditional else unasked),
     ]
 
 

@@ -24,6 +24,7 @@ from sbldm.evaluation.copies import Memory, fingerprint
 from sbldm.evaluation.tumours import tumour_measures
 from sbldm.evaluation.volumes import Volume, evaluation_grid, to_volume
 from sbldm.files import read_json, write_json
+from sbldm.models import kind_of, refuse_requests
 from sbldm.runs import Run
 from sbldm.synthesis.pairs import Pair
 
@@ -132,6 +133,8 @@ class Gate:
         if switch not in ("on", "off"):
             raise InputError(f"GATE={switch}: write on or off.")
         run, within = Run.at(run_dir), Tolerance.parse(tolerance)
+        if not kind_of(run.preset).conditional:
+            refuse_requests(run.preset["model"], (), {"tol": tolerance})
         grid = evaluation_grid(WorkingGrid.from_config(**run.preset["grid"]).spacing)
         try:
             memory, ranges = _yardstick(run, grid)
@@ -166,7 +169,7 @@ class Gate:
         """
         if pair.fault or pair.measured is None:
             return Verdict(pair.fault, True)
-        if fault := self.tolerance.fault(pair.measured, request):
+        if request and (fault := self.tolerance.fault(pair.measured, request)):
             return Verdict(fault, True)
         volume = to_volume("", pair.image[0], pair.labels > 0, affine, self.grid)
         found = self.memory.nearest(fingerprint(volume.image, volume.spacing)) if self.memory else None

@@ -1,4 +1,4 @@
-"""A trained SBLDM: both networks and every constant, from the checkpoints of a run alone."""
+"""A trained model: its networks and every constant, from the checkpoints of a run alone."""
 
 from __future__ import annotations
 
@@ -10,34 +10,37 @@ from typing import Any
 import numpy as np
 import torch
 from monai.inferers import Inferer
+from torch import nn
 
 from sbldm.cases.geometry import NativeGrid
 from sbldm.diffusion import SAMPLERS, Noise, Schedule, guided, time_steps
 from sbldm.errors import InputError, StateError
 from sbldm.files import sha256
-from sbldm.networks import LatentUNet, SliceVAE, build_denoiser
+from sbldm.models import kind_of, refuse_requests
+from sbldm.networks import SliceVAE, VolumeVAE, build_denoiser, build_generator
 from sbldm.runs import Run
 from sbldm.training.checkpoints import load_checkpoint, require_same, unfinished
-from sbldm.training.latents import decode_volume, load_autoencoder
+from sbldm.training.latents import load_autoencoder
 from sbldm.tumour.normaliser import Normaliser
 from sbldm.tumour.requests import TumourModel
 
-__all__ = ["Model", "PairSampler"]
+__all__ = ["Model", "OneStep", "PairSampler", "Sampler"]
 
 
 @dataclass(frozen=True)
 class Model:
-    """Both stages, ready to draw.
+    """A trained model, ready to draw.
 
     Attributes:
-        autoencoder, denoiser: networks on their device, the denoiser with averaged weights.
-        preset: the preset they were trained with.
-        constants: what was measured on the training cases (see `LatentStore`).
-        sha256: of the diffusion checkpoint.
+        network: what the sampler evaluates, on its device: the denoiser with averaged weights, or a GAN's generator.
+        autoencoder: decodes latents; None for a GAN, which draws volumes.
+        preset: the preset it was trained with.
+        constants: what was measured on the training cases (see `LatentStore` and `measure_cases`).
+        sha256: of the checkpoint of its last stage.
     """
 
-    autoencoder: SliceVAE
-    denoiser: LatentUNet
+    network: nn.Module
+    autoencoder: SliceVAE | VolumeVAE | None
     preset: dict[str, Any]
     constants: dict[str, Any]
     sha256: str
@@ -50,20 +53,42 @@ class Model:
             StateError: one is missing (the command that trains it is named), or they do not belong together.
         """
         run = Run.at(run_dir)
-        path = run.checkpoint("diffusion")
-        content = load_checkpoint(path, "diffusion")
-        require_same(path, content, run.preset, ("data", "grid", "intensity", "autoencoder", "diffusion"))
-        if so_far := unfinished(run, "diffusion"):
-            print(f"Warning: the diffusion model of {run.folder} is half-trained: {so_far}.")
-        autoencoder = load_autoencoder(run, device)
-        if sha256(run.checkpoint("autoencoder")) != content["constants"]["autoencoder_sha256"]:
+        stages = list(kind_of(run.preset).stages)
+        if not stages:
+            raise StateError(f"{run.folder}: MODEL={run.preset['model']} has no network to load.")
+        path = run.checkpoint(stages[-1])
+        content = load_checkpoint(path, stages[-1])
+        require_same(path, content, run.preset, ("data", "grid", "intensity", *stages))
+        if so_far := unfinished(run, stages[-1]):
+            print(f"Warning: the {stages[-1]} model of {run.folder} is half-trained: {so_far}.")
+        autoencoder = load_autoencoder(run, device) if "autoencoder" in stages else None
+        if autoencoder and sha256(run.checkpoint("autoencoder")) != content["constants"]["autoencoder_sha256"]:
             raise StateError(
                 f"{path}: trained on the latents of another autoencoder; remove {path.parent} and train again."
             )
-        denoiser = build_denoiser(content["preset"])
-        denoiser.load_state_dict(content["network"])
-        denoiser = denoiser.to(device).eval().requires_grad_(False)
-        return cls(autoencoder, denoiser, content["preset"], content["constants"], sha256(path))
+        network = (build_denoiser if autoencoder else build_generator)(content["preset"])
+        network.load_state_dict(content["network"])
+        network = network.to(device).eval().requires_grad_(False)
+        return cls(network, autoencoder, content["preset"], content["constants"], sha256(path))
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it can be asked for a tumour."""
+        return kind_of(self.preset).conditional
+
+    def sampler(self, overrides: dict[str, Any] | None = None) -> Sampler:
+        """What draws latents (or a GAN's noise) for it; `overrides` take the place of the preset's sampling values.
+
+        Raises:
+            InputError: values it cannot take.
+        """
+        given = {name: value for name, value in (overrides or {}).items() if value is not None}
+        if self.autoencoder is None:
+            refuse_requests(self.preset["model"], (), given)
+            return OneStep(self.network.noise)
+        if not self.conditional:
+            refuse_requests(self.preset["model"], (), {name: v for name, v in given.items() if name == "guidance"})
+        return PairSampler(self.schedule, self.latent_shape, self.preset["sampling"], given)
 
     @property
     def schedule(self) -> Schedule:
@@ -101,13 +126,47 @@ class Model:
         """`(Z, H, W, D)`."""
         return tuple(self.constants["latent_shape"])
 
+    @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:
-        """Standardised latents `[Z, H, W, D]` to a volume `[C + L, X, Y, Z]` in [-1, 1] on the working grid."""
+        """Standardised latents `[Z, H, W, D]` (a GAN: noise) to a volume `[C + L, X, Y, Z]` in [-1, 1]."""
+        if self.autoencoder is None:
+            return self.network(latents[None])[0].cpu().numpy()
         mean, std = (
             torch.tensor(self.constants[name], dtype=latents.dtype, device=latents.device).reshape(-1, 1, 1, 1)
             for name in ("latent_mean", "latent_std")
         )
-        return decode_volume(self.autoencoder, latents * std + mean)
+        return self.autoencoder.decode_volume(latents * std + mean)
+
+
+def row_noise(shape: Sequence[int], seeds: Sequence[int], attempts: Sequence[int], device: torch.device) -> Noise:
+    """The noise of each row from a generator of its own, on the CPU, so that it is the same on every device."""
+    states = [
+        np.random.SeedSequence([s, a]).generate_state(1, np.uint64)[0] for s, a in zip(seeds, attempts, strict=True)
+    ]
+    generators = [torch.Generator().manual_seed(int(state >> np.uint64(1))) for state in states]
+
+    def draw(k: int) -> torch.Tensor:
+        return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators]).to(device)
+
+    return draw
+
+
+class OneStep(Inferer):
+    """MONAI inferer of a GAN: the noise `[B, noise]` of each seed and attempt; `Model.decode` makes volumes of it."""
+
+    def __init__(self, noise: int) -> None:
+        super().__init__()
+        self.latent_shape, self.settings = (noise,), {"sampler": "gan", "steps": 1}
+
+    def __call__(
+        self,
+        inputs: torch.Tensor,
+        network: torch.nn.Module,
+        seeds: Sequence[int],
+        attempts: Sequence[int] | None = None,
+    ) -> torch.Tensor:
+        """As `PairSampler`; the condition vectors play no part."""
+        return row_noise(self.latent_shape, seeds, attempts or [0] * len(seeds), inputs.device)(0)
 
 
 class PairSampler(Inferer):
@@ -157,18 +216,6 @@ class PairSampler(Inferer):
         if eta > 1 or (self.settings["sampler"] == "ddpm" and eta < 1):
             raise InputError(f"ETA={eta:g}: must lie between 0 and 1, and be 1 (or left out) for sampler ddpm.")
 
-    def noise(self, seeds: Sequence[int], attempts: Sequence[int], device: torch.device) -> Noise:
-        """The noise of each row from a generator of its own, on the CPU, so that it is the same on every device."""
-        states = [
-            np.random.SeedSequence([s, a]).generate_state(1, np.uint64)[0] for s, a in zip(seeds, attempts, strict=True)
-        ]
-        generators = [torch.Generator().manual_seed(int(state >> np.uint64(1))) for state in states]
-
-        def draw(k: int) -> torch.Tensor:
-            return torch.stack([torch.randn(self.latent_shape, generator=g) for g in generators]).to(device)
-
-        return draw
-
     @torch.no_grad()
     def __call__(
         self,
@@ -179,7 +226,10 @@ class PairSampler(Inferer):
     ) -> torch.Tensor:
         """Draw latents `[B, Z, H, W, D]` for condition vectors `[B, 9]` and seeds `[B]`; attempt 0 unless given."""
         seeds = [int(s) for s in seeds]
-        noise = self.noise(seeds, attempts or [0] * len(seeds), inputs.device)
+        noise = row_noise(self.latent_shape, seeds, attempts or [0] * len(seeds), inputs.device)
         denoise = guided(network, inputs, self.settings["guidance"])
         sample = SAMPLERS[self.settings["sampler"]]
         return sample(denoise, noise, self.schedule, self.settings["steps"], self.settings["eta"])
+
+
+Sampler = PairSampler | OneStep

@@ -12,9 +12,10 @@ from monai.engines import PrepareBatch
 from torch.utils.data import Dataset
 
 from sbldm.errors import InputError
+from sbldm.models import refuse_requests
 from sbldm.synthesis.model import Model
 from sbldm.synthesis.raw_dataset import RawDataset
-from sbldm.tumour.characteristics import to_dict
+from sbldm.tumour.characteristics import NAMES, to_dict
 from sbldm.tumour.requests import parse_request, read_requests
 
 __all__ = ["PairRequests", "RequestBatch", "count_pairs", "read_asked"]
@@ -61,7 +62,8 @@ class PairRequests(Dataset):
     for (ml, mm2, mm by name), in what it is `extrapolated`, and its `seed`.
 
     Pair i has the seed `seed + i` and takes row i of the table (again from its top where N is larger); what its row
-    leaves open is drawn from the joint model of the training tumours with that seed.
+    leaves open is drawn from the joint model of the training tumours with that seed. A model that takes no requests
+    has empty ones, and NaN for a condition vector.
 
     Args:
         model: brings the joint model and the normaliser.
@@ -84,8 +86,7 @@ class PairRequests(Dataset):
         asked: Sequence[Mapping[str, float]] = (),
         rows: int = 0,
     ) -> None:
-        self.n, self.output = count_pairs(n, rows), output
-        self.tumours, self.normaliser = model.tumours, model.normaliser
+        self.n, self.output, self.model = count_pairs(n, rows), output, model
         try:
             self.seed = int(str(seed))
             if self.seed < 0:
@@ -93,8 +94,12 @@ class PairRequests(Dataset):
         except ValueError:
             raise InputError(f"SEED={seed}: not a whole number from 0 up.") from None
         self.asked = list(asked) or [{}]
-        for row in self.asked:  # a contradiction shows before the first pair, not at the hundredth
-            self.tumours.complete(row, self.seed)
+        if model.conditional:
+            self.tumours, self.normaliser = model.tumours, model.normaliser
+            for row in self.asked:  # a contradiction shows before the first pair, not at the hundredth
+                self.tumours.complete(row, self.seed)
+        else:
+            refuse_requests(model.preset["model"], asked)
         self.pending = [i for i in range(self.n) if not output.finished(self.seed + i)]
 
     def __len__(self) -> int:
@@ -103,6 +108,8 @@ class PairRequests(Dataset):
     def __getitem__(self, k: int) -> dict[str, Any]:
         i = self.pending[k]
         seed = self.seed + i
+        if not self.model.conditional:
+            return {"image": torch.full((len(NAMES),), torch.nan), "request": {}, "extrapolated": "", "seed": seed}
         request = self.tumours.complete(self.asked[i % len(self.asked)], seed)
         return {
             "image": torch.from_numpy(self.normaliser.encode(request)),

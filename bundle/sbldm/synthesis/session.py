@@ -17,7 +17,7 @@ from sbldm.files import clear_partial
 from sbldm.synthesis.datasheet import write_datasheet
 from sbldm.synthesis.figures import contact_sheet, request_plot, summarise
 from sbldm.synthesis.gate import Gate, Verdict
-from sbldm.synthesis.model import Model, PairSampler
+from sbldm.synthesis.model import Model, Sampler
 from sbldm.synthesis.pairs import Pair, finish_pair
 from sbldm.synthesis.raw_dataset import RawDataset
 from sbldm.synthesis.requests import PairRequests
@@ -42,7 +42,7 @@ class PairWriter:
         total: number of pairs this run draws, for the progress bar.
     """
 
-    def __init__(self, model: Model, sampler: PairSampler, output: RawDataset, gate: Gate, total: int) -> None:
+    def __init__(self, model: Model, sampler: Sampler, output: RawDataset, gate: Gate, total: int) -> None:
         self.model, self.sampler, self.output, self.gate, self.total = model, sampler, output, gate, total
         self.accepted = 0
         self.refused: list[str] = []
@@ -109,16 +109,23 @@ class PairWriter:
         self, row: dict[str, Any], pair: Pair, verdict: Verdict, faults: list[str], seconds: float
     ) -> dict[str, Any]:
         measured = to_dict(pair.measured)
+        if row["request"]:
+            asked = {f"requested_{name}": row["request"][name] for name in NAMES} | {
+                "extrapolated": row["extrapolated"]
+            }
+        else:
+            asked = {"requests": f"none: {self.model.preset['model']} takes none"}
+        settings = self.sampler.settings
         return {
             "seed": row["seed"],
-            **{f"requested_{name}": row["request"][name] for name in NAMES},
+            "model": self.model.preset["model"],
+            **asked,
             **{f"measured_{name}": measured[name] for name in NAMES},
-            "extrapolated": row["extrapolated"],
             "redrawn": len(faults),
             "refused_because": "; ".join(faults),
             **verdict.record(),
             "checkpoint_sha256": self.model.sha256,
-            **{name: self.sampler.settings[name] for name in ("sampler", "steps", "eta", "guidance")},
+            **{name: settings[name] for name in ("sampler", "steps", "eta", "guidance") if name in settings},
             "seconds": round(seconds, 3),
         }
 
@@ -144,13 +151,14 @@ def run(evaluator: Evaluator, requests: PairRequests, writer: PairWriter, output
     if count:
         manifest, figures = output.folder / "manifest.csv", output.folder.parents[1] / "figures"
         clear_partial(figures)
-        print(summarise(manifest))
+        if writer.model.conditional:
+            print(summarise(manifest))
+            request_plot(manifest, figures / f"{output.folder.name}_requests.png")
         write_datasheet(output.folder)
         with open(manifest, newline="") as file:
             if warning := too_many_copies(list(csv.DictReader(file)), writer.gate.settings["honest_cases"]):
                 print(f"WARNING: {warning}; `make nnunet-eval` will refuse these pairs.")
         contact_sheet(output.folder, figures / f"{output.folder.name}.png")
-        request_plot(manifest, figures / f"{output.folder.name}_requests.png")
     if writer.extrapolated:
         count, first = len(writer.extrapolated), writer.extrapolated[0]
         print(f"Warning: {count} request(s) lie outside what training saw, e.g. {first}")

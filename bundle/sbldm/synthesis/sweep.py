@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from sbldm.errors import StateError
 from sbldm.files import atomic_path, clear_partial, read_json, write_json, write_nifti
+from sbldm.models import refuse_requests
 from sbldm.runs import Run
-from sbldm.synthesis.model import Model, PairSampler
+from sbldm.synthesis.model import Model
 from sbldm.synthesis.pairs import Pair, finish_pair
 from sbldm.tumour.characteristics import sphere_surface, to_dict
 from sbldm.tumour.requests import TumourModel
@@ -89,12 +90,14 @@ def draw_sweeps(run: Run, device: torch.device, steps: int | None = None, seed: 
         and why `finish_pair` refuses it (`fault`, empty when it does not).
 
     Raises:
-        InputError: the sampler cannot take `steps`.
+        InputError: the sampler cannot take `steps`, or the model takes no requests.
         StateError: a checkpoint is missing, or the two do not belong together.
         OutputError: the folder cannot be written.
     """
     model = Model.load(str(run.folder), device)
-    sampler = PairSampler(model.schedule, model.latent_shape, model.preset["sampling"], {"steps": steps})
+    if not model.conditional:
+        refuse_requests(model.preset["model"], (), {"sweep": "asked for"})
+    sampler = model.sampler({"steps": steps})
     folder, plan = run.folder / "evaluation" / "sweeps", plan_sweeps(model.tumours)
     settings = {
         "checkpoint_sha256": model.sha256,
@@ -116,7 +119,7 @@ def draw_sweeps(run: Run, device: torch.device, steps: int | None = None, seed: 
         save()  # from here on it names no file that is about to be replaced
     for step in tqdm(missing, desc="Drawing sweeps", unit="image", disable=not missing):
         condition = torch.from_numpy(model.normaliser.encode(np.array([list(step["requested"].values())])))
-        latent = sampler(condition.to(device), model.denoiser, seeds=[seed])[0]
+        latent = sampler(condition.to(device), model.network, seeds=[seed])[0]
         pair = finish_pair(model.decode(latent), model)
         for path, array in zip(_files(folder, step["name"], len(pair.image)), (pair.labels, *pair.image), strict=True):
             write_nifti(path, array, model.native.affine(), scratch=folder)

@@ -1,22 +1,26 @@
-"""The two trainings: what the bundle's configs wire together around MONAI's engines."""
+"""The trainings: what the bundle's configs wire together around MONAI's engines."""
 
 from __future__ import annotations
 
 from sbldm.device import choose_device
+from sbldm.training.adversarial import Adversary, GanLosses, VaeGanLoss, clip_before_steps
 from sbldm.training.batches import DiffusionBatch, SliceBatch
+from sbldm.training.cases import measure_cases
 from sbldm.training.checkpoints import RunCheckpoint
-from sbldm.training.data import Continuing, LatentDataset, SliceDataset, SliceValidation
+from sbldm.training.data import Continuing, LatentDataset, SliceDataset, SliceValidation, VolumeDataset
 from sbldm.training.handlers import ClipGradient, FiniteLoss, MovingAverage, ProgressBar, Seeded
 from sbldm.training.latents import LatentStore
 from sbldm.training.losses import AutoencoderLoss
 from sbldm.training.session import read_run_lists, run, validation_loss, warm_up_then_cosine
 
 __all__ = [
+    "Adversary",
     "AutoencoderLoss",
     "ClipGradient",
     "Continuing",
     "DiffusionBatch",
     "FiniteLoss",
+    "GanLosses",
     "LatentDataset",
     "LatentStore",
     "MovingAverage",
@@ -26,7 +30,11 @@ __all__ = [
     "SliceBatch",
     "SliceDataset",
     "SliceValidation",
+    "VaeGanLoss",
+    "VolumeDataset",
     "choose_device",
+    "clip_before_steps",
+    "measure_cases",
     "read_run_lists",
     "run",
     "validation_loss",

@@ -12,14 +12,15 @@ __all__ = ["DiffusionBatch", "SliceBatch"]
 
 
 class SliceBatch(PrepareBatch):
-    """Slices are their own target; the slice position goes to the network beside them."""
+    """Slices (or volumes) are their own target; the position of a slice goes to the network beside it."""
 
     def __call__(
         self, batchdata: dict[str, torch.Tensor], device: Any = None, non_blocking: bool = False, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor], dict]:
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...], dict]:
         """Return `(slices, slices, (position,), {})` on the device."""
         slices = batchdata["image"].to(device, non_blocking=non_blocking, **kwargs)
-        return slices, slices, (batchdata["position"].to(device, non_blocking=non_blocking),), {}
+        extra = (batchdata["position"].to(device, non_blocking=non_blocking),) if "position" in batchdata else ()
+        return slices, slices, extra, {}
 
 
 class DiffusionBatch(DiffusionPrepareBatch):

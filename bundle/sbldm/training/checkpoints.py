@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from ignite.engine import Engine, Events
 
 from sbldm.errors import StateError
 from sbldm.files import atomic_path, clear_partial, write_csv
-from sbldm.runs import Run
+from sbldm.runs import DEFAULTS, Run
+from sbldm.training.handlers import losses_of
 
 __all__ = ["FORMAT", "RunCheckpoint", "load_checkpoint", "require_same", "unfinished"]
 
@@ -38,8 +40,14 @@ def load_checkpoint(path: Path, stage: str) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise StateError(f"{path}: damaged or not a checkpoint of this program ({reason}); train again.") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("stage") != stage:
-        raise StateError(f"{path}: not a checkpoint of an SBLDM {stage} (format {FORMAT}); point RUN at the right run.")
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise StateError(f"{path}: not a checkpoint of this program (format {FORMAT}); point RUN at the right run.")
+    content["preset"] = DEFAULTS | content["preset"]
+    if content["stage"] != stage:
+        raise StateError(
+            f"{path}: this is the checkpoint of another training ({content['stage']} of "
+            f"MODEL={content['preset']['model']}), not of the {stage}; point RUN at the right run."
+        )
     return content
 
 
@@ -62,6 +70,8 @@ def unfinished(run: Run, stage: str) -> str:
 
 def require_same(path: Path, content: dict[str, Any], preset: dict[str, Any], parts: tuple[str, ...]) -> None:
     """Refuse a checkpoint whose preset differs in one of `parts`; a `StateError` names the first difference."""
+    if (held := content["preset"]["model"]) != preset["model"]:
+        raise StateError(f"{path}: this is a checkpoint of MODEL={held}, and the run holds MODEL={preset['model']}.")
     for part in parts:
         if content["preset"][part] != preset[part]:
             raise StateError(
@@ -75,11 +85,12 @@ class RunCheckpoint:
 
     Args:
         folder: where they go.
-        stage: `autoencoder` or `diffusion`.
+        stage: `autoencoder`, `diffusion` or `gan`.
         preset: the preset in force, stored with the weights.
         constants: measured constants, plain values, stored with the weights.
         network: what is trained.
-        evaluator: its validation, whose metric `loss` decides which epoch is best; it runs before this handler.
+        evaluator: its validation, whose metric `loss` decides which epoch is best; it runs before this handler. None:
+            the last epoch is taken for the best, as nothing tells the epochs of a GAN apart.
         states: further objects with `state_dict`, by name (optimizer, scheduler).
         weights: the network whose weights are used later (the exponential moving average), default `network`.
     """
@@ -91,7 +102,7 @@ class RunCheckpoint:
         preset: dict[str, Any],
         constants: dict[str, Any],
         network: torch.nn.Module,
-        evaluator: Engine,
+        evaluator: Engine | None,
         states: dict[str, Any],
         weights: torch.nn.Module | None = None,
     ) -> None:
@@ -100,28 +111,37 @@ class RunCheckpoint:
         self.weights = network if weights is None else weights
         self.states = {"network": network, **states} | ({} if weights is None else {"average": weights})
         self.history: list[dict[str, Any]] = []
-        self.losses: list[float] = []
+        self.losses: list[dict[str, float]] = []
         self.best = math.inf
+        self.started, self.seconds = 0.0, 0.0
 
     def attach(self, engine: Engine) -> None:
         """Save at the end of each epoch of a trainer."""
+        engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.remember)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
+    def _start(self, engine: Engine) -> None:
+        self.started = time.monotonic()
+
     def remember(self, engine: Engine) -> None:
         """Keep the loss of an iteration for the epoch's mean."""
-        self.losses.append(engine.state.output["loss"].item())
+        self.losses.append(losses_of(engine))
 
     def __call__(self, engine: Engine) -> None:
         """Write the checkpoints of the epoch that has just ended."""
-        scores = {name: float(value) for name, value in self.evaluator.state.metrics.items()}
+        scores = {}
+        if self.evaluator is not None:
+            scores = {name: float(value) for name, value in self.evaluator.state.metrics.items()}
         row = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
-        row |= {"train_loss": sum(self.losses) / len(self.losses)} | {f"val_{k}": v for k, v in scores.items()}
+        row |= {f"train_{k}": sum(loss[k] for loss in self.losses) / len(self.losses) for k in self.losses[0]}
+        row |= {f"val_{k}": v for k, v in scores.items()}
+        row |= {"seconds": self.seconds + time.monotonic() - self.started}
         self.losses.clear()
         self.history.append({k: round(v, 6) for k, v in row.items()})
         common = {"format": FORMAT, "stage": self.stage, "preset": self.preset, "constants": self.constants}
-        if scores.get("loss", math.inf) < self.best:
-            self.best = scores["loss"]
+        if self.evaluator is None or scores.get("loss", math.inf) < self.best:
+            self.best = scores.get("loss", math.inf)
             best = common | {"network": self.weights.state_dict(), "epoch": engine.state.epoch, "scores": scores}
             self._save("best.pt", best)
         progress = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
@@ -153,5 +173,6 @@ class RunCheckpoint:
         for name, item in self.states.items():
             item.load_state_dict(content["states"][name])
         self.best, self.history = content["best"], content["history"]
+        self.seconds = self.history[-1].get("seconds", 0.0)
         engine.state.epoch, engine.state.iteration = content["epoch"], content["iteration"]
         return content["iteration"]

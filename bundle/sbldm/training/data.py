@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Sampler
 
 from sbldm.cases.prepare import load_prepared
 
-__all__ = ["Continuing", "LatentDataset", "SliceDataset", "SliceValidation"]
+__all__ = ["Continuing", "LatentDataset", "SliceDataset", "SliceValidation", "VolumeDataset"]
 
 
 class Continuing(Sampler[int]):
@@ -104,6 +104,33 @@ class SliceValidation(Dataset):
 
     def __getitem__(self, n: int) -> dict[str, Any]:
         return _slice(self.volumes, *self.slices[n])
+
+
+class VolumeDataset(_Shuffled):
+    """Whole cases `[C + L, X, Y, Z]` in [-1, 1], for the 3-D rivals.
+
+    Args:
+        folder: prepared cases.
+        names: cases of a list.
+        seed: order of the passes.
+        mirror: flip half of the cases left-right.
+        key: name of the volume in an item; MONAI's `GanTrainer` looks for `reals`.
+    """
+
+    def __init__(
+        self, folder: str | Path, names: Sequence[str], seed: int = 0, mirror: bool = False, key: str = "image"
+    ) -> None:
+        self.volumes, self.seed, self.mirror, self.key = _load_volumes(folder, names), seed, mirror, key
+        self.size = len(self.volumes)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, n: int) -> dict[str, Any]:
+        item, rng = self._item(n)
+        volume = self.volumes[item].astype(np.float32)
+        volume = volume[:, ::-1].copy() if self.mirror and rng.random() < 0.5 else volume
+        return {self.key: torch.from_numpy(volume)}
 
 
 class LatentDataset(_Shuffled):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,20 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 from monai.engines.utils import IterationEvents
+from monai.utils.enums import GanKeys
 from tqdm import tqdm
 
 from sbldm.errors import StateError
 
-__all__ = ["ClipGradient", "FiniteLoss", "MovingAverage", "ProgressBar", "Seeded"]
+__all__ = ["ClipGradient", "FiniteLoss", "MovingAverage", "ProgressBar", "Seeded", "losses_of"]
+
+
+def losses_of(engine: Engine) -> dict[str, float]:
+    """The losses of the last iteration: `loss`, for a GAN the generator's, and `discriminator` beside it."""
+    output = engine.state.output
+    if GanKeys.GLOSS in output:
+        return {"loss": output[GanKeys.GLOSS], "discriminator": output[GanKeys.DLOSS]}
+    return {"loss": output["loss"].item()}
 
 
 class Seeded:
@@ -52,7 +62,7 @@ class FiniteLoss:
 
     def attach(self, engine: Engine) -> None:
         """Follow a trainer."""
-        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         """Check one loss.
@@ -60,7 +70,7 @@ class FiniteLoss:
         Raises:
             StateError: it is NaN or infinite.
         """
-        if not torch.isfinite(engine.state.output["loss"]):
+        if not all(math.isfinite(loss) for loss in losses_of(engine).values()):
             raise StateError(
                 f"the loss is not finite at iteration {engine.state.iteration}; lower learning_rate in the preset and "
                 "train in a new RUN. The checkpoints of the epochs before are kept."
@@ -83,8 +93,9 @@ class MovingAverage(EMAHandler):
 class ProgressBar:
     """One bar over all iterations of a training, with losses and time left; a resumed run starts where it stopped."""
 
-    def __init__(self, description: str, evaluator: Engine) -> None:
-        self.description, self.evaluator, self.loss = description, evaluator, None
+    def __init__(self, description: str, evaluator: Engine | None = None) -> None:
+        self.description, self.evaluator = description, evaluator
+        self.losses: dict[str, float] = {}
 
     def attach(self, engine: Engine) -> None:
         """Follow a trainer."""
@@ -97,10 +108,11 @@ class ProgressBar:
         self.bar = tqdm(total=total, initial=engine.state.iteration, desc=self.description, unit="it", mininterval=2)
 
     def _step(self, engine: Engine) -> None:
-        loss = engine.state.output["loss"].item()
-        self.loss = loss if self.loss is None else 0.98 * self.loss + 0.02 * loss
-        validation = self.evaluator.state.metrics.get("loss")
-        shown = {"loss": f"{self.loss:.4f}"} | ({"validation": f"{validation:.4f}"} if validation is not None else {})
+        for name, loss in losses_of(engine).items():
+            self.losses[name] = 0.98 * self.losses.get(name, loss) + 0.02 * loss
+        shown = {name: f"{loss:.4f}" for name, loss in self.losses.items()}
+        if self.evaluator is not None and (validation := self.evaluator.state.metrics.get("loss")) is not None:
+            shown["validation"] = f"{validation:.4f}"
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
 

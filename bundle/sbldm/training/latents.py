@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,21 +14,22 @@ from rich.progress import track
 from sbldm.cases.prepare import load_prepared
 from sbldm.errors import StateError
 from sbldm.files import atomic_path, clear_partial, read_json, sha256, write_csv, write_json
-from sbldm.networks import SliceVAE, build_autoencoder
+from sbldm.networks import SliceVAE, VolumeVAE, build_autoencoder
 from sbldm.runs import Run
+from sbldm.training.cases import measure_cases
 from sbldm.training.checkpoints import load_checkpoint, require_same, unfinished
 from sbldm.training.data import LatentDataset
 from sbldm.tumour.characteristics import NAMES
 from sbldm.tumour.normaliser import Normaliser
 from sbldm.tumour.requests import TumourModel
 
-__all__ = ["LatentStore", "decode_volume", "encode_volume", "load_autoencoder", "reconstruction_scores"]
+__all__ = ["LatentStore", "load_autoencoder", "reconstruction_scores"]
 
 MIRRORED = np.array([-1.0 if name == "x_mm" else 1.0 for name in NAMES])
 
 
-def load_autoencoder(run: Run, device: torch.device) -> SliceVAE:
-    """The trained slice VAE of a run, ready for use.
+def load_autoencoder(run: Run, device: torch.device) -> SliceVAE | VolumeVAE:
+    """The trained autoencoder of a run, ready for use.
 
     Raises:
         StateError: there is none, or it was trained with another preset.
@@ -40,32 +40,6 @@ def load_autoencoder(run: Run, device: torch.device) -> SliceVAE:
     network = build_autoencoder(content["preset"])
     network.load_state_dict(content["network"])
     return network.to(device).eval().requires_grad_(False)
-
-
-def _positions(start: int, stop: int, device: torch.device) -> torch.Tensor:
-    return torch.arange(start, stop, device=device)
-
-
-@torch.no_grad()
-def encode_volume(network: SliceVAE, volume: np.ndarray, device: torch.device, chunk: int = 16) -> np.ndarray:
-    """Encode `[C + L, X, Y, Z]` in chunks of slices: mean and log-variance, `[2, latent, X/f, Y/f, Z]`."""
-    slices = torch.from_numpy(np.ascontiguousarray(volume.transpose(3, 0, 1, 2)))
-    parts = [
-        torch.stack(network.encode(part.to(device), _positions(i * chunk, i * chunk + len(part), device))).cpu()
-        for i, part in enumerate(slices.split(chunk))
-    ]
-    return torch.cat(parts, dim=1).permute(0, 2, 3, 4, 1).numpy()
-
-
-@torch.no_grad()
-def decode_volume(network: SliceVAE, latents: torch.Tensor, chunk: int = 16) -> np.ndarray:
-    """Decode latents `[latent, X/f, Y/f, Z]` in chunks of slices: `[C + L, X, Y, Z]` in [-1, 1]."""
-    slices = latents.permute(3, 0, 1, 2)
-    parts = [
-        network.decode(part, _positions(i * chunk, i * chunk + len(part), part.device)).clamp(-1, 1).cpu()
-        for i, part in enumerate(slices.split(chunk))
-    ]
-    return torch.cat(parts).permute(1, 2, 3, 0).numpy()
 
 
 def reconstruction_scores(volume: np.ndarray, decoded: np.ndarray, image_channels: int) -> dict[str, float]:
@@ -137,7 +111,7 @@ class LatentStore:
 
 
 def _encode_cases(
-    run: Run, preset: dict[str, Any], lists: dict[str, list[str]], network: SliceVAE, device: torch.device
+    run: Run, preset: dict[str, Any], lists: dict[str, list[str]], network: SliceVAE | VolumeVAE, device: torch.device
 ) -> None:
     """Encode the cases that are missing; score the held-back ones and leave a table of that."""
     images, scores = len(preset["data"]["channels"]), []
@@ -147,11 +121,11 @@ def _encode_cases(
             continue
         volume, _ = load_prepared(run.prepared, name)
         sides = [volume, volume[:, ::-1]] if preset["mirror"] and not held_back else [volume]
-        encoded = np.stack([encode_volume(network, side, device) for side in sides])
+        encoded = np.stack([network.encode_volume(side, device) for side in sides])
         with atomic_path(path) as temporary:
             np.savez(temporary, latents=encoded)
         if held_back:
-            decoded = decode_volume(network, torch.from_numpy(encoded[0, 0]).to(device))
+            decoded = network.decode_volume(torch.from_numpy(encoded[0, 0]).to(device))
             scores.append({"case": name} | reconstruction_scores(volume, decoded, images))
     write_csv(run.latents / "reconstruction.csv", scores)
     for key, title in (("psnr_brain_db", "PSNR inside the brain (dB)"), ("mask_dsc", "mask DSC")):
@@ -176,7 +150,6 @@ def _measure_constants(
     run: Run, preset: dict[str, Any], lists: dict[str, list[str]], fingerprint: str
 ) -> dict[str, Any]:
     """Everything that synthesis needs beside the weights, measured on the training list, as plain values."""
-    sidecars = [read_json(run.prepared / f"{name}.json") for name in lists["train"]]
     total, square, noise, count = 0.0, 0.0, 0.0, 0
     for name in lists["train"]:
         sides = _load_latents(run, name).astype(np.float64)
@@ -199,24 +172,5 @@ def _measure_constants(
         "latent_shape": list(_load_latents(run, lists["train"][0]).shape[2:]),
         "normaliser": Normaliser.fit(seen).state(),
         "tumours": TumourModel.fit(values).state(),
-        "intensities": np.median([s["intensities"] for s in sidecars], axis=0).tolist(),
-        "grids": _template(sidecars),
-        "lists": lists,
-        "content": {s["case"]: s["content"] for s in sidecars},
+        **measure_cases(run, lists),
     }
-
-
-def _template(sidecars: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The most frequent native grid of the training cases, and where the working grid lies in it (their median)."""
-    natives = [s["native"] for s in sidecars]
-    shapes = [(tuple(n["size"]), tuple(np.round(n["spacing"], 4)), tuple(np.round(n["direction"], 4))) for n in natives]
-    common = max(sorted(set(shapes)), key=shapes.count)
-    chosen = [s for s, shape in zip(sidecars, shapes, strict=True) if shape == common]
-    relative = [np.subtract(s["working"]["origin"], s["native"]["origin"]) for s in chosen]
-    native = chosen[0]["native"]
-    working = chosen[0]["working"] | {"origin": (np.median(relative, axis=0) + native["origin"]).tolist()}
-    if len(chosen) < len(sidecars):
-        print(
-            f"Warning: {len(chosen)} of {len(sidecars)} training cases share the grid in which pairs will be written."
-        )
-    return {"native": native, "working": working}

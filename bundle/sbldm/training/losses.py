@@ -25,6 +25,7 @@ class AutoencoderLoss(nn.Module):
         dice_weight: weight of the soft Dice loss of the labels.
         perceptual_weights: local file with the state of torchvision's `vgg16`, or None; needs the package lpips.
         perceptual_weight: weight of that term.
+        ssim: whether SSIM takes part; it does not for volumes, where its window would cost more than the network.
 
     Raises:
         InputError: `perceptual_weights` names no such file, or lpips is not installed.
@@ -37,20 +38,23 @@ class AutoencoderLoss(nn.Module):
         dice_weight: float = 0.0,
         perceptual_weights: str | None = None,
         perceptual_weight: float = 0.5,
+        ssim: bool = True,
     ) -> None:
         super().__init__()
         self.kl_weight, self.image_channels, self.perceptual_weight = kl_weight, image_channels, perceptual_weight
         self.dice_weight, self.dice = dice_weight, DiceLoss(batch=True)
-        self.ssim = SSIMLoss(spatial_dims=2, data_range=2.0)
+        self.ssim = SSIMLoss(spatial_dims=2, data_range=2.0) if ssim else None
         self.perceptual = _perceptual(perceptual_weights) if perceptual_weights else None
 
     def forward(
         self, prediction: tuple[torch.Tensor, torch.Tensor, torch.Tensor], target: torch.Tensor
     ) -> torch.Tensor:
-        """Loss of `(reconstruction, mean, log_variance)` against slices `[B, C + L, X, Y]`."""
+        """Loss of `(reconstruction, mean, log_variance)` against slices `[B, C + L, X, Y]` (or volumes)."""
         reconstruction, mean, log_variance = prediction
         kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum() / len(mean)
-        loss = (reconstruction - target).abs().mean() + self.ssim(reconstruction, target) + self.kl_weight * kl
+        loss = (reconstruction - target).abs().mean() + self.kl_weight * kl
+        if self.ssim is not None:
+            loss = loss + self.ssim(reconstruction, target)
         if self.dice_weight:
             labels = [(x[:, self.image_channels :].clamp(-1, 1) + 1) / 2 for x in (reconstruction, target)]
             loss = loss + self.dice_weight * self.dice(*labels)

@@ -62,4 +62,5 @@ def run(trainer: Trainer, checkpoint: RunCheckpoint, sampler: Continuing, batch_
         print(f"{checkpoint.folder}: going on after iteration {done} of {total}.")
     sampler.start = done * batch_size
     trainer.run()
-    print(f"{checkpoint.folder / 'best.pt'}: validation loss {checkpoint.best:.4f}")
+    said = f"validation loss {checkpoint.best:.4f}" if math.isfinite(checkpoint.best) else "of the last epoch"
+    print(f"{checkpoint.folder / 'best.pt'}: {said}")

@@ -1,0 +1,72 @@
+"""The models that can be trained and drawn from: SBLDM and its rivals, each a preset of the same commands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sbldm.errors import InputError
+
+__all__ = ["MODELS", "ModelKind", "check_model", "kind_of", "refuse_requests"]
+
+STAGE_1, STAGE_2 = ("train_autoencoder",), ("train_diffusion",)
+VAE_GAN = (*STAGE_1, "baselines/train_vae_gan")
+
+
+@dataclass(frozen=True)
+class ModelKind:
+    """What a model is made of.
+
+    Attributes:
+        title: in the words of a table.
+        stages: name of each training and the configs that wire it, the first with overlays.
+        conditional: whether it can be asked for a tumour.
+    """
+
+    title: str
+    stages: dict[str, tuple[str, ...]]
+    conditional: bool = False
+
+
+MODELS = {
+    "sbldm": ModelKind("SBLDM", {"autoencoder": STAGE_1, "diffusion": STAGE_2}, conditional=True),
+    "sbldm_2d": ModelKind("SBLDM, 2-D diffusion", {"autoencoder": STAGE_1, "diffusion": STAGE_2}, conditional=True),
+    "ldm3d": ModelKind("3D-LDM", {"autoencoder": VAE_GAN, "diffusion": STAGE_2}),
+    "ldm3d_reduced": ModelKind("3D-LDM, reduced", {"autoencoder": VAE_GAN, "diffusion": STAGE_2}),
+    "lsgan": ModelKind("3D-LSGAN", {"gan": ("baselines/train_gan",)}),
+    "copypaste": ModelKind("copy-paste", {}),
+}
+
+
+def check_model(name: str) -> str:
+    """The name of a model; SBLDM when empty.
+
+    Raises:
+        InputError: no such model (the known ones are listed).
+    """
+    if name and name not in MODELS:
+        raise InputError(f"MODEL={name}: no such model; choose one of {', '.join(MODELS)}.")
+    return name or "sbldm"
+
+
+def kind_of(preset: dict[str, Any]) -> ModelKind:
+    """The model that a preset describes."""
+    return MODELS[preset["model"]]
+
+
+def refuse_requests(model: str, asked: Sequence[Mapping[str, float]], values: Mapping[str, Any] | None = None) -> None:
+    """Make sure that a model which takes no requests is asked for nothing.
+
+    Args:
+        model: its name.
+        asked: what the user fixes (`synthesis.read_asked`).
+        values: further variables that it cannot heed.
+
+    Raises:
+        InputError: names what it cannot do.
+    """
+    given = [key.upper() for key, value in (values or {}).items() if value not in (None, "")]
+    if asked or given:
+        what = ", ".join(given) or "requests (REQUESTS, VOLUME_ML, CENTRE_MM, ...)"
+        raise InputError(f"{what}: MODEL={model} cannot heed this; leave it out, or take a run of MODEL=sbldm.")
