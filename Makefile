@@ -4,13 +4,16 @@ PRESET ?= small
 DATA ?=
 CASES ?=
 VALIDATION_CASES ?=
+MODEL ?=
+MINUTES ?=
+RUNS ?=
 N ?=
 SEED ?= 0
 STRICT ?=
 WORKERS ?= 2
 DEVICE ?=
 DATASET ?= 501
-NAME ?= SBLDM
+NAME ?=
 BATCH ?= 1
 OUT ?=
 TEST ?=
@@ -50,8 +53,9 @@ help: ## this page
 	@echo; echo "Variables (with their defaults):"
 	@echo "  RUN=$(RUN)  PRESET=$(PRESET) (demo, small, paper or a YAML file)  SEED=$(SEED)  DEVICE= (CUDA if there, else CPU)"
 	@echo "  prepare: DATA=folder  CASES=list.txt  VALIDATION_CASES=list.txt  STRICT=1 (stop at any finding)  WORKERS=$(WORKERS)"
+	@echo "  prepare, train: MODEL=sbldm|sbldm_2d|ldm3d|ldm3d_reduced|lsgan|copypaste  MINUTES=training time to aim at"
 	@echo "  synth:   N=pairs  REQUESTS=table.csv | VOLUME_ML= SURFACE_MM2= SPHERICITY= CENTRE_MM=R,A,S EXTENTS_MM=R,A,S"
-	@echo "           SAMPLER=ddim|ddpm STEPS= ETA= GUIDANCE= BATCH=$(BATCH) DATASET=$(DATASET) NAME=$(NAME)"
+	@echo "           SAMPLER=ddim|ddpm STEPS= ETA= GUIDANCE= BATCH=$(BATCH) DATASET=$(DATASET) NAME= (of the dataset; as MODEL)"
 	@echo "           TOL=20,10 (draw again until within 20 % of the volume, 10 mm of the centre)  GATE=on|off"
 	@echo "  evaluate, report: DATASET=$(DATASET) FEATURES=imagenet|medicalnet:FILE|radimagenet:FILE NNUNET=trained model"
 	@echo "           FID=1|force LICENCE='terms of the data' OUT=RUN/evaluation/DATASET"
@@ -95,15 +99,17 @@ phantom: $(READY) ## write phantom cases to data/phantom (CASES_N=24)
 data: $(READY) ## download MSD Task01_BrainTumour (7.1 GB) to data/
 	$(SBLDM) download --out data
 
-prepare: $(READY) ## DATA=/path/to/cases RUN=.. PRESET=..: check the cases and bring them onto the working grid
-	@$(SBLDM) prepare --data '$(DATA)' --run '$(RUN)' --preset '$(PRESET)' --cases '$(CASES)' \
-	  --validation-cases '$(VALIDATION_CASES)' --seed '$(SEED)' --strict '$(STRICT)' --workers '$(WORKERS)'
+PREPARE = --data '$(DATA)' --run '$(RUN)' --model '$(MODEL)' --preset '$(PRESET)' --minutes '$(MINUTES)' \
+  --cases '$(CASES)' --validation-cases '$(VALIDATION_CASES)' --seed '$(SEED)' --strict '$(STRICT)' --workers '$(WORKERS)'
 
-train: $(READY) ## RUN=..: train both stages; a stopped training goes on where it was
-	@$(SBLDM) train both --run '$(RUN)' --seed '$(SEED)'
+prepare: $(READY) ## DATA=/path/to/cases RUN=.. PRESET=..: check the cases and bring them onto the working grid
+	@$(SBLDM) prepare $(PREPARE)
+
+train: $(READY) ## RUN=..: train all stages; a stopped training goes on where it was. MODEL= DATA=: prepare first
+	@$(SBLDM) train $(PREPARE)
 
 train-autoencoder train-diffusion: train-%: $(READY)
-	@$(SBLDM) train $* --run '$(RUN)' --seed '$(SEED)'
+	@$(SBLDM) train $* $(PREPARE)
 train-autoencoder: ## stage 1 alone
 train-diffusion: ## stage 2 alone
 
@@ -111,7 +117,7 @@ synth: $(READY) ## RUN=.. N=..: draw N pairs into RUN/nnUNet_raw
 	@$(SBLDM) synth --run '$(RUN)' --n '$(N)' --seed '$(SEED)' --requests '$(REQUESTS)' --volume-ml '$(VOLUME_ML)' \
 	  --surface-mm2 '$(SURFACE_MM2)' --sphericity '$(SPHERICITY)' --centre-mm='$(CENTRE_MM)' --extents-mm '$(EXTENTS_MM)' \
 	  --sampler '$(SAMPLER)' --steps '$(STEPS)' --eta '$(ETA)' --guidance '$(GUIDANCE)' --batch '$(BATCH)' \
-	  --tol '$(TOL)' --gate '$(GATE)' --dataset '$(DATASET)' --name '$(NAME)'
+	  --tol '$(TOL)' --gate '$(GATE)' --dataset '$(DATASET)' --name '$(NAME)' --data '$(DATA)'
 
 sweep: $(READY) ## RUN=..: tumours of five sizes at one place, and of one size at five places, all else equal
 	@$(SBLDM) sweep --run '$(RUN)' --seed '$(SEED)' --steps '$(STEPS)'

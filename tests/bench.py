@@ -33,7 +33,6 @@ from sbldm.networks import build_autoencoder, build_denoiser
 from sbldm.runs import load_preset
 from sbldm.synthesis import PairSampler
 from sbldm.training import AutoencoderLoss, choose_device
-from sbldm.training.latents import decode_volume
 
 
 def seconds(step: Callable[[], object], repeats: int = 5) -> float:
@@ -67,7 +66,7 @@ def main() -> None:
 
     def draw() -> np.ndarray:
         with torch.no_grad():
-            return decode_volume(autoencoder.eval(), sampler(condition, denoiser, [0])[0])
+            return autoencoder.eval().decode_volume(sampler(condition, denoiser, [0])[0])
 
     with tempfile.TemporaryDirectory() as folder:
         write_phantoms(Path(folder), 1, shape=(240, 240, 155), spacing=1.0, progress=False)

@@ -112,7 +112,7 @@ def test_one_noise(swept_run: Path) -> None:
     sampler = PairSampler(model.schedule, model.latent_shape, model.preset["sampling"])
     for step in (steps[7], steps[4]):
         condition = torch.from_numpy(model.normaliser.encode(values(step, "requested", " ".join(NAMES))))
-        pair = finish_pair(model.decode(sampler(condition[None], model.denoiser, [0], [0])[0]), model)
+        pair = finish_pair(model.decode(sampler(condition[None], model.network, [0], [0])[0]), model)
         for ours, theirs in zip(step["load"](), (pair.image, pair.labels), strict=True):
             np.testing.assert_array_equal(ours, theirs)
         np.testing.assert_allclose(values(step, "measured", " ".join(NAMES)), pair.measured, atol=0.051)

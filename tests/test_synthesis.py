@@ -28,10 +28,12 @@ from sbldm.diffusion import Schedule
 from sbldm.errors import InputError
 from sbldm.files import sha256
 from sbldm.synthesis import Pair, PairSampler, finish_pair, session
+from sbldm.synthesis.model import row_noise
 from sbldm.training.checkpoints import load_checkpoint
 from sbldm.tumour.characteristics import NAMES
 
 DATASET = Path("nnUNet_raw") / "Dataset501_SBLDM"
+SHAPE = (2, 3, 4, 5)  # of latents
 
 
 def manifest(run: Path, dataset: Path = DATASET) -> list[dict[str, str]]:
@@ -96,8 +98,9 @@ def test_dataset_json(drawn_run: Path) -> None:
 def test_manifest(drawn_run: Path) -> None:
     """One row a pair: where it came from, and measured values that an independent look at the file confirms."""
     rows = manifest(drawn_run)
-    columns = ["pair", "seed", *(f"requested_{n}" for n in NAMES), *(f"measured_{n}" for n in NAMES), "extrapolated"]
+    columns = ["pair", "seed", "model", *(f"requested_{n}" for n in NAMES), "extrapolated"]
     columns += [
+        *(f"measured_{n}" for n in NAMES),
         "redrawn",
         "refused_because",
         "gate",
@@ -548,20 +551,20 @@ def test_gate_without_a_brain() -> None:
 def sampler(**overrides: Any) -> PairSampler:
     """The sampler over a short chain."""
     preset = {"sampler": "ddim", "steps": 4, "eta": 0.0, "guidance": 1.0}
-    return PairSampler(Schedule(steps=20), (2, 3, 4, 5), preset, overrides)
+    return PairSampler(Schedule(steps=20), SHAPE, preset, overrides)
 
 
 def test_noise_of_a_row() -> None:
     """It depends on seed and attempt alone: not on the other rows, nor on torch's own state."""
     cpu = torch.device("cpu")
-    together = sampler().noise([7, 8, 7], [0, 0, 1], cpu)
+    together = row_noise(SHAPE, [7, 8, 7], [0, 0, 1], cpu)
     torch.manual_seed(0)
-    alone = sampler().noise([8], [0], cpu)
+    alone = row_noise(SHAPE, [8], [0], cpu)
     for step in range(3):
         rows, row = together(step), alone(step)
         assert torch.equal(rows[1], row[0])
         assert not torch.equal(rows[0], rows[1]) and not torch.equal(rows[0], rows[2])
-    many = sampler().noise(range(200), [0] * 200, cpu)(0)
+    many = row_noise(SHAPE, range(200), [0] * 200, cpu)(0)
     assert many.mean().item() == pytest.approx(0, abs=0.02) and many.std().item() == pytest.approx(1, abs=0.02)
 
 

@@ -90,23 +90,23 @@ def prepare(arguments: argparse.Namespace) -> None:
 
 def train(arguments: argparse.Namespace) -> None:
     """Train one stage, or all; a stopped training goes on where it was. With DATA the cases are prepared first."""
+    from sbldm.cases.pipeline import is_prepared
+
     run, seed = Run.at(arguments.run), _whole("SEED", arguments.seed, 0)
     check_model(arguments.model)
-    if arguments.data:
+    if arguments.data and not is_prepared(run):
         prepare(arguments)
     preset = run.preset  # says what to do when nothing is prepared
     if arguments.model and arguments.model != preset["model"]:
         raise StateError(
-            f"{run.folder}: this run holds MODEL={preset['model']}, not MODEL={arguments.model}; choose another RUN."
+            f"{run.folder}: holds a run of MODEL={preset['model']}, not of {arguments.model}; choose another RUN."
         )
     stages = kind_of(preset).stages
     if arguments.stage not in ("all", "both", *stages):
         known = f"has the trainings {', '.join(stages)}" if stages else "trains nothing"
         raise InputError(f"{arguments.stage}: MODEL={preset['model']} {known}.")
     if not stages:
-        print(
-            f"{run.folder}: MODEL={preset['model']} trains nothing; draw pairs: make synth RUN={arguments.run} N=100."
-        )
+        print(f"{run.folder}: MODEL={preset['model']} trains nothing; go on: make synth RUN={arguments.run} N=100.")
     for stage, configs in stages.items():
         if arguments.stage in ("all", "both", stage):
             _bundle(configs, "training", run, seed=seed)

@@ -14,7 +14,7 @@ from sbldm.errors import DataError, InputError, StateError
 from sbldm.files import read_json, write_csv
 from sbldm.runs import Run
 
-__all__ = ["original_cases", "prepare_run"]
+__all__ = ["is_prepared", "original_cases", "prepare_run"]
 
 
 def prepare_run(
@@ -79,6 +79,14 @@ def prepare_run(
             f"Warning: the brain is larger than the field of view in {len(cropped)} case(s): {', '.join(cropped[:5])}"
         )
     print(f"{run.folder}: {len(lists['train'])} cases to train on, {len(lists['validation'])} held back.")
+
+
+def is_prepared(run: Run) -> bool:
+    """Whether `prepare_run` has come to its end in this folder."""
+    if not (run.preset_file.is_file() and (run.folder / LISTS_FILE).is_file()):
+        return False
+    names = [name for listed in read_lists(run.folder).values() for name in listed]
+    return all((run.prepared / f"{name}.json").is_file() for name in names)
 
 
 def original_cases(run: Run, role: str, data: str = "") -> list[Case]:

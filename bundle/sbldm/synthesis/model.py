@@ -24,7 +24,7 @@ from sbldm.training.latents import load_autoencoder
 from sbldm.tumour.normaliser import Normaliser
 from sbldm.tumour.requests import TumourModel
 
-__all__ = ["Model", "OneStep", "PairSampler", "Sampler"]
+__all__ = ["Model", "OneStep", "PairSampler", "Sampler", "row_noise"]
 
 
 @dataclass(frozen=True)

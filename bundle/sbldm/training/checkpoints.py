@@ -24,6 +24,7 @@ from sbldm.training.handlers import losses_of
 __all__ = ["FORMAT", "RunCheckpoint", "load_checkpoint", "require_same", "unfinished"]
 
 FORMAT = 1
+CLOCKS = {"seconds": time.monotonic, "cpu_seconds": time.process_time}  # the second heeds no other work beside
 
 
 def load_checkpoint(path: Path, stage: str) -> dict[str, Any]:
@@ -69,15 +70,23 @@ def unfinished(run: Run, stage: str) -> str:
 
 
 def require_same(path: Path, content: dict[str, Any], preset: dict[str, Any], parts: tuple[str, ...]) -> None:
-    """Refuse a checkpoint whose preset differs in one of `parts`; a `StateError` names the first difference."""
-    if (held := content["preset"]["model"]) != preset["model"]:
-        raise StateError(f"{path}: this is a checkpoint of MODEL={held}, and the run holds MODEL={preset['model']}.")
+    """Refuse a checkpoint whose preset differs in one of `parts`; a `StateError` names model or part.
+
+    A stage that two models have in common (`sbldm_2d` has SBLDM's autoencoder) may be copied from one to the other.
+    """
+    held, wanted = content["preset"], DEFAULTS | preset
     for part in parts:
-        if content["preset"][part] != preset[part]:
+        if held.get(part) == wanted.get(part):
+            continue
+        if held["model"] != wanted["model"]:
             raise StateError(
-                f"{path}: trained with the preset '{content['preset']['name']}' whose '{part}' differs from this run's "
-                f"('{preset['name']}'); choose another RUN or remove the file."
+                f"{path}: this is a checkpoint of MODEL={held['model']}, and the run holds MODEL={wanted['model']}; "
+                "choose another RUN or remove the file."
             )
+        raise StateError(
+            f"{path}: trained with the preset '{held['name']}' whose '{part}' differs from this run's "
+            f"('{wanted['name']}'); choose another RUN or remove the file."
+        )
 
 
 class RunCheckpoint:
@@ -113,7 +122,8 @@ class RunCheckpoint:
         self.history: list[dict[str, Any]] = []
         self.losses: list[dict[str, float]] = []
         self.best = math.inf
-        self.started, self.seconds = 0.0, 0.0
+        self.started: dict[str, float] = {}
+        self.spent = dict.fromkeys(CLOCKS, 0.0)
 
     def attach(self, engine: Engine) -> None:
         """Save at the end of each epoch of a trainer."""
@@ -122,7 +132,7 @@ class RunCheckpoint:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def _start(self, engine: Engine) -> None:
-        self.started = time.monotonic()
+        self.started = {name: clock() for name, clock in CLOCKS.items()}
 
     def remember(self, engine: Engine) -> None:
         """Keep the loss of an iteration for the epoch's mean."""
@@ -136,7 +146,7 @@ class RunCheckpoint:
         row = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
         row |= {f"train_{k}": sum(loss[k] for loss in self.losses) / len(self.losses) for k in self.losses[0]}
         row |= {f"val_{k}": v for k, v in scores.items()}
-        row |= {"seconds": self.seconds + time.monotonic() - self.started}
+        row |= {name: self.spent[name] + clock() - self.started[name] for name, clock in CLOCKS.items()}
         self.losses.clear()
         self.history.append({k: round(v, 6) for k, v in row.items()})
         common = {"format": FORMAT, "stage": self.stage, "preset": self.preset, "constants": self.constants}
@@ -173,6 +183,6 @@ class RunCheckpoint:
         for name, item in self.states.items():
             item.load_state_dict(content["states"][name])
         self.best, self.history = content["best"], content["history"]
-        self.seconds = self.history[-1].get("seconds", 0.0)
+        self.spent = {name: self.history[-1].get(name, 0.0) for name in CLOCKS}
         engine.state.epoch, engine.state.iteration = content["epoch"], content["iteration"]
         return content["iteration"]
