@@ -45,7 +45,7 @@ DEMO := runs/demo
 export DEVICE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint phantom data prepare train train-autoencoder train-diffusion synth copypaste sweep verify nnunet-eval plateau evaluate report bench
+.PHONY: help install demo test test-slow lint phantom data prepare train train-autoencoder train-diffusion synth copypaste sweep verify nnunet-eval plateau evaluate report table1 bench
 
 help: ## this page
 	@echo "SBLDM - synthetic FLAIR + tumour-mask pairs for nnU-Net"; echo
@@ -59,6 +59,7 @@ help: ## this page
 	@echo "           TOL=20,10 (draw again until within 20 % of the volume, 10 mm of the centre)  GATE=on|off"
 	@echo "  evaluate, report: DATASET=$(DATASET) FEATURES=imagenet|medicalnet:FILE|radimagenet:FILE NNUNET=trained model"
 	@echo "           FID=1|force LICENCE='terms of the data' OUT=RUN/evaluation/DATASET"
+	@echo "  table1:  RUNS='runs/mine runs/lsgan:501 ..' (RUN or RUN:DATASET) FEATURES NNUNET as above, OUT=first RUN/table1"
 	@echo "  nnunet-eval, plateau: ARMS='real real+aug ..' SYNTH='sbldm=runs/mine gan=/a/raw/dataset' TEST=folder of test cases"
 	@echo "           SEEDS=$(SEEDS) N_REAL=10,25,.. FOLDS=0,1,.. BUDGET=demo|small|paper|file (default: as the run's preset)"
 	@echo "           ITERATIONS= SNAPSHOTS= AMOUNTS=$(AMOUNTS) JOBS=at once SHARD=i/k ARMS_FILE= OUT=RUN/table2"
@@ -146,6 +147,9 @@ evaluate: $(READY) ## RUN=..: what the pairs are worth: metrics with floors, req
 
 report: $(READY) ## RUN=..: the same as one HTML page with pictures
 	@$(PY) -m sbldm.evaluation report $(EVALUATE)
+
+table1: $(READY) ## RUNS="runs/mine runs/lsgan:501 ..": the paper's Table 1 of these runs: quality, size, work, time
+	@$(PY) -m sbldm.evaluation table1 --runs $(RUNS) $(EVALUATE)
 
 bench: $(READY) ## speed of this machine: preparation, trainings, sampling
 	@$(PY) -m tests.bench

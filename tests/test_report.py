@@ -432,7 +432,7 @@ def test_alone(tmp_path: Path) -> None:
     page = Page(write_report(out, None))
     assert "no pictures, as the pairs are not there" in page.text and len(page.of("img")) == 2
     assert "Not looked at: whether the masks fit their images." in page.text
-    assert "Slice autoencoder" not in page.text and "tumours" not in page.values("id")
+    assert "Latent diffusion" not in page.text and "tumours" not in page.values("id")
     with pytest.raises(StateError, match="holds no evaluation"):
         write_report(tmp_path, None)
 

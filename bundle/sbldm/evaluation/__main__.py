@@ -2,6 +2,7 @@
 
   python -m sbldm.evaluation --synthetic DIR --train DIR --heldout DIR --out DIR
   python -m sbldm.evaluation report --out DIR
+  python -m sbldm.evaluation table1 --runs RUN RUN:DATASET ...
 
 Folders: nnU-Net raw datasets, or cases in any layout that `make prepare` reads. Exit codes: 0 done; 2 a variable or
 argument is wrong; 3 the data are wrong; 4 a step that must come first is missing; 5 the output cannot be written.
@@ -91,7 +92,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         synthetic=find_cases(folder, source),
         source=source,
         out=out,
-        cache=(out.parent if arguments.run else out) / "cache",
+        cache=Path(arguments.cache) if arguments.cache else (out.parent if arguments.run else out) / "cache",
         manifest=manifest if manifest.is_file() else None,
         predictions=predictions,
         no_predictions=problem,
@@ -193,7 +194,29 @@ def report_command(arguments: argparse.Namespace) -> None:
     print(write_report(out, Run.at(arguments.run) if arguments.run else None))
 
 
-STEPS = {"evaluate": evaluate_command, "report": report_command}
+def table1_command(arguments: argparse.Namespace) -> None:
+    """Set generators beside each other, as the paper's Table 1 does: quality, size, work and time."""
+    from sbldm.evaluation.costs import write_paper_costs
+    from sbldm.evaluation.table1 import Entry, make_table1, read_entries
+
+    first = read_entries(arguments.runs)[0].run.folder
+    out = Path(arguments.out).expanduser().absolute() if arguments.out else first / "table1"
+
+    def evaluate_entry(entry: Entry) -> None:
+        values = vars(arguments) | {
+            "run": str(entry.run.folder),
+            "synthetic": str(entry.dataset),
+            "out": str(entry.evaluation.parent),
+            "cache": str(first / "evaluation" / "cache"),  # the real cases are the same, so they are described once
+        }
+        evaluate_command(argparse.Namespace(**values))
+
+    paths = make_table1(arguments.runs, evaluate_entry, out) + write_paper_costs(out)
+    print((out / "table1.md").read_text())
+    print("\n".join(map(str, paths)))
+
+
+STEPS = {"evaluate": evaluate_command, "report": report_command, "table1": table1_command}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -201,7 +224,11 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         "python -m sbldm.evaluation", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    top.add_argument("step", nargs="?", default="evaluate", choices=STEPS, help="evaluate (default) or report")
+    top.add_argument("step", nargs="?", default="evaluate", choices=STEPS, help="evaluate (default), report or table1")
+    top.add_argument(
+        "--runs", nargs="*", default=[], help="table1: RUN or RUN:DATASET of each row, prepared from the same cases"
+    )
+    top.add_argument("--cache", default="", help="folder of what is known of each case, by content")
     for name, default, text in (
         ("run", "", "run folder: its pairs, training and held-back cases"),
         ("dataset", "501", "number of the run's nnU-Net dataset"),

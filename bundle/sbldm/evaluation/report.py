@@ -31,6 +31,7 @@ from sbldm.errors import DataError, StateError
 from sbldm.evaluation.figures import animation, draw_figures, side_by_side
 from sbldm.evaluation.protocols import Score, protocol
 from sbldm.evaluation.table import GROUPS, number, read_scores
+from sbldm.evaluation.table1 import report_rows
 from sbldm.files import atomic_path, read_json, sha256
 from sbldm.runs import Run
 from sbldm.synthesis.sweep import read_sweeps, sweep_figure
@@ -70,7 +71,7 @@ PAIR_COLUMNS = {
     "mask_dsc": "DSC of masks",
     "feature_ratio": "distance ratio",
 }
-STAGES = {"autoencoder": "Slice autoencoder", "diffusion": "Latent diffusion"}
+STAGES = {"autoencoder": "Autoencoder", "diffusion": "Latent diffusion", "gan": "Generator and discriminator"}
 MANIFEST_TERMS = {
     "sampler": "Sampler",
     "steps": "Steps",
@@ -717,8 +718,9 @@ def _costs(run: Run | None, rows: Sequence[Mapping[str, str]], minutes: float | 
     if run is not None:
         stages = ((title, _stage(run, stage)) for stage, title in STAGES.items())
         found["stages"] = [{"title": title} | stage for title, stage in stages if stage]
-        checkpoint, drawn_by = run.checkpoint("diffusion"), {row.get("checkpoint_sha256", "") for row in rows}
-        found["other_checkpoint"] = any(drawn_by) and checkpoint.is_file() and drawn_by != {sha256(checkpoint)}
+        made = [run.checkpoint(stage) for stage in ("diffusion", "gan") if run.checkpoint(stage).is_file()]
+        drawn_by = {row.get("checkpoint_sha256", "") for row in rows}
+        found["other_checkpoint"] = any(drawn_by) and bool(made) and drawn_by != {sha256(made[0])}
     return found
 
 
@@ -750,6 +752,14 @@ def _hours(logs: Path) -> float:
         total += max(0.0, last - max(first, end))
         end = max(end, last)
     return total / 3600
+
+
+def _table1(run: Run | None) -> dict[str, Any] | None:
+    """The Table 1 in the run folder, its picture inlined; None where there is none."""
+    found = report_rows(run) if run is not None else None
+    if found and found["picture"]:
+        found["picture"] = _photograph(found["picture"])
+    return found
 
 
 def _provenance(content: Mapping[str, Any], rows: Sequence[Mapping[str, str]], dataset: Path) -> list[tuple[str, str]]:
@@ -852,6 +862,7 @@ def write_report(out: Path, run: Run | None) -> Path:
         not_shown=not_shown,
         nearest=_nearest_pairs(out),
         costs=_costs(run, rows, provenance.get("minutes")),
+        table1=_table1(run),
         table2=run is not None and (run.folder / "table2" / "table2.md").is_file(),
         protocols=_protocols([score for found in by_group.values() for score in found]),
         provenance=_provenance(content, rows, dataset),
