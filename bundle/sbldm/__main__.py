@@ -102,13 +102,13 @@ def train(arguments: argparse.Namespace) -> None:
             f"{run.folder}: holds a run of MODEL={preset['model']}, not of {arguments.model}; choose another RUN."
         )
     stages = kind_of(preset).stages
-    if arguments.stage not in ("all", "both", *stages):
+    if arguments.stage not in ("all", *stages):
         known = f"has the trainings {', '.join(stages)}" if stages else "trains nothing"
         raise InputError(f"{arguments.stage}: MODEL={preset['model']} {known}.")
     if not stages:
         print(f"{run.folder}: MODEL={preset['model']} trains nothing; go on: make synth RUN={arguments.run} N=100.")
     for stage, configs in stages.items():
-        if arguments.stage in ("all", "both", stage):
+        if arguments.stage in ("all", stage):
             _bundle(configs, "training", run, seed=seed)
 
 

@@ -110,9 +110,8 @@ class PairWriter:
     ) -> dict[str, Any]:
         measured = to_dict(pair.measured)
         if row["request"]:
-            asked = {f"requested_{name}": row["request"][name] for name in NAMES} | {
-                "extrapolated": row["extrapolated"]
-            }
+            asked = {f"requested_{name}": row["request"][name] for name in NAMES}
+            asked["extrapolated"] = row["extrapolated"]
         else:
             asked = {"requests": f"none: {self.model.preset['model']} takes none"}
         settings = self.sampler.settings

@@ -41,7 +41,7 @@ def load_checkpoint(path: Path, stage: str) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
         raise StateError(f"{path}: damaged or not a checkpoint of this program ({reason}); train again.") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not {"stage", "preset"} <= set(content):
         raise StateError(f"{path}: not a checkpoint of this program (format {FORMAT}); point RUN at the right run.")
     content["preset"] = DEFAULTS | content["preset"]
     if content["stage"] != stage:
