@@ -49,7 +49,7 @@ export DEVICE
 
 help: ## this page
 	@echo "SBLDM - synthetic FLAIR + tumour-mask pairs for nnU-Net"; echo
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 	@echo; echo "Variables (with their defaults):"
 	@echo "  RUN=$(RUN)  PRESET=$(PRESET) (demo, small, paper or a YAML file)  SEED=$(SEED)  DEVICE= (CUDA if there, else CPU)"
 	@echo "  prepare: DATA=folder  CASES=list.txt  VALIDATION_CASES=list.txt  STRICT=1 (stop at any finding)  WORKERS=$(WORKERS)"

@@ -31,7 +31,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess:
         (("phantom",), ["--out", "--n", "default: 24"]),
         (("download",), ["7.1 GB", "--out"]),
         (("prepare",), ["--data", "--preset", "demo, small, paper", "--strict", "--validation-cases", "--workers"]),
-        (("train",), ["both,autoencoder,diffusion", "default: runs/default"]),
+        (("train",), ["all,autoencoder,diffusion,gan", "default: runs/default", "ldm3d_reduced, lsgan", "--minutes"]),
         (("synth",), ["--n", "--requests", "--centre-mm", "ddim or ddpm", "default: 501", "SEED + i"]),
     ],
 )
@@ -135,7 +135,7 @@ def test_make_help() -> None:
     """One line for every target that has a comment; variables with their defaults; exit codes."""
     done = make("help")
     assert done.returncode == 0
-    targets = re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE)
+    targets = re.findall(r"^([a-z0-9-]+):.*## ", MAKEFILE, re.MULTILINE)
     phony = re.search(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE).group(1).split()
     assert sorted(targets) == sorted(phony)
     shown = re.findall(r"^  make (\S+)\s+(\S.*)$", done.stdout, re.MULTILINE)
@@ -150,11 +150,16 @@ def test_make_passes_variables() -> None:
     shown = make("-n", "synth", "N=3", "RUN=runs/my run", "CENTRE_MM=-30,10,5", "STEPS=7", "DATASET=777").stdout
     for part in ("--run 'runs/my run'", "--n '3'", "--centre-mm='-30,10,5'", "--steps '7'", "--dataset '777'"):
         assert part in shown
-    assert "--name 'SBLDM'" in shown and "--seed '0'" in shown and "--batch '1'" in shown
+    assert "--name ''" in shown and "--seed '0'" in shown and "--batch '1'" in shown
     shown = make("-n", "prepare", "DATA=/x", "CASES=list.txt", "PRESET=demo", "STRICT=1", "WORKERS=4").stdout
     for part in ("--data '/x'", "--cases 'list.txt'", "--preset 'demo'", "--strict '1'", "--workers '4'"):
         assert part in shown
-    assert "train diffusion --run 'runs/default'" in make("-n", "train-diffusion").stdout
+    assert "train diffusion --data '' --run 'runs/default'" in make("-n", "train-diffusion").stdout
+    shown = make("-n", "train", "MODEL=lsgan", "MINUTES=20", "DATA=/x", "VALIDATION_CASES=held.txt").stdout
+    for part in ("train --data '/x'", "--model 'lsgan'", "--minutes '20'", "--validation-cases 'held.txt'"):
+        assert part in shown
+    shown = make("-n", "table1", "RUNS=runs/a runs/b:502", "NNUNET=runs/a").stdout
+    assert "table1 --runs runs/a runs/b:502 --run" in shown and "--nnunet 'runs/a'" in shown
     assert "verify --run 'runs/default' --dataset '502'" in make("-n", "verify", "DATASET=502").stdout
     assert "--tol '20,10' --gate 'off'" in make("-n", "synth", "TOL=20,10", "GATE=off").stdout
     for step in ("evaluate", "report"):

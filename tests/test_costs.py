@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sbldm.errors import StateError
-from sbldm.evaluation import costs
-from sbldm.evaluation.costs import Cost, count, measure, measured, model_costs, paper_rows, write_paper_costs
+from sbldm.evaluation import costs, paper_costs
+from sbldm.evaluation.costs import Cost, count, measure, measured, model_costs
+from sbldm.evaluation.paper_costs import paper_rows, write_paper_costs
 from sbldm.files import read_json, sha256, write_json
 from sbldm.networks import GanGenerator, build_denoiser
 from sbldm.runs import Run, load_preset
@@ -151,7 +152,7 @@ def test_counting_takes_no_memory():
     with RealTensors() as real:
         model_costs(load_preset("paper"))
         model_costs(load_preset("paper", "lsgan"))
-        count(costs.pixel_ddpm(), meta(1, 2, 16, 16, 16), meta(1))
+        count(paper_costs.pixel_ddpm(), meta(1, 2, 16, 16, 16), meta(1))
     assert real.numbers < 100
     with real:
         nn.Linear(10, 10)
@@ -201,7 +202,7 @@ def test_true_figures_are_flops_and_all_parameters(rows):
 
 def test_paper_tables(rows, tmp_path, monkeypatch):
     """Files with the printed numbers beside ours, and the work of a volume in all."""
-    monkeypatch.setattr(costs, "paper_rows", lambda: rows)
+    monkeypatch.setattr(paper_costs, "paper_rows", lambda: rows)
     paths = write_paper_costs(tmp_path / "new")
     assert [path.name for path in paths] == ["costs_paper.csv", "costs.csv", "costs.md"]
     written = list(csv.DictReader(paths[0].open()))

@@ -20,6 +20,7 @@ from sbldm.runs import Run, load_preset
 
 BUNDLE = Path(__file__).parents[1]
 REQUEST = ("volume_ml", "surface_mm2", "sphericity", "centre_mm", "extents_mm")
+STAGES = dict.fromkeys(stage for model in MODELS.values() for stage in model.stages)
 SAMPLING = ("sampler", "steps", "eta", "guidance")
 
 
@@ -193,7 +194,7 @@ def parser() -> argparse.ArgumentParser:
     }
     command(prepare, **cases)
     command(train, **cases | {"data": ("", "folder of cases, to prepare them first")}).add_argument(
-        "stage", nargs="?", default="all", help="autoencoder, diffusion, gan, or all (default)"
+        "stage", nargs="?", default="all", choices=("all", *STAGES), help="one training of the model (default: all)"
     )
     command(
         synth,

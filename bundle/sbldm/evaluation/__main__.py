@@ -196,7 +196,7 @@ def report_command(arguments: argparse.Namespace) -> None:
 
 def table1_command(arguments: argparse.Namespace) -> None:
     """Set generators beside each other, as the paper's Table 1 does: quality, size, work and time."""
-    from sbldm.evaluation.costs import write_paper_costs
+    from sbldm.evaluation.paper_costs import write_paper_costs
     from sbldm.evaluation.table1 import Entry, make_table1, read_entries
 
     first = read_entries(arguments.runs)[0].run.folder
