@@ -41,8 +41,8 @@ def test_budgets_are_equal() -> None:
     for name in ("small", "demo"):
         assert len({load_preset(name, model)["minutes"] for model in MODELS if MODELS[model].stages}) == 1
     half = load_preset("small", "lsgan", "29")
-    assert half["gan"]["iterations"] == 2600 and half["minutes"] == 29  # 2500 in whole epochs of 200
-    assert half["gan"]["ema_decay"] == pytest.approx(1 - 0.001 * 5000 / 2600, abs=1e-6)
+    assert half["gan"]["iterations"] == 2400 and half["minutes"] == 29  # 2500 in whole epochs of 200
+    assert half["gan"]["ema_decay"] == pytest.approx(1 - 0.001 * 5000 / 2400, abs=1e-6)
     assert load_preset("small", "", "1")["autoencoder"]["iterations"] == 200  # an epoch at least
     for minutes in ("0", "-1", "soon", "inf", "nan"):
         with pytest.raises(InputError, match=f"MINUTES={minutes}"):

@@ -191,7 +191,7 @@ class Run:
         """Refuse another preset than the one this run was prepared with; a `StateError` names both."""
         if self.preset_file.exists() and (held := self.preset["model"]) != preset["model"]:
             raise StateError(
-                f"{self.folder}: this run holds MODEL={held}, not MODEL={preset['model']}; choose another RUN."
+                f"{self.folder}: holds a run of MODEL={held}, not of {preset['model']}; choose another RUN."
             )
         if self.preset_file.exists() and self.preset != preset:
             raise StateError(
