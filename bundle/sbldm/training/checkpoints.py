@@ -122,7 +122,7 @@ class RunCheckpoint:
         self.history: list[dict[str, Any]] = []
         self.losses: list[dict[str, float]] = []
         self.best = math.inf
-        self.started: dict[str, float] = {}
+        self.started = {name: clock() for name, clock in CLOCKS.items()}
         self.spent = dict.fromkeys(CLOCKS, 0.0)
 
     def attach(self, engine: Engine) -> None:
