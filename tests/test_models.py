@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from conftest import call, copy_run, one_line
+from ignite.engine import Engine
 from torch import nn
 
 from sbldm.errors import InputError, StateError
@@ -21,7 +22,7 @@ from sbldm.networks import LatentUNet, MonaiUNet, MonaiVAE, TiledUNet, VolumeVAE
 from sbldm.networks.latent_unet import tiles
 from sbldm.runs import Run, load_preset
 from sbldm.synthesis import Model
-from sbldm.training import Adversary, GanLosses, VaeGanLoss, VolumeDataset, clip_before_steps
+from sbldm.training import Adversary, GanLosses, MovingAverage, VaeGanLoss, VolumeDataset, clip_before_steps
 
 # --- presets ----------------------------------------------------------------------------------------------------------
 
@@ -207,6 +208,20 @@ def test_clipping_before_steps() -> None:
         weight.grad = torch.full((1,), gradient)
         optimizer.step()
         assert weight.item() == pytest.approx(-norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["small", "paper"])
+def test_moving_average_of_a_gan(preset: str) -> None:
+    """The `paper` preset keeps none: the average is the network; in `small` it moves by 1 - decay of the way."""
+    network = nn.Linear(1, 1, bias=False)
+    network.weight.data.fill_(1.0)
+    decay = load_preset(preset, "lsgan")["gan"]["ema_decay"]
+    average = MovingAverage(network, 1 - decay)
+    network.weight.data.fill_(3.0)
+    trainer = Engine(lambda engine, batch: None)
+    average.attach(trainer)
+    trainer.run([0])
+    assert average.ema_model.weight.item() == pytest.approx(1.0 + 2.0 * (1 - decay), rel=1e-6)
 
 
 def test_adversary_has_no_say_before_its_start() -> None:

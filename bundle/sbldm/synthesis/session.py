@@ -164,7 +164,8 @@ def run(evaluator: Evaluator, requests: PairRequests, writer: PairWriter, output
     if writer.failed:
         failed = (
             f"{output.folder}: {len(writer.failed)} pair(s) were refused {ATTEMPTS} times each ({writer.failed[0]}) "
-            f"and are listed in given_up.csv; train longer, or ask for other tumours"
+            f"and are listed in given_up.csv; train longer"
+            f"{', or ask for other tumours' * writer.model.conditional}"
         )
         if len(writer.failed) > GIVEN_UP * requests.n:
             raise StateError(f"{failed}.")

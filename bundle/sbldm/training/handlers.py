@@ -11,6 +11,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 from monai.engines.utils import IterationEvents
 from monai.utils.enums import GanKeys
+from torch import nn
 from tqdm import tqdm
 
 from sbldm.errors import StateError
@@ -78,12 +79,18 @@ class FiniteLoss:
 
 
 class MovingAverage(EMAHandler):
-    """Ignite's moving average of the weights, whose warm-up counts the iterations done, also before a resume."""
+    """Ignite's moving average of the weights, whose warm-up counts the iterations done, also before a resume.
+
+    A momentum of 1, which ignite refuses, is no average: in single precision the weights of the network themselves.
+    """
+
+    def __init__(self, model: nn.Module, momentum: float, **options: Any) -> None:
+        super().__init__(model, min(momentum, 1 - 1e-9), **options)
 
     def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:
         """Follow a trainer."""
         super().attach(engine, *args, **kwargs)
-        if self.momentum_scheduler is not None:
+        if getattr(self, "momentum_scheduler", None) is not None:  # ignite sets none without a warm-up
             engine.add_event_handler(Events.STARTED, self._catch_up)
 
     def _catch_up(self, engine: Engine) -> None:
