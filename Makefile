@@ -1,40 +1,21 @@
 # SBLDM: from annotated brain MRIs to synthetic pairs in an nnU-Net dataset. `make help` lists everything.
-RUN ?= runs/default
-PRESET ?= small
-DATA ?=
-CASES ?=
-VALIDATION_CASES ?=
-MODEL ?=
-MINUTES ?=
-RUNS ?=
-N ?=
-SEED ?= 0
-STRICT ?=
-WORKERS ?= 2
+# Variables have these values unless given behind `make`; those of the environment of the same names play no part.
+RUN = runs/default
+PRESET = small
+SEED = 0
+WORKERS = 2
+DATASET = 501
+BATCH = 1
+SEEDS = 0
+AMOUNTS = 0,0.5,1,2,5
+GATE = on
+FEATURES = imagenet
+SHARD = 1/1
+CASES_N = 24
+$(foreach v,DATA CASES VALIDATION_CASES MODEL MINUTES RUNS N STRICT NAME OUT TEST SYNTH ARMS ARMS_FILE N_REAL FOLDS \
+  BUDGET ITERATIONS SNAPSHOTS TOL NNUNET FID LICENCE JOBS REQUESTS VOLUME_ML SURFACE_MM2 SPHERICITY CENTRE_MM EXTENTS_MM \
+  SAMPLER STEPS ETA GUIDANCE,$(eval $v =))
 DEVICE ?=
-DATASET ?= 501
-NAME ?=
-BATCH ?= 1
-OUT ?=
-TEST ?=
-SYNTH ?=
-ARMS ?=
-ARMS_FILE ?=
-N_REAL ?=
-FOLDS ?=
-SEEDS ?= 0
-BUDGET ?=
-ITERATIONS ?=
-SNAPSHOTS ?=
-AMOUNTS ?= 0,0.5,1,2,5
-TOL ?=
-GATE ?= on
-FEATURES ?= imagenet
-NNUNET ?=
-FID ?=
-LICENCE ?=
-JOBS ?=
-SHARD ?= 1/1
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 VENV := .venv
@@ -43,6 +24,10 @@ READY := $(VENV)/.installed
 SBLDM := $(PY) -m sbldm
 DEMO := runs/demo
 export DEVICE
+
+# $(call o,RUN N): --run='..' --n='..', each value as it was typed, whatever it holds (blanks, quotes, #, $).
+q = '$(subst ','\'',$(value $(1)))'
+o = $(foreach v,$(1),--$(shell echo $v | tr A-Z_ a-z-)=$(call q,$v))
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow lint phantom data prepare train train-autoencoder train-diffusion synth copypaste sweep verify nnunet-eval plateau evaluate report table1 bench
@@ -95,13 +80,12 @@ lint: $(READY) ## check style and format
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 
 phantom: $(READY) ## write phantom cases to data/phantom (CASES_N=24)
-	$(SBLDM) phantom --out data/phantom --n $(or $(CASES_N),24) --seed '$(SEED)'
+	$(SBLDM) phantom --out data/phantom --n=$(call q,CASES_N) $(call o,SEED)
 
 data: $(READY) ## download MSD Task01_BrainTumour (7.1 GB) to data/
 	$(SBLDM) download --out data
 
-PREPARE = --data '$(DATA)' --run '$(RUN)' --model '$(MODEL)' --preset '$(PRESET)' --minutes '$(MINUTES)' \
-  --cases '$(CASES)' --validation-cases '$(VALIDATION_CASES)' --seed '$(SEED)' --strict '$(STRICT)' --workers '$(WORKERS)'
+PREPARE = $(call o,DATA RUN MODEL PRESET MINUTES CASES VALIDATION_CASES SEED STRICT WORKERS)
 
 prepare: $(READY) ## DATA=/path/to/cases RUN=.. PRESET=..: check the cases and bring them onto the working grid
 	@$(SBLDM) prepare $(PREPARE)
@@ -115,32 +99,28 @@ train-autoencoder: ## stage 1 alone
 train-diffusion: ## stage 2 alone
 
 synth: $(READY) ## RUN=.. N=..: draw N pairs into RUN/nnUNet_raw
-	@$(SBLDM) synth --run '$(RUN)' --n '$(N)' --seed '$(SEED)' --requests '$(REQUESTS)' --volume-ml '$(VOLUME_ML)' \
-	  --surface-mm2 '$(SURFACE_MM2)' --sphericity '$(SPHERICITY)' --centre-mm='$(CENTRE_MM)' --extents-mm '$(EXTENTS_MM)' \
-	  --sampler '$(SAMPLER)' --steps '$(STEPS)' --eta '$(ETA)' --guidance '$(GUIDANCE)' --batch '$(BATCH)' \
-	  --tol '$(TOL)' --gate '$(GATE)' --dataset '$(DATASET)' --name '$(NAME)' --data '$(DATA)'
+	@$(SBLDM) synth $(call o,RUN N SEED REQUESTS VOLUME_ML SURFACE_MM2 SPHERICITY CENTRE_MM EXTENTS_MM SAMPLER STEPS ETA \
+	  GUIDANCE BATCH TOL GATE DATASET NAME DATA)
 
 sweep: $(READY) ## RUN=..: tumours of five sizes at one place, and of one size at five places, all else equal
-	@$(SBLDM) sweep --run '$(RUN)' --seed '$(SEED)' --steps '$(STEPS)'
+	@$(SBLDM) sweep $(call o,RUN SEED STEPS)
 
 verify: $(READY) ## RUN=..: let nnU-Net check, plan and preprocess the pairs of a run
-	@$(PY) -m nnunet_integration verify --run '$(RUN)' --dataset '$(DATASET)'
+	@$(PY) -m nnunet_integration verify $(call o,RUN DATASET)
 
 copypaste: $(READY) ## RUN=.. N=..: copy-paste pairs of the real training cases, the rival of any generator
-	@$(SBLDM) copypaste --run '$(RUN)' --data '$(DATA)' --n '$(N)' --seed '$(SEED)'
+	@$(SBLDM) copypaste $(call o,RUN DATA N SEED)
 
-EVALUATION = --run '$(RUN)' --out '$(OUT)' --data '$(DATA)' --test '$(TEST)' --synth '$(SYNTH)' --arms '$(ARMS)' \
-  --arms-file '$(ARMS_FILE)' --n-real '$(N_REAL)' --folds '$(FOLDS)' --seeds '$(SEEDS)' --budget '$(BUDGET)' \
-  --iterations '$(ITERATIONS)' --snapshots '$(SNAPSHOTS)' --workers '$(WORKERS)' --jobs '$(JOBS)' --shard '$(SHARD)'
+EVALUATION = $(call o,RUN OUT DATA TEST SYNTH ARMS ARMS_FILE N_REAL FOLDS SEEDS BUDGET ITERATIONS SNAPSHOTS WORKERS \
+  JOBS SHARD)
 
 nnunet-eval: $(READY) ## RUN=..: Table 2 with real nnU-Net: train every arm, test on real cases, compare
 	@$(PY) -m nnunet_integration eval $(EVALUATION)
 
 plateau: $(READY) ## RUN=..: DSC against the number of synthetic pairs for each real case
-	@$(PY) -m nnunet_integration plateau $(EVALUATION) --amounts '$(AMOUNTS)'
+	@$(PY) -m nnunet_integration plateau $(EVALUATION) $(call o,AMOUNTS)
 
-EVALUATE = --run '$(RUN)' --dataset '$(DATASET)' --data '$(DATA)' --out '$(OUT)' --features '$(FEATURES)' \
-  --nnunet '$(NNUNET)' --fid '$(FID)' --licence '$(LICENCE)' --workers '$(WORKERS)'
+EVALUATE = $(call o,RUN DATASET DATA OUT FEATURES NNUNET FID LICENCE WORKERS)
 
 evaluate: $(READY) ## RUN=..: what the pairs are worth: metrics with floors, requests, copies, slices, masks
 	@$(PY) -m sbldm.evaluation evaluate $(EVALUATE)
@@ -149,7 +129,7 @@ report: $(READY) ## RUN=..: the same as one HTML page with pictures
 	@$(PY) -m sbldm.evaluation report $(EVALUATE)
 
 table1: $(READY) ## RUNS="runs/mine runs/lsgan:501 ..": the paper's Table 1 of these runs: quality, size, work, time
-	@$(PY) -m sbldm.evaluation table1 --runs $(RUNS) $(EVALUATE)
+	@$(PY) -m sbldm.evaluation table1 $(call o,RUNS) $(EVALUATE)
 
 bench: $(READY) ## speed of this machine: preparation, trainings, sampling
 	@$(PY) -m tests.bench

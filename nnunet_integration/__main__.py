@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from nnunet_integration.arms import ArmBook, load_budget
+from nnunet_integration.arms import ArmBook, default_budget, load_budget
 from nnunet_integration.evaluation import Question, export, queued
 from nnunet_integration.jobs import FOLDS, run_jobs
 from nnunet_integration.verify import verify_dataset
@@ -88,7 +88,7 @@ def _question(arguments: argparse.Namespace, arms: str, amounts: str) -> Questio
         _numbers("N_REAL", arguments.n_real, 1),
         folds,
         seeds,
-        load_budget(arguments.budget or run.preset["name"], **changed),
+        load_budget(arguments.budget or default_budget(run.preset["name"]), **changed),
     )
 
 

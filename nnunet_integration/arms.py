@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import yaml
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from sbldm.errors import InputError
+from sbldm.run.schema import Values, checked, nearest, read_yaml
 
-__all__ = ["Arm", "ArmBook", "load_budget"]
+__all__ = ["Arm", "ArmBook", "default_budget", "load_budget"]
 
 HERE = Path(__file__).parent
-PARTS = ("real", "synth", "aug5")
 
 
 @dataclass(frozen=True)
@@ -34,22 +35,6 @@ class Arm:
     augmentation: str
     amount: float = 1.0
     generator: str = ""
-
-    @classmethod
-    def from_config(cls, name: str, values: Mapping[str, Any], path: Path) -> Arm:
-        """One entry of the YAML file; an `InputError` says what is wrong with it."""
-        known = {"train", "augmentation", "amount"}
-        train, augmentation = values.get("train"), values.get("augmentation")
-        amount = values.get("amount", 1)
-        if not isinstance(train, list) or not train or set(train) - set(PARTS) or set(values) - known:
-            raise InputError(f"{path}: arm {name}: train must list one or more of {', '.join(PARTS)}.")
-        if augmentation not in ("none", "nnunet"):
-            raise InputError(f"{path}: arm {name}: augmentation {augmentation} is neither none nor nnunet.")
-        if not isinstance(amount, int | float) or not amount > 0:
-            raise InputError(f"{path}: arm {name}: amount {amount} must be a number above 0.")
-        if ("synth" in train) != ("synth" in name.split("+")):
-            raise InputError(f"{path}: arm {name}: 'synth' must stand in its name and in train, or in neither.")
-        return cls(name, tuple(train), augmentation, float(amount))
 
     def of(self, generator: str) -> Arm:
         """This arm with the pairs of one generator, whose name takes the place of `synth`."""
@@ -84,17 +69,11 @@ class ArmBook:
         Raises:
             InputError: it cannot be read, or an arm in it is wrong.
         """
-        file = Path(path) if path else HERE / "arms.yaml"
-        try:
-            content = yaml.safe_load(file.read_text())
-            arms = {name: Arm.from_config(name, values, file) for name, values in content["arms"].items()}
-            paper = {name: (float(dsc), float(iou)) for name, (dsc, iou) in content.get("paper", {}).items()}
-            return cls(arms, tuple(content["standard"]), content["baseline"], paper)
-        except OSError as error:
-            raise InputError(f"ARMS_FILE={file}: cannot be read ({error.strerror}).") from None
-        except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{file}: needs arms, standard and baseline as in arms.yaml ({reason}).") from None
+        file = Path(path).expanduser() if path else HERE / "arms.yaml"
+        book = checked(_Book, read_yaml(file, "a file of arms"), f"{file}: ", "see nnunet_integration/arms.yaml")
+        arms = {name: Arm(name, tuple(a.train), a.augmentation, float(a.amount)) for name, a in book.arms.items()}
+        paper = {name: (dsc, iou) for name, (dsc, iou) in book.paper.items()}
+        return cls(arms, tuple(book.standard), book.baseline, paper)
 
     def choose(self, names: Sequence[str], generators: Sequence[str]) -> list[Arm]:
         """The arms of these names with the pairs of these generators.
@@ -128,6 +107,14 @@ class ArmBook:
         return list(chosen.values())
 
 
+def default_budget(preset: str) -> str:
+    """The budget that goes with a preset: that of its name, else `small`, which is then said."""
+    known = read_yaml(HERE / "budgets.yaml", "a budget")
+    if preset not in known:
+        print(f"Budget: small, as there is none of the preset's name ({preset}); BUDGET={'|'.join(known)} or a file.")
+    return preset if preset in known else "small"
+
+
 def load_budget(name_or_path: str, **overrides: Any) -> dict[str, Any]:
     """Read one budget of `budgets.yaml` by its name, or the only one of another file.
 
@@ -136,40 +123,103 @@ def load_budget(name_or_path: str, **overrides: Any) -> dict[str, Any]:
         overrides: values that replace those of the file where they are not None, e.g. `iterations`.
 
     Raises:
-        InputError: no such budget, values missing, or values that do not fit together.
+        InputError: no such budget, values missing or unknown, out of range, or values that do not fit together.
     """
-    path = Path(name_or_path) if name_or_path.endswith((".yaml", ".yml")) else HERE / "budgets.yaml"
-    known = yaml.safe_load((HERE / "budgets.yaml").read_text())
-    try:
-        content = yaml.safe_load(path.read_text())
-        name = name_or_path if path.parent == HERE and path.name == "budgets.yaml" else next(iter(content))
-        budget = {"name": name} | content[name]
-    except (OSError, yaml.YAMLError, KeyError, TypeError, StopIteration):
+    known = read_yaml(HERE / "budgets.yaml", "a budget")
+    if name_or_path.endswith((".yaml", ".yml")):
+        path = Path(name_or_path).expanduser()
+        content = read_yaml(path, "a budget")
+        if not isinstance(content, dict) or len(content) != 1:
+            raise InputError(
+                f"{path}: must hold one budget under its name, as each in nnunet_integration/budgets.yaml."
+            )
+        name = next(iter(content))
+    elif name_or_path in known:
+        path, content, name = HERE / "budgets.yaml", known, name_or_path
+    else:
         raise InputError(
-            f"BUDGET={name_or_path}: no such budget; choose one of {', '.join(known)}, or a YAML file like it."
-        ) from None
-    budget |= {key: value for key, value in overrides.items() if value is not None}
-    if missing := [key for key in known["small"] if key not in budget]:
-        raise InputError(f"{path}: the budget {name} lacks {', '.join(missing)}; see budgets.yaml.")
+            f"BUDGET={name_or_path}: no such budget; choose one of {', '.join(known)}, or a YAML file like "
+            f"nnunet_integration/budgets.yaml{nearest(name_or_path, known)}."
+        )
+    budget = content[name]
+    if isinstance(budget, dict):
+        budget = budget | {key: value for key, value in overrides.items() if value is not None}
+    checked(_Budget, budget, f"{path}: budget {name}: ", "see nnunet_integration/budgets.yaml")
     iterations, epoch = budget["iterations"], budget["iterations_per_epoch"]
     if iterations < epoch or iterations % epoch:
         raise InputError(f"ITERATIONS={iterations}: must be a multiple of iterations_per_epoch ({epoch}).")
-    budget["snapshots"] = budget["snapshots"] or []
-    wrong = [s for s in budget["snapshots"] if s % epoch]
-    if wrong:
+    if wrong := [s for s in budget["snapshots"] or () if s % epoch]:
         raise InputError(f"SNAPSHOTS={wrong[0]}: must be a multiple of iterations_per_epoch ({epoch}).")
-    budget["snapshots"] = [s for s in budget["snapshots"] if s < iterations]
-    if budget["plan"]:
-        _check_plan(budget["plan"], path)
-    return budget
+    return {"name": name} | budget | {"snapshots": [s for s in budget["snapshots"] or () if s < iterations]}
 
 
-def _check_plan(plan: Mapping[str, Any], path: Path) -> None:
-    """nnU-Net fails late, or not at all, on these: fewer than three stages make the loss nan."""
-    if set(plan) != {"spacing", "patch_size", "batch_size", "features"}:
-        raise InputError(f"{path}: plan must be null or give spacing, patch_size, batch_size and features.")
-    halvings = 2 ** (len(plan["features"]) - 1)
-    if len(plan["features"]) < 3:
-        raise InputError(f"{path}: plan.features needs three stages or more.")
-    if any(size % halvings or size // halvings < 2 for size in plan["patch_size"]):
-        raise InputError(f"{path}: plan.patch_size must be a multiple of {halvings}, and {2 * halvings} or more.")
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Three = Field(min_length=3, max_length=3)
+
+
+class _Plan(Values):
+    """What replaces nnU-Net's own values; it fails late, or not at all, on others: two stages make the loss NaN."""
+
+    spacing: Annotated[list[Annotated[float, Field(ge=0.2, le=10)]], Three]
+    patch_size: Annotated[list[Count], Three]
+    batch_size: Annotated[int, Field(ge=1, le=4096)]
+    features: Annotated[list[Annotated[int, Field(ge=1, le=2**14)]], Field(min_length=3, max_length=8)]
+
+    @model_validator(mode="after")
+    def _halved(self) -> _Plan:
+        halvings = 2 ** (len(self.features) - 1)
+        if any(size % halvings or size // halvings < 2 for size in self.patch_size):
+            raise ValueError(f"patch_size must be a multiple of {halvings}, and {2 * halvings} or more")
+        return self
+
+
+class _Budget(Values):
+    """One entry of `budgets.yaml`."""
+
+    plan: _Plan | None
+    iterations: Count
+    iterations_per_epoch: Count
+    validation_iterations: Count
+    snapshots: list[Count] | None
+    save_every: Count
+    threads: Annotated[int, Field(ge=1, le=1024)]
+    augmentation_workers: Annotated[int, Field(ge=0, le=1024)]
+
+
+class _Arm(Values):
+    """One arm of `arms.yaml`."""
+
+    train: Annotated[list[Literal["real", "synth", "aug5"]], Field(min_length=1)]
+    augmentation: Literal["none", "nnunet"]
+    amount: Annotated[float, Field(gt=0, le=1000)] = 1.0
+
+    @field_validator("train")
+    @classmethod
+    def _once(cls, train: list[str]) -> list[str]:
+        if len(set(train)) < len(train):
+            raise ValueError("must name each once")
+        return train
+
+
+class _Book(Values):
+    """The whole of `arms.yaml`."""
+
+    arms: Annotated[dict[Annotated[str, StringConstraints(pattern=r"^[a-z0-9_+.-]+$")], _Arm], Field(min_length=1)]
+    standard: list[str]
+    baseline: str
+    paper: dict[str, Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)]] = Field(
+        default_factory=dict
+    )
+
+    @model_validator(mode="after")
+    def _names(self) -> _Book:
+        for name, arm in self.arms.items():
+            if ("synth" in arm.train) != ("synth" in name.split("+")):
+                raise ValueError(f"arm {name}: 'synth' must stand in its name and in train, or in neither")
+        if self.baseline not in self.arms:
+            raise ValueError(f"baseline {self.baseline} is none of the arms{nearest(self.baseline, self.arms)}")
+        families = [re.escape(name).replace("synth", "[a-z][a-z0-9_]*") for name in self.arms]
+        for name in self.standard:
+            if not any(re.fullmatch(family, name) for family in families):
+                raise ValueError(f"standard: {name} is none of the arms{nearest(name, self.arms)}")
+        return self

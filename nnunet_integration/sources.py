@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-import shlex
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from sbldm.cases.preflight import preflight
 from sbldm.errors import DataError, InputError, StateError
 from sbldm.evaluation.copies import too_many_copies
 from sbldm.files import read_json
+from sbldm.run.schema import split_words
 from sbldm.runs import Run
 
 __all__ = ["Pairs", "RealCases", "find_pairs", "find_real", "nested_subset", "pairs_for", "some"]
@@ -174,7 +174,8 @@ def find_pairs(synth: str, run: Run, real: RealCases) -> list[Pairs]:
     """
     asked: dict[tuple[str, str], Path] = {}
     if synth:
-        for word in shlex.split(synth):
+        whole = Path(synth.partition("=")[2]).expanduser().is_dir()
+        for word in [synth] if whole else split_words("SYNTH", synth):
             match = re.fullmatch(r"([^@=]+)(?:@(\d+(?:/\d+)?))?=(.+)", word)
             if not match:
                 raise InputError(f"SYNTH={word}: write name=folder or name@N_REAL=folder.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from nnunet_integration.arms import HERE, Arm, ArmBook, load_budget
+from nnunet_integration.arms import HERE, Arm, ArmBook, default_budget, load_budget
 from sbldm.errors import InputError
 
 
@@ -60,17 +60,22 @@ def test_a_new_arm_takes_three_lines(tmp_path):
 @pytest.mark.parametrize(
     ("arm", "message"),
     [
-        ({"train": [], "augmentation": "none"}, "train must list"),
-        ({"train": ["real", "fake"], "augmentation": "none"}, "train must list"),
-        ({"train": ["real"], "augmentation": "some"}, "neither none nor nnunet"),
-        ({"train": ["real"], "augmentation": "none", "amount": 0}, "amount 0"),
-        ({"train": ["real", "synth"], "augmentation": "none"}, "'synth' must stand in its name"),
+        ({"train": [], "augmentation": "none"}, r"arms\.mine\.train: \[\] should have at least 1 item"),
+        ({"train": ["real", "fake"], "augmentation": "none"}, r"train\.1: 'fake' should be 'real', 'synth' or 'aug5'"),
+        ({"train": ["real", "real"], "augmentation": "none"}, "must name each once"),
+        ({"train": ["real"], "augmentation": "nunet"}, r"'nunet' should be .*\(did you mean nnunet\?\)"),
+        ({"train": ["real"], "augmentation": "none", "amount": 0}, "amount: 0 should be greater than 0"),
+        ({"train": ["real"], "augmentation": "none", "amount": "1"}, "amount: '1' should be a valid number"),
+        ({"train": ["real"], "augmentation": "none", "ammount": 1}, r"ammount is unknown \(did you mean amount\?\)"),
+        ({"train": ["real", "synth"], "augmentation": "none"}, "arm mine: 'synth' must stand in its name"),
+        ({"train": ["real"], "augmentation": "$print()"}, r"'\$print\(\)' is an expression"),
+        ({"train": ["real"], "augmentation": {"_target_": "os.system"}}, "_target_ would be executed"),
     ],
 )
 def test_wrong_arms(tmp_path, arm, message):
     path = tmp_path / "arms.yaml"
     path.write_text(yaml.safe_dump({"arms": {"mine": arm}, "standard": ["mine"], "baseline": "mine"}))
-    with pytest.raises(InputError, match=f"arm mine: .*{message}"):
+    with pytest.raises(InputError, match=message):
         ArmBook.load(str(path))
 
 
@@ -86,9 +91,14 @@ def test_budgets():
     [
         ({"iterations": 250}, "multiple of iterations_per_epoch"),
         ({"snapshots": [30]}, "SNAPSHOTS=30"),
-        ({"plan": {"spacing": [3, 3, 3], "patch_size": [16, 16, 16], "batch_size": 2, "features": [8, 16]}}, "three"),
+        (
+            {"plan": {"spacing": [3, 3, 3], "patch_size": [16, 16, 16], "batch_size": 2, "features": [8, 16]}},
+            "at least 3",
+        ),
         ({"plan": {"spacing": [3, 3, 3], "patch_size": [18, 16, 16], "batch_size": 2, "features": [8, 8, 8]}}, "of 4"),
-        ({"plan": {"spacing": [3, 3, 3]}}, "plan must"),
+        ({"plan": {"spacing": [3, 3, 3]}}, "lacks plan.patch_size"),
+        ({"save_every": 0}, r"save_every: 0 should be greater"),
+        ({"threads": True}, "threads: True should be a valid integer"),
     ],
 )
 def test_wrong_budgets(changes, message):
@@ -99,3 +109,45 @@ def test_wrong_budgets(changes, message):
 def test_unknown_budget():
     with pytest.raises(InputError, match=r"BUDGET=large: .*demo, small, paper"):
         load_budget("large")
+    with pytest.raises(InputError, match=r"\(did you mean small\?\)"):
+        load_budget("smal")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must hold one budget"),
+        ("mine: 3", "mine: the whole: 3 should be a valid dictionary"),
+        ("a: {}\nb: {}", "must hold one budget"),
+        ("mine: {iteration: 3}", r"iteration is unknown \(did you mean iterations\?\)"),
+        ("mine: {plan: '$exit()'}", "is an expression; a budget holds plain values alone"),
+        ("mine: [", "not readable as YAML"),
+    ],
+)
+def test_own_budgets(tmp_path, text, message):
+    path = tmp_path / "budget.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=f"{path}: .*{message}"):
+        load_budget(str(path))
+
+
+def test_default_budget(capsys):
+    """A preset of one's own has no budget of its name."""
+    assert default_budget("demo") == "demo" and capsys.readouterr().out == ""
+    assert default_budget("mine") == "small" and "none of the preset's name (mine)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"baseline": "real+au"}, r"baseline real\+au is none of the arms \(did you mean real\+aug\?\)"),
+        ({"standard": ["real", "real+gan+augg"]}, r"standard: real\+gan\+augg is none"),
+        ({"arms": {}}, "arms: .* at least 1"),
+        ({"paper": {"real": [0.7]}}, "at least 2 items"),
+    ],
+)
+def test_wrong_book(tmp_path, change, message):
+    content = yaml.safe_load((HERE / "arms.yaml").read_text()) | change
+    (tmp_path / "arms.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match=message):
+        ArmBook.load(str(tmp_path / "arms.yaml"))

@@ -38,9 +38,9 @@ def in_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(urllib.request, "urlretrieve", offline)
 
 
-def workflow(run: Path, config: str, kind: str, overlay: bool = True, **values: Any) -> ConfigWorkflow:
+def workflow(run: Path, config: str, kind: str, **values: Any) -> ConfigWorkflow:
     """A config of the bundle on a run folder."""
-    files = [f"configs/{config}.yaml"] + ([str(run / "preset.yaml")] if overlay else [])
+    files = [f"configs/{config}.yaml"]
     shared = {"meta_file": "configs/metadata.json", "logging_file": "configs/logging.conf"}
     return ConfigWorkflow(files, workflow_type=kind, run_dir=str(run), **shared, **values)
 
@@ -137,26 +137,22 @@ def test_every_config_has_run() -> None:
 )
 def test_properties(trained_run: Path, config: str, kind: str) -> None:
     """MONAI finds every property that it requires of a training or an inference workflow."""
-    flow = workflow(trained_run, config, kind, overlay=kind == "train", **({"n": 1} if kind == "inference" else {}))
+    flow = workflow(trained_run, config, kind, **({"n": 1} if kind == "inference" else {}))
     flow.initialize()
     assert flow.check_properties() == []
 
 
 @pytest.mark.parametrize("config", ["train_autoencoder", "train_diffusion"])
 def test_run_of_another_preset(trained_run: Path, config: str) -> None:
-    """A config without the run's own preset says which overlay to add, and writes nothing."""
+    """An overlay with another preset than the run's own is refused, and writes nothing."""
     before = snapshot(trained_run, but="")
-    flow = workflow(trained_run, config, "train", overlay=False)
+    flow = workflow(trained_run, config, "train", preset=load_preset("small"))
     flow.initialize()
     with pytest.raises(Exception) as caught:
         flow.run()
     known = mendable(caught.value)
     assert isinstance(known, StateError)
-    assert "was prepared with the preset 'tiny'" in str(known)
-    assert (
-        f"add its values to the command: --config_file \"['configs/train_....yaml','{trained_run}/preset.yaml']\""
-        in str(known)
-    )
+    assert "was prepared with the preset 'tiny' and other values than those given; leave the preset out" in str(known)
     assert snapshot(trained_run, but="") == before
 
 
@@ -173,8 +169,7 @@ def test_training_by_monai(tmp_path: Path, trained_run: Path) -> None:
     """The documented training command; on a finished run it says so and leaves every checkpoint."""
     run = copy_run(trained_run, tmp_path)
     before = snapshot(run)
-    files = f"['configs/train_autoencoder.yaml','{run}/preset.yaml']"
-    done = bundle("training", "--config_file", files, "--run_dir", str(run))
+    done = bundle("training", "--config_file", "configs/train_autoencoder.yaml", "--run_dir", str(run))
     assert done.returncode == 0, done.stderr
     assert f"{run}/autoencoder: already trained (200 iterations)" in done.stdout
     assert snapshot(run) == before
@@ -190,9 +185,10 @@ def test_inference_by_monai(tmp_path: Path, trained_run: Path) -> None:
     assert [path.name for path in labels] == ["SBLDM_000000.nii.gz"]
 
 
-def test_wrong_preset_by_monai(trained_run: Path) -> None:
-    """Also through MONAI's command a mendable error is its message alone, with an exit code other than 0."""
-    done = bundle("--config_file", "configs/train_autoencoder.yaml", "--run_dir", str(trained_run))
-    assert done.returncode != 0
+def test_wrong_preset_by_monai(tmp_path: Path, prepared_run: Path) -> None:
+    """Also through MONAI's command a hostile preset of a run is data: said in one line, never run."""
+    run, mark = copy_run(prepared_run, tmp_path, name=f"$__import__('pathlib').Path('{tmp_path}/ran').touch()"), "ran"
+    done = bundle("--config_file", "configs/train_autoencoder.yaml", "--run_dir", str(run))
+    assert done.returncode != 0 and not (tmp_path / mark).exists()
     assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith(f"Error: {trained_run} was prepared with the preset 'tiny'")
+    assert done.stderr.splitlines()[-1].startswith(f"Error: {run}/preset.yaml: preset.name: ")

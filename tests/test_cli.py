@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -148,23 +150,63 @@ def test_make_help() -> None:
 def test_make_passes_variables() -> None:
     """What is typed behind `make` reaches the command line, a leading minus and spaces included."""
     shown = make("-n", "synth", "N=3", "RUN=runs/my run", "CENTRE_MM=-30,10,5", "STEPS=7", "DATASET=777").stdout
-    for part in ("--run 'runs/my run'", "--n '3'", "--centre-mm='-30,10,5'", "--steps '7'", "--dataset '777'"):
+    for part in ("--run='runs/my run'", "--n='3'", "--centre-mm='-30,10,5'", "--steps='7'", "--dataset='777'"):
         assert part in shown
-    assert "--name ''" in shown and "--seed '0'" in shown and "--batch '1'" in shown
+    assert "--name=''" in shown and "--seed='0'" in shown and "--batch='1'" in shown
     shown = make("-n", "prepare", "DATA=/x", "CASES=list.txt", "PRESET=demo", "STRICT=1", "WORKERS=4").stdout
-    for part in ("--data '/x'", "--cases 'list.txt'", "--preset 'demo'", "--strict '1'", "--workers '4'"):
+    for part in ("--data='/x'", "--cases='list.txt'", "--preset='demo'", "--strict='1'", "--workers='4'"):
         assert part in shown
-    assert "train diffusion --data '' --run 'runs/default'" in make("-n", "train-diffusion").stdout
+    assert "train diffusion --data='' --run='runs/default'" in make("-n", "train-diffusion").stdout
     shown = make("-n", "train", "MODEL=lsgan", "MINUTES=20", "DATA=/x", "VALIDATION_CASES=held.txt").stdout
-    for part in ("train --data '/x'", "--model 'lsgan'", "--minutes '20'", "--validation-cases 'held.txt'"):
+    for part in ("train --data='/x'", "--model='lsgan'", "--minutes='20'", "--validation-cases='held.txt'"):
         assert part in shown
     shown = make("-n", "table1", "RUNS=runs/a runs/b:502", "NNUNET=runs/a").stdout
-    assert "table1 --runs runs/a runs/b:502 --run" in shown and "--nnunet 'runs/a'" in shown
-    assert "verify --run 'runs/default' --dataset '502'" in make("-n", "verify", "DATASET=502").stdout
-    assert "--tol '20,10' --gate 'off'" in make("-n", "synth", "TOL=20,10", "GATE=off").stdout
+    assert "table1 --runs='runs/a runs/b:502' --run" in shown and "--nnunet='runs/a'" in shown
+    assert "verify --run='runs/default' --dataset='502'" in make("-n", "verify", "DATASET=502").stdout
+    assert "--tol='20,10' --gate='off'" in make("-n", "synth", "TOL=20,10", "GATE=off").stdout
     for step in ("evaluate", "report"):
         shown = make("-n", step, "RUN=runs/x", "DATASET=502", "FEATURES=imagenet", "LICENCE=CC BY 4.0").stdout
-        assert f"sbldm.evaluation {step} --run 'runs/x' --dataset '502'" in shown and "--licence 'CC BY 4.0'" in shown
+        assert f"sbldm.evaluation {step} --run='runs/x' --dataset='502'" in shown and "--licence='CC BY 4.0'" in shown
+
+
+ODD = """it's #1 $x $(touch ran) `touch ran` "quoted" \\ *"""
+
+
+@pytest.mark.skipif(not (ROOT / ".venv" / ".installed").exists(), reason="make would first install a .venv")
+@pytest.mark.parametrize(
+    ("target", "variable"),
+    [
+        *(("prepare", name) for name in ("RUN", "DATA", "CASES", "VALIDATION_CASES", "PRESET")),
+        *(("synth", name) for name in ("RUN", "REQUESTS", "NAME")),
+        *(("evaluate", name) for name in ("LICENCE", "OUT", "NNUNET", "FEATURES")),
+        *(("nnunet-eval", name) for name in ("SYNTH", "TEST", "ARMS_FILE", "BUDGET")),
+        ("table1", "RUNS"),
+    ],
+)
+def test_make_quotes_every_value(target: str, variable: str) -> None:
+    """Whatever a value holds, the shell hands it on as one word and runs nothing of it."""
+    lines = make("-n", target, f"{variable}={ODD}").stdout.splitlines()
+    words = shlex.split(next(line for line in lines if "-m " in line))
+    assert f"--{variable.lower().replace('_', '-')}={ODD}" in words
+
+
+@pytest.mark.skipif(not (ROOT / ".venv" / ".installed").exists(), reason="make would first install a .venv")
+def test_make_takes_nothing_from_the_environment() -> None:
+    """Variables of a shell (NAME is often the machine's) do not leak in; DEVICE is documented to."""
+    leaks = {
+        "NAME": "host",
+        "N": "9",
+        "DATA": "/elsewhere",
+        "RUN": "x",
+        "REQUESTS": "y",
+        "GATE": "off",
+        "DEVICE": "cpu",
+    }
+    shown = subprocess.run(
+        ["make", "-n", "synth"], capture_output=True, text=True, check=True, cwd=ROOT, env=os.environ | leaks
+    ).stdout
+    for part in ("--name=''", "--n=''", "--data=''", "--run='runs/default'", "--requests=''", "--gate='on'"):
+        assert part in shown
 
 
 # --- nnU-Net --------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from typing import Any
 
 from sbldm.errors import InputError, StateError, finish
 from sbldm.models import MODELS, check_model, kind_of, refuse_requests
+from sbldm.run.schema import refuse_expressions
 from sbldm.runs import Run, load_preset
 
 BUNDLE = Path(__file__).parents[1]
@@ -35,19 +36,17 @@ def _whole(name: str, value: str, least: int) -> int:
 
 
 def _bundle(configs: Sequence[str], run_id: str, run: Run, **values: Any) -> None:
-    """Run one config of the bundle, with overlays and the preset of a run, as `python -m monai.bundle run` does."""
+    """Run one config of the bundle with overlays on a run folder, as `python -m monai.bundle run` does.
+
+    MONAI's parser looks at every string it is given, so what users write reaches it as paths or plain values alone.
+    """
     from monai.bundle import ConfigWorkflow
 
+    refuse_expressions(values, "", "the command line")
     folder = Path.cwd()
     os.chdir(BUNDLE)  # macros in the configs are relative to the bundle folder
     try:
-        if run_id == "training":
-            values["preset"] = run.preset
-        shared = {
-            "meta_file": "configs/metadata.json",
-            "logging_file": "configs/logging.conf",
-            "run_dir": str(run.folder),
-        }
+        shared = {"meta_file": "configs/metadata.json", "logging_file": "configs/logging.conf", "run_dir": run.folder}
         files = [f"configs/{config}.yaml" for config in configs]
         workflow = ConfigWorkflow(files, run_id=run_id, **shared, **values)
         workflow.initialize()
@@ -119,7 +118,7 @@ def synth(arguments: argparse.Namespace) -> None:
 
     run = Run.at(arguments.run)
     request = {name: getattr(arguments, name) for name in REQUEST}
-    table = str(Path(arguments.requests).absolute()) if arguments.requests else None
+    table = Path(arguments.requests).expanduser().absolute() if arguments.requests else None
     asked = read_asked(table, request)
     count_pairs(arguments.n, len(asked) if table else 0)  # before any model is loaded
     name = arguments.name or run.preset["model"].upper()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,15 @@ import yaml
 from sbldm.errors import InputError, StateError
 from sbldm.files import atomic_path
 from sbldm.models import check_model, kind_of
+from sbldm.run.preset import check_preset
+from sbldm.run.schema import nearest, read_yaml
 
-__all__ = ["PRESETS", "Run", "load_preset"]
+__all__ = ["PRESETS", "Run", "load_preset", "read_preset"]
 
 PRESETS = Path(__file__).parents[1] / "configs" / "presets"
 BASELINES = PRESETS.parent / "baselines"
 DEFAULTS = {"model": "sbldm", "minutes": None}  # of presets from before there were other models
+SSIM_WINDOW = 11  # of the loss of stage 1
 SHARED = ("data", "grid", "intensity", "mirror")  # parts that every model's preset has from SBLDM's
 
 
@@ -35,18 +39,16 @@ def load_preset(name_or_path: str, model: str = "", minutes: str = "") -> dict[s
     Raises:
         InputError: no such preset or model (the known ones are listed), or a part of it is missing.
     """
-    wanted, path = check_model(model), Path(name_or_path)
+    wanted, path = check_model(model), Path(name_or_path).expanduser()
     if path.suffix in (".yaml", ".yml"):
-        preset = _read_file(path, name_or_path)
+        preset = _read_file(path)
         if model and preset.get("model", "sbldm") != model:
             raise InputError(f"MODEL={model}: {path} is a preset of MODEL={preset.get('model', 'sbldm')}.")
     else:
         path, preset = _read_named(name_or_path, wanted)
     preset = DEFAULTS | preset
     check_model(preset["model"])
-    _, known = _read_named("small", preset["model"])
-    if missing := list(_missing(known, preset)):
-        raise InputError(f"{path}: the preset lacks {', '.join(missing)}; see {_example(preset['model'])}.")
+    check_preset(preset, f"{path}: ", _example(preset["model"]))
     if minutes:
         _scale(preset, minutes)
     _check_sizes(path, preset)
@@ -57,30 +59,40 @@ def _example(model: str) -> str:
     return "configs/presets/small.yaml" if model == "sbldm" else f"configs/baselines/{model}.yaml"
 
 
-def _read_file(path: Path, name: str) -> dict[str, Any]:
+def _read_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
-        raise InputError(f"PRESET={name}: no such preset; choose one of {known}, or name a YAML file.")
-    try:
-        return (yaml.safe_load(path.read_text()) or {}).get("preset", {})
-    except (yaml.YAMLError, AttributeError) as error:
-        raise InputError(f"{path}: not a readable YAML preset ({' '.join(str(error).split())}).") from None
+        raise InputError(f"PRESET={path}: no such preset; choose one of {known}, or name a YAML file.")
+    content = read_yaml(path, "a preset")
+    if not isinstance(content, dict) or not isinstance(content.get("preset"), dict):
+        raise InputError(f"{path}: is no preset; its values stand below the key `preset`, see {_example('sbldm')}.")
+    if others := [str(key) for key in content if key != "preset"]:
+        raise InputError(f"{path}: {others[0]} stands beside `preset`, where nothing else is read; remove it.")
+    return content["preset"]
 
 
 def _read_named(name: str, model: str) -> tuple[Path, dict[str, Any]]:
     """A preset of SBLDM by its name; of other models, data and grid of it and what `baselines/MODEL.yaml` says."""
     if model == "sbldm":
-        return PRESETS / f"{name}.yaml", _read_file(PRESETS / f"{name}.yaml", name)
+        names = [path.stem for path in sorted(PRESETS.glob("*.yaml"))]
+        _check_name(name, names, "")
+        return PRESETS / f"{name}.yaml", _read_file(PRESETS / f"{name}.yaml")
     path = BASELINES / f"{model}.yaml"
-    content = yaml.safe_load(path.read_text())
-    if name not in content["presets"]:
-        known = ", ".join(content["presets"])
-        raise InputError(f"PRESET={name}: MODEL={model} has no such preset; choose one of {known}.")
+    content = read_yaml(path, "a preset")
+    _check_name(name, content["presets"], f"MODEL={model}: ")
     values = deepcopy(content["presets"][name])
     like = content.get("like")
     _, base = _read_named(values.pop("base", name), like or "sbldm")
     kept = base if like else {part: base[part] for part in SHARED}
     return path, {"name": name, "model": model} | _merged(kept, values | {"name": name, "model": model})
+
+
+def _check_name(name: str, known: Iterable[str], where: str) -> None:
+    if name not in known:
+        raise InputError(
+            f"PRESET={name}: {where}no such preset; choose one of {', '.join(known)}, or name a YAML file"
+            f"{nearest(name, known)}."
+        )
 
 
 def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -110,17 +122,6 @@ def _scale(preset: dict[str, Any], minutes: str) -> None:
     preset["minutes"] = wanted
 
 
-def _missing(known: dict[str, Any], preset: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted names of the values that a complete preset has and this one lacks; label names are free."""
-    for name, value in known.items():
-        if not isinstance(preset, dict) or name not in preset:
-            yield prefix + name
-        elif name == "network" and known.get("kind") != preset.get("kind"):
-            continue  # another kind of network has other values
-        elif isinstance(value, dict) and name != "labels":
-            yield from _missing(value, preset[name], f"{prefix}{name}.")
-
-
 def _halvings(stage: str, values: dict[str, Any]) -> np.ndarray:
     """By how much the networks of a stage shrink each axis."""
     kind, network = values.get("kind"), values["network"]
@@ -136,16 +137,30 @@ def _halvings(stage: str, values: dict[str, Any]) -> np.ndarray:
 
 
 def _check_sizes(path: Path, preset: dict[str, Any]) -> None:
-    """The grid must survive all halvings of the networks, and each training last an epoch at least."""
-    need = np.ones(3, dtype=int)
+    """The grid must survive all halvings of the networks, and be no smaller than what losses and judges look at."""
+    size, need = np.array(preset["grid"]["size"]), np.ones(3, dtype=int)
+    least = np.ones(3, dtype=int)
     for stage in kind_of(preset).stages:
-        if preset[stage]["iterations"] < preset[stage]["iterations_per_epoch"]:
-            raise InputError(f"{path}: {stage}.iterations must not be below {stage}.iterations_per_epoch.")
-        need = need * _halvings(stage, preset[stage])
-    if np.any(np.array(preset["grid"]["size"]) % need):
+        values = preset[stage]
+        need = need * _halvings(stage, values)
+        if "discriminator" in values:
+            least = np.maximum(least, 3 * 2 ** values["discriminator"]["layers"])
+        elif stage == "autoencoder":
+            least = np.maximum(least, (SSIM_WINDOW, SSIM_WINDOW, 1))
+    if np.any(size % need):
         raise InputError(
-            f"{path}: grid.size {preset['grid']['size']} must be divisible by {need.tolist()} (the networks halve it)."
+            f"{path}: grid.size {size.tolist()} must be divisible by {need.tolist()} (the networks halve it)."
         )
+    if np.any(size < least) or np.prod(size // need) < 2:
+        raise InputError(
+            f"{path}: grid.size {size.tolist()} must be at least {least.tolist()}, and two voxels after all halvings "
+            f"({need.tolist()}); enlarge it, or take fewer levels or layers."
+        )
+
+
+def read_preset(run_dir: str | Path) -> dict[str, Any]:
+    """The preset that a run was prepared with; what the configs call. Raises as `Run.preset`."""
+    return Run.at(run_dir).preset
 
 
 @dataclass(frozen=True)
@@ -180,12 +195,38 @@ class Run:
 
     @property
     def preset(self) -> dict[str, Any]:
-        """The preset this run was prepared with; a `StateError` says how to prepare one."""
+        """The preset this run was prepared with.
+
+        Raises:
+            StateError: nothing is prepared here, the file is damaged, or says something else than the prepared cases.
+        """
         if not self.preset_file.is_file():
             raise StateError(
                 f"{self.folder}: no prepared cases here; run `make prepare DATA=/path/to/cases RUN={self.folder}`."
             )
-        return load_preset(str(self.preset_file))
+        try:
+            preset = load_preset(str(self.preset_file))
+        except InputError as error:
+            raise StateError(
+                f"{error} This file is part of the run: remove it and run `make prepare` with the PRESET of before."
+            ) from None
+        self._check_sidecar(preset)
+        return preset
+
+    def _check_sidecar(self, preset: dict[str, Any]) -> None:
+        """Each prepared case says with which values it was made; a hand-edited preset is not believed against it."""
+        for path in sorted(self.prepared.glob("*.json")):
+            try:
+                settings = json.loads(path.read_text())["settings"]
+                parts = [part for part in settings if settings[part] != preset.get(part)]
+            except (OSError, ValueError, KeyError, TypeError):  # said where that case is needed
+                continue
+            if parts:
+                raise StateError(
+                    f"{self.preset_file}: its {' and '.join(parts)} differ from what the cases were prepared with "
+                    f"({path.name}); put the values back, or prepare a new RUN with yours."
+                )
+            return
 
     def check_preset(self, preset: dict[str, Any]) -> None:
         """Refuse another preset than the one this run was prepared with; a `StateError` names both."""

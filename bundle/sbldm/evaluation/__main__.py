@@ -24,6 +24,7 @@ from sbldm.cases.pipeline import original_cases
 from sbldm.errors import InputError, StateError, finish
 from sbldm.evaluation.evaluate import Settings, evaluate
 from sbldm.files import make_folder, read_json
+from sbldm.run.schema import split_words
 from sbldm.runs import Run
 
 ROLES = {"train": "train", "heldout": "validation"}  # of an evaluation, and in the lists of a run
@@ -199,7 +200,8 @@ def table1_command(arguments: argparse.Namespace) -> None:
     from sbldm.evaluation.paper_costs import write_paper_costs
     from sbldm.evaluation.table1 import Entry, make_table1, read_entries
 
-    first = read_entries(arguments.runs)[0].run.folder
+    runs = [word for text in arguments.runs for word in ([text] if Path(text).is_dir() else split_words("RUNS", text))]
+    first = read_entries(runs)[0].run.folder
     out = Path(arguments.out).expanduser().absolute() if arguments.out else first / "table1"
 
     def evaluate_entry(entry: Entry) -> None:
@@ -211,7 +213,7 @@ def table1_command(arguments: argparse.Namespace) -> None:
         }
         evaluate_command(argparse.Namespace(**values))
 
-    paths = make_table1(arguments.runs, evaluate_entry, out) + write_paper_costs(out)
+    paths = make_table1(runs, evaluate_entry, out) + write_paper_costs(out)
     print((out / "table1.md").read_text())
     print("\n".join(map(str, paths)))
 

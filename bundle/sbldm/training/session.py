@@ -20,7 +20,7 @@ __all__ = ["read_run_lists", "run", "validation_loss", "warm_up_then_cosine"]
 
 
 def read_run_lists(folder: str, preset: dict[str, Any]) -> dict[str, list[str]]:
-    """The case lists of a run, after checking that the run was prepared with this very preset.
+    """The case lists of a run, after checking that no overlay has put another preset in place of the run's own.
 
     Raises:
         StateError: nothing is prepared there, or with another preset.
@@ -28,8 +28,8 @@ def read_run_lists(folder: str, preset: dict[str, Any]) -> dict[str, list[str]]:
     run_folder = Run.at(folder)
     if run_folder.preset != preset:
         raise StateError(
-            f"{folder} was prepared with the preset '{run_folder.preset['name']}'; add its values to the command: "
-            f"--config_file \"['configs/train_....yaml','{folder}/preset.yaml']\""
+            f"{folder} was prepared with the preset '{run_folder.preset['name']}' and other values than those given; "
+            "leave the preset out of the command, the run has it."
         )
     return read_lists(run_folder.folder)
 

@@ -1,0 +1,380 @@
+"""The schema of presets: what each model's preset holds, in which ranges. A preset that passes trains to its end."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
+
+from sbldm.run.schema import Values, checked, refuse_expressions
+
+__all__ = ["SCHEMAS", "check_preset"]
+
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Natural = Annotated[int, Field(ge=0, le=10**9)]
+Width = Annotated[int, Field(ge=1, le=2**16)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Name = Annotated[str, StringConstraints(pattern=r"^[\w.+-]([\w .,()/+-]*[\w.)+-])?$", max_length=80)]
+Channel = Literal["flair", "t1", "t1ce", "t2"]
+TISSUES = ("necrotic", "oedema", "enhancing")
+Levels = Annotated[list[Width], Field(min_length=1, max_length=8)]
+
+
+def _embedding_width(width: int) -> int:
+    if width == 1:  # the frequencies of a sinusoid of one number are 0 / 0
+        raise ValueError("must not be 1")
+    return width
+
+
+def _tissues(value: Any) -> str | list[str]:
+    listed = [value] if isinstance(value, str) else value
+    if value != "all" and not (isinstance(listed, list) and listed and all(tissue in TISSUES for tissue in listed)):
+        raise ValueError(f"{value!r} must be `all`, or a list of {', '.join(TISSUES)}")
+    return value
+
+
+def _stride(value: Any) -> int | list[int]:
+    along = value if isinstance(value, list) else [value]
+    if not all(type(s) is int and s in (1, 2) for s in along) or (along is value and len(value) not in (2, 3)):
+        raise ValueError(f"{value!r} must be 1 or 2, or a list of them, one an axis")
+    return value
+
+
+def _each_once(values: list[Any]) -> list[Any]:
+    if len(set(values)) < len(values):
+        raise ValueError("must name each once")
+    return values
+
+
+class Data(Values):
+    """Image channels, and the labels with the tissues that each one joins."""
+
+    channels: Annotated[list[Channel], Field(min_length=1), AfterValidator(_each_once)]
+    labels: Annotated[dict[Name, Annotated[Any, AfterValidator(_tissues)]], Field(min_length=1)]
+
+
+class Grid(Values):
+    """The working grid along L, P, S."""
+
+    size: Annotated[list[Annotated[int, Field(ge=4, le=1024)]], Field(min_length=3, max_length=3)]
+    fov_mm: Annotated[list[Annotated[float, Field(ge=50, le=1000)]], Field(min_length=3, max_length=3)]
+
+    @model_validator(mode="after")
+    def _spacing(self) -> Grid:
+        spacing = [fov / n for fov, n in zip(self.fov_mm, self.size, strict=True)]
+        if not all(0.2 <= s <= 20 for s in spacing):
+            shown = " x ".join(f"{s:.3g}" for s in spacing)
+            raise ValueError(f"size {self.size} over fov_mm {self.fov_mm} makes voxels of {shown} mm, not .2 to 20")
+        return self
+
+
+class Intensity(Values):
+    """Percentiles inside the brain that become `floor` and 1."""
+
+    percentiles: Annotated[list[Annotated[float, Field(ge=0, le=100)]], Field(min_length=2, max_length=2)]
+    floor: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _rising(self) -> Intensity:
+        if self.percentiles[0] >= self.percentiles[1]:
+            raise ValueError(f"percentiles {self.percentiles}: the first must be below the second")
+        return self
+
+
+class Stage(Values):
+    """What every training has."""
+
+    batch_size: Annotated[int, Field(ge=1, le=4096)]
+    iterations: Count
+    iterations_per_epoch: Count
+    learning_rate: Rate
+
+    @model_validator(mode="after")
+    def _an_epoch(self) -> Stage:
+        if self.iterations < self.iterations_per_epoch:
+            raise ValueError("iterations must not be below iterations_per_epoch")
+        if getattr(self, "warm_up", 0) > self.iterations:
+            raise ValueError("warm_up must not be above iterations")
+        return self
+
+
+class Discriminator(Values):
+    """MONAI's PatchDiscriminator."""
+
+    channels: Width
+    layers: Annotated[int, Field(ge=1, le=8)]
+
+
+class SliceNetwork(Values):
+    """`SliceVAE`."""
+
+    channels: Levels
+    latent_channels: Width
+    position_embedding: Annotated[Annotated[int, Field(ge=0, le=2**16)], AfterValidator(_embedding_width)]
+    groups: Width
+
+
+class VolumeNetwork(Values):
+    """`VolumeVAE`."""
+
+    channels: Levels
+    latent_channels: Width
+    groups: Width
+
+
+class MonaiNetwork(Values):
+    """`MonaiVAE`."""
+
+    channels: Levels
+    latent_channels: Width
+    num_res_blocks: Annotated[int, Field(ge=1, le=16)]
+    attention: bool
+    groups: Width
+
+    @model_validator(mode="after")
+    def _divides(self) -> MonaiNetwork:
+        return _divisible(self, self.channels, groups=self.groups)
+
+
+class LatentNetwork(Values):
+    """`LatentUNet` and `TiledUNet`."""
+
+    channels: Levels
+    strides: list[Annotated[Any, AfterValidator(_stride)]]
+    num_res_blocks: Annotated[int, Field(ge=1, le=16)]
+    embedding: Width
+    groups: Width
+
+    @model_validator(mode="after")
+    def _levels(self) -> LatentNetwork:
+        if len(self.strides) != len(self.channels) - 1:
+            needed, given = len(self.channels) - 1, len(self.strides)
+            raise ValueError(f"{len(self.channels)} levels of channels need {needed} strides, not {given}")
+        if self.channels[0] == 1:
+            raise ValueError("channels: the first must not be 1, as the sinusoid of the time has that width")
+        return self
+
+
+class MonaiDenoiserNetwork(Values):
+    """`MonaiUNet`."""
+
+    channels: Levels
+    num_res_blocks: Annotated[int, Field(ge=1, le=16)]
+    head_channels: Width
+    groups: Width
+
+    @model_validator(mode="after")
+    def _divides(self) -> MonaiDenoiserNetwork:
+        _divisible(self, self.channels, groups=self.groups)
+        return _divisible(self, self.channels[-1:], head_channels=self.head_channels)
+
+
+def _divisible(network: Any, channels: list[int], **by: int) -> Any:
+    for name, number in by.items():
+        for width in channels:
+            if width % number:
+                raise ValueError(f"{name} {number} must divide every number of channels it is for, and {width} is none")
+    return network
+
+
+class Autoencoder(Stage):
+    """Stage 1."""
+
+    warm_up: Natural
+    kl_weight: Weight
+    dice_weight: Weight
+    perceptual_weights: Annotated[str, Field(min_length=1)] | None
+
+
+class SliceAutoencoder(Autoencoder):
+    """Of SBLDM."""
+
+    kind: Literal["slice"] = "slice"
+    network: SliceNetwork
+
+
+class _VaeGan(Autoencoder):
+    discriminator: Discriminator
+    adversarial_weight: Weight
+    adversarial_start: Natural
+
+
+class VolumeAutoencoder(_VaeGan):
+    """Of the 3-D LDM as the authors train it."""
+
+    kind: Literal["volume"]
+    network: VolumeNetwork
+
+
+class MonaiAutoencoder(_VaeGan):
+    """Of the 3-D LDM as the paper reports it."""
+
+    kind: Literal["monai"]
+    network: MonaiNetwork
+
+
+class NoiseSchedule(Values):
+    """The forward process."""
+
+    steps: Annotated[int, Field(ge=2, le=100_000)]
+    beta_start: Annotated[float, Field(gt=0, lt=1)]
+    beta_end: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _rising(self) -> NoiseSchedule:
+        if self.beta_start > self.beta_end:
+            raise ValueError("beta_start must not be above beta_end")
+        return self
+
+
+class Diffusion(Stage):
+    """Stage 2."""
+
+    warm_up: Natural
+    prediction: Literal["epsilon", "v_prediction"]
+    schedule: NoiseSchedule
+    condition_dropout: Share
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    latent: Literal["mean", "sample"]
+
+
+class StackedDiffusion(Diffusion):
+    """Of SBLDM."""
+
+    kind: Literal["stacked"] = "stacked"
+    network: LatentNetwork
+
+
+class TiledDiffusion(Diffusion):
+    """Of the 2-D variant."""
+
+    kind: Literal["tiled"]
+    network: LatentNetwork
+
+
+class VolumeDiffusion(Diffusion):
+    """Of the 3-D LDM as the authors train it."""
+
+    kind: Literal["volume"]
+    network: LatentNetwork
+
+
+class MonaiDiffusion(Diffusion):
+    """Of the 3-D LDM as the paper reports it."""
+
+    kind: Literal["monai"]
+    network: MonaiDenoiserNetwork
+
+
+class Sampling(Values):
+    """How latents are drawn."""
+
+    sampler: Literal["ddim", "ddpm"]
+    steps: Count
+    eta: Share
+    guidance: Annotated[float, Field(ge=0, le=1000)]
+
+
+class GanNetwork(Values):
+    """`GanGenerator`."""
+
+    noise: Width
+    channels: Levels
+
+
+class Gan(Stage):
+    """The one training of the 3-D LSGAN."""
+
+    network: GanNetwork
+    discriminator: Discriminator
+    target_noise: Share
+    clip: Annotated[float, Field(gt=0, le=1e6)]
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+
+
+class NoSampling(Values):
+    """A GAN has nothing to choose."""
+
+
+class CopyPaste(Values):
+    """What all presets have; copy-paste has nothing else."""
+
+    name: Name
+    model: Literal["copypaste"]
+    minutes: Annotated[float, Field(ge=0)] | None
+    data: Data
+    grid: Grid
+    intensity: Intensity
+    mirror: bool
+
+
+class Lsgan(CopyPaste):
+    """Preset of the 3-D LSGAN."""
+
+    model: Literal["lsgan"]
+    gan: Gan
+    sampling: NoSampling
+
+
+class _Latent(CopyPaste):
+    sampling: Sampling
+
+    @model_validator(mode="after")
+    def _chain(self) -> _Latent:
+        steps, sampling = self.diffusion.schedule.steps, self.sampling
+        if sampling.steps > steps:
+            raise ValueError(f"sampling.steps {sampling.steps} must not be above diffusion.schedule.steps ({steps})")
+        if sampling.sampler == "ddpm" and (sampling.steps != steps or sampling.eta != 1):
+            raise ValueError(f"sampling.sampler ddpm needs all {steps} steps and eta 1")
+        return self
+
+
+class Sbldm(_Latent):
+    """Preset of SBLDM."""
+
+    model: Literal["sbldm"]
+    autoencoder: SliceAutoencoder
+    diffusion: StackedDiffusion
+
+
+class Sbldm2d(_Latent):
+    """Preset of SBLDM with 2-D diffusion."""
+
+    model: Literal["sbldm_2d"]
+    autoencoder: SliceAutoencoder
+    diffusion: TiledDiffusion
+
+
+class Ldm3d(_Latent):
+    """Preset of the 3-D LDM."""
+
+    model: Literal["ldm3d", "ldm3d_reduced"]
+    autoencoder: Annotated[VolumeAutoencoder | MonaiAutoencoder, Field(discriminator="kind")]
+    diffusion: Annotated[VolumeDiffusion | MonaiDiffusion, Field(discriminator="kind")]
+
+
+SCHEMAS: dict[str, type[CopyPaste]] = {
+    "sbldm": Sbldm,
+    "sbldm_2d": Sbldm2d,
+    "ldm3d": Ldm3d,
+    "ldm3d_reduced": Ldm3d,
+    "lsgan": Lsgan,
+    "copypaste": CopyPaste,
+}
+
+
+def check_preset(preset: Any, where: str, example: str) -> None:
+    """Make sure that a preset is whole, of plain values in their ranges, and fits its model.
+
+    Args:
+        preset: its values; `model` is one of `SCHEMAS`.
+        where: begin of the message, as in "FILE: ".
+        example: a file to look at.
+
+    Raises:
+        InputError: names the first value that is wrong.
+    """
+    refuse_expressions(preset, where, "a preset")
+    checked(SCHEMAS[preset["model"]], preset, where, f"see {example}")
