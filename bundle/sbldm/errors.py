@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from types import TracebackType
 
+from sbldm.run.progress import Progress
+
 UNWRITABLE = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT)
 
 __all__ = [
@@ -77,7 +79,10 @@ def report(error: Exception) -> int:
 def finish(command: Callable[[], None]) -> int:
     """Run a command to its exit code: 0, that of a mendable error said in one line, or 130 after Ctrl-C."""
     try:
-        command()
+        try:
+            command()
+        finally:
+            Progress.close_all()
     except KeyboardInterrupt:
         print("Stopped; the same command goes on from here.", file=sys.stderr)
         return 130

@@ -210,14 +210,13 @@ def inspect_case(case: Case, source: Source) -> tuple[list[Finding], str]:
 
 def print_table(findings: Sequence[Finding], n_cases: int) -> None:
     """Print what is wrong with which case and what is done about it, and how many of `n_cases` are used."""
-    console = Console()
     if findings:
         table = Table("case", "what is wrong", "what is done", title="Pre-flight")
         for finding in findings:
             table.add_row(*(Text(words) for words in (finding.case, finding.what, finding.action)))
-        console.print(table)
+        console_for(table).print(table)
     used = n_cases - len({finding.case for finding in findings if finding.action == "left out"})
-    console.print(f"Pre-flight: {used} of {n_cases} cases used" + ("." if findings else ", nothing wrong."))
+    print(f"Pre-flight: {used} of {n_cases} cases used" + ("." if findings else ", nothing wrong."))
 
 
 def _inspect_all(cases: Sequence[Case], source: Source, workers: int) -> list[tuple[list[Finding], str]]:

@@ -21,13 +21,13 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
-from tqdm import tqdm
 
 from sbldm.cases.geometry import NativeGrid
 from sbldm.cases.layouts import Source, content_hash, read_arrays
 from sbldm.cases.pipeline import original_cases
 from sbldm.errors import DataError, StateError
 from sbldm.files import read_json
+from sbldm.run.progress import progress
 from sbldm.runs import Run
 from sbldm.synthesis.datasheet import write_datasheet
 from sbldm.synthesis.figures import contact_sheet
@@ -285,7 +285,7 @@ def draw_pairs(run: Run, data: str, n: int | str, seed: int, dataset_id: str, na
         print(f"{output.folder}: {n - len(pending)} of {n} pairs are already there.")
     failed = []
     try:
-        for pair_seed in tqdm(pending, desc="Pasting tumours", unit="pair"):
+        for pair_seed in progress(pending, "Pasting tumours", unit="pair"):
             if pair := training.draw(pair_seed):
                 output.write(pair_seed, *pair)
             else:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
-from tqdm import tqdm
 
 from sbldm.errors import StateError
 from sbldm.evaluation.copies import too_many_copies
 from sbldm.files import clear_partial
+from sbldm.run.progress import Progress
 from sbldm.synthesis.datasheet import write_datasheet
 from sbldm.synthesis.figures import contact_sheet, request_plot, summarise
 from sbldm.synthesis.gate import Gate, Verdict
@@ -58,7 +58,7 @@ class PairWriter:
         engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self._close)
 
     def _start(self, engine: Engine) -> None:
-        self.bar = tqdm(total=self.total, desc="Drawing pairs", unit="pair")
+        self.bar = Progress("Drawing pairs", self.total, "pair")
 
     def _close(self, engine: Engine, error: Exception | None = None) -> None:
         self.bar.close()
@@ -86,7 +86,7 @@ class PairWriter:
             self.refused += faults
             if row["extrapolated"]:
                 self.extrapolated.append(row["extrapolated"])
-            self.bar.set_postfix({"redrawn": len(self.refused)}, refresh=False)
+            self.bar.note(redrawn=len(self.refused))
             self.bar.update()
 
     def _accept(
