@@ -22,6 +22,7 @@ from nnunet_integration.sources import Pairs, RealCases, nested_subset, pairs_fo
 from sbldm.errors import DataError, InputError, StateError
 from sbldm.files import make_folder, read_json, write_json
 from sbldm.run.progress import Progress
+from sbldm.run.workers import start_quietly
 
 __all__ = ["locked", "plan_jobs", "run_jobs", "split_fold", "write_jobs"]
 
@@ -213,7 +214,7 @@ def run_jobs(folders: Sequence[Path], at_once: int, shard: tuple[int, int] = (1,
                 while queue and len(running) < at_once:
                     folder = queue.pop(0)
                     running[folder] = context.Process(target=_start, args=(str(folder),))
-                    running[folder].start()
+                    start_quietly(running[folder])
                 time.sleep(0.5)
                 for folder, process in list(running.items()):
                     if process.exitcode is None:

@@ -6,10 +6,8 @@ import gzip
 import itertools
 import logging
 import math
-import multiprocessing
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,13 +15,13 @@ from typing import Literal
 
 import nibabel as nib
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from sbldm.cases.layouts import Case, Source, content_hash, to_labels
 from sbldm.errors import DataError
+from sbldm.run.progress import console_for
+from sbldm.run.workers import map_in_processes
 
 __all__ = ["Finding", "inspect_case", "preflight", "print_table"]
 
@@ -219,17 +217,6 @@ def print_table(findings: Sequence[Finding], n_cases: int) -> None:
     print(f"Pre-flight: {used} of {n_cases} cases used" + ("." if findings else ", nothing wrong."))
 
 
-def _inspect_all(cases: Sequence[Case], source: Source, workers: int) -> list[tuple[list[Finding], str]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    inspect = partial(inspect_case, source=source)
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        if min(workers, len(cases)) <= 1:
-            return list(progress.track(map(inspect, cases), len(cases), description="Pre-flight"))
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(cases)), mp_context=context) as pool:
-            return list(progress.track(pool.map(inspect, cases), len(cases), description="Pre-flight"))
-
-
 def preflight(
     cases: Sequence[Case],
     source: Source,
@@ -252,7 +239,7 @@ def preflight(
     Raises:
         DataError: no case is usable, or `strict` and anything is wrong.
     """
-    results = _inspect_all(cases, source, workers)
+    results = map_in_processes(partial(inspect_case, source=source), cases, workers, "Pre-flight")
     findings: list[Finding] = []
     usable: list[Case] = []
     first_with: dict[str, str] = {}

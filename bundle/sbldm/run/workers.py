@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -46,6 +47,7 @@ class Workers:
     def __init__(self, count: int, begin: Callable[[], Any] | None = None) -> None:
         self.count, self.begin = min(count, A_CORE * (os.cpu_count() or 1)), begin
         self._workers: list[_Worker] = []
+        self._here_only = ExitStack()  # what is undone when this process has done the work
         self._begun = False
 
     def __enter__(self) -> Workers:
@@ -87,16 +89,18 @@ class Workers:
             worker.process.kill()
             worker.process.join()
             worker.connection.close()
-        self._workers = []
+        self._workers, self._begun = [], False
+        self._here_only.close()
 
     def _here(self, function: Callable[[Item], Result], items: Sequence[Item], bar: Progress) -> list[Result]:
+        if self.begin is not None and not self._begun:
+            self._here_only.enter_context(_threads_kept())
+            self.begin()
+            self._begun = True
         results = []
-        with _threads_kept():
-            if self.begin is not None:
-                self.begin()
-            for item in items:
-                results.append(function(item))
-                bar.update()
+        for item in items:
+            results.append(function(item))
+            bar.update()
         return results
 
     def _share(self, function: Callable[[Item], Result], items: Sequence[Item], bar: Progress) -> list[Result]:
@@ -191,25 +195,27 @@ def _serve(connection: Connection, begin: Callable[[], Any] | None) -> None:
     end_with_parent()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent has gone
         while True:
-            function, item = connection.recv()
+            task = connection.recv_bytes()
             try:
                 if begin is not None:
                     begin, once = None, begin
                     once()
-                answer = function(item), None, ""
+                function, item = pickle.loads(task)
+                answer = pickle.dumps((function(item), None, ""))
             except Exception as error:
-                known = mendable(error)
-                answer = None, known or error, "" if known else traceback.format_exc()
-            _send(connection, answer)
+                answer = _failure(error)
+            connection.send_bytes(answer)
 
 
-def _send(connection: Connection, answer: tuple[Any, Exception | None, str]) -> None:
-    try:
-        connection.send(answer)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        raise
-    except Exception as error:  # what cannot be pickled
-        connection.send((None, RuntimeError(f"{answer[1] or answer[0]!r}"), answer[2] or str(error)))
+def _failure(error: Exception) -> bytes:
+    """An exception on its way to the parent: what a user can mend of it, else all of it."""
+    if (known := mendable(error)) is not None:
+        return pickle.dumps((None, known, ""))
+    told = traceback.format_exc()
+    with suppress(Exception):  # some cannot be made again from what they hold
+        pickle.loads(packed := pickle.dumps((None, error, told)))
+        return packed
+    return pickle.dumps((None, RuntimeError(f"{type(error).__name__}: {error}"), told))
 
 
 @contextmanager
@@ -237,13 +243,17 @@ def start_quietly(process: BaseProcess) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def end_with_parent() -> None:
-    """Let this process end, with the group that it leads, when the process that it works for has gone."""
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=_end_after, args=(parent and parent.sentinel, os.getppid()), daemon=True).start()
+def end_with_parent(parent: int | None = None) -> None:
+    """Let this process end, with the group that it leads, when the process that it works for has gone.
+
+    Args:
+        parent: number of that process, where `multiprocessing` does not know it.
+    """
+    known = multiprocessing.parent_process()
+    threading.Thread(target=_end_after, args=(known and known.sentinel, parent), daemon=True).start()
 
 
-def _end_after(sentinel: int | None, parent: int) -> None:
+def _end_after(sentinel: int | None, parent: int | None) -> None:
     if sentinel is not None:
         wait([sentinel])
     else:
@@ -267,7 +277,7 @@ def run_tied(code: str, arguments: Sequence[str], **options: Any) -> int:
     Returns:
         Its exit code.
     """
-    tied = f"from sbldm.run.workers import end_with_parent; end_with_parent(); {code}"
+    tied = f"from sbldm.run.workers import end_with_parent; end_with_parent({os.getpid()}); {code}"
     process = subprocess.Popen([sys.executable, "-c", tied, *arguments], start_new_session=True, **options)
     try:
         return process.wait()
