@@ -22,7 +22,7 @@ import numpy as np
 
 from nnunet_integration.sources import Pairs, RealCases
 from sbldm.cases.layouts import Case, Source, read_arrays
-from sbldm.errors import DataError, OutputError, StateError
+from sbldm.errors import DataError, StateError
 from sbldm.files import atomic_path, clear_partial, make_folder, read_json, write_json, write_nifti
 from sbldm.run.workers import map_in_processes, run_tied
 
@@ -123,16 +123,6 @@ class Pool:
         features = plan["features"]
         weights = 81 * sum(n * n for n in features) + 100 * sum(a * b for a, b in itertools.pairwise(features))
         return int(total + jobs * 8 * weights * (3 + len(self.budget["snapshots"])))
-
-    def check_room(self, bytes_needed: int) -> None:
-        """An `OutputError` when the disk has less room than that."""
-        make_folder(self.folder)
-        free = shutil.disk_usage(self.folder).free
-        if free < bytes_needed:
-            raise OutputError(
-                f"{self.folder}: needs about {bytes_needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; free space, "
-                "choose another OUT, or run fewer arms or seeds."
-            )
 
     def work(self, real: RealCases, pairs: Iterable[Pairs], copies: bool) -> list[PoolCase]:
         """All cases of the pool: `real__NAME`, `test__NAME`, `GENERATOR__NAME` and `aug5__NAME_K`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from nnunet_integration.pool import plan_and_preprocess
@@ -29,7 +30,7 @@ def verify_dataset(run: Path, dataset_id: str, workers: int = 1) -> Path:
         StateError: there is no such dataset.
         DataError: nnU-Net refuses it (its last words are quoted).
     """
-    if not dataset_id.isdigit():
+    if not re.fullmatch("[0-9]{1,3}", dataset_id):
         raise InputError(f"DATASET={dataset_id}: must be a number.")
     found = sorted((run / "nnUNet_raw").glob(f"Dataset{int(dataset_id):03d}_*/dataset.json"))
     if not found:

@@ -16,8 +16,11 @@ from sbldm.cases.geometry import NativeGrid, WorkingGrid, brain_centre, from_ima
 from sbldm.cases.layouts import Case, Source, content_hash, read_arrays
 from sbldm.errors import StateError
 from sbldm.files import atomic_path, clear_partial, read_json, write_csv, write_json
+from sbldm.run.room import check_room
 from sbldm.run.workers import map_in_processes
 from sbldm.tumour.characteristics import measure, to_dict
+
+PACKED = 0.25  # a prepared case compressed, over its arrays: .10 to .24 on real cases and the presets
 
 __all__ = ["load_prepared", "prepare_case", "prepare_cases", "scale_intensity"]
 
@@ -120,6 +123,9 @@ def prepare_cases(
     missing = [case for case in cases if not all((folder / f"{case.name}{ending}").exists() for ending in endings)]
     if missing:
         work = partial(_prepare_to, folder, settings, Source.from_config(**data), WorkingGrid.from_config(**grid))
+        voxels = float(np.prod(grid["size"]))
+        a_case = voxels * (2 * len(data["channels"]) + len(data["labels"])) * PACKED
+        check_room(folder, len(missing) * a_case, "choose another RUN")
         map_in_processes(work, missing, workers, "Preparing cases", begin=_one_thread)
     sidecars = [read_json(folder / f"{case.name}.json") for case in cases]
     write_csv(folder / "characteristics.csv", [{"case": s["case"]} | s["characteristics"] for s in sidecars])

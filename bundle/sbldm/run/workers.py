@@ -28,7 +28,7 @@ __all__ = ["Workers", "end_with_parent", "map_in_processes", "run_tied", "start_
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-A_CORE = 4  # processes on each core at most, whatever is asked for
+A_CORE = 4  # processes on each core at most, whatever is asked for: more only take memory
 GRACE = 1.0  # seconds in which a worker that is to end may clear away what it has half done
 
 
@@ -209,7 +209,7 @@ def _serve(connection: Connection, begin: Callable[[], Any] | None) -> None:
 
 def _failure(error: Exception) -> bytes:
     """An exception on its way to the parent: what a user can mend of it, else all of it."""
-    if (known := mendable(error)) is not None:
+    if not isinstance(error, MemoryError) and (known := mendable(error)) is not None:
         return pickle.dumps((None, known, ""))
     told = traceback.format_exc()
     with suppress(Exception):  # some cannot be made again from what they hold

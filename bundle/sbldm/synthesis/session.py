@@ -58,6 +58,7 @@ class PairWriter:
         engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self._close)
 
     def _start(self, engine: Engine) -> None:
+        self.told = self.output.tell_time(self.total)
         self.bar = Progress("Drawing pairs", self.total, "pair")
 
     def _close(self, engine: Engine, error: Exception | None = None) -> None:
@@ -88,6 +89,7 @@ class PairWriter:
                 self.extrapolated.append(row["extrapolated"])
             self.bar.note(redrawn=len(self.refused))
             self.bar.update()
+            self.told = self.told or self.output.tell_time(self.total - self.bar.done, self.bar.write)
 
     def _accept(
         self, row: dict[str, Any], latent: torch.Tensor, network: torch.nn.Module
