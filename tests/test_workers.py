@@ -130,12 +130,22 @@ def test_workers_go_with_their_parent(tmp_path, how):
     assert process.stderr.read() == ""
 
 
-def test_a_tied_process_and_its_own_go_with_their_parent(tmp_path):
-    inner = "import subprocess, pathlib; p = subprocess.Popen(['sleep', '600']); pathlib.Path('a').touch(); p.wait()"
-    process = started(f"run_tied({inner!r}, [])", tmp_path)
+NNUNET = "import subprocess, pathlib; p = subprocess.Popen(['sleep', '600']); pathlib.Path('a').touch(); p.wait()"
+ALONE = [sys.executable, "-c", "import pathlib, time; pathlib.Path('a').touch(); time.sleep(600)"]
+
+
+@pytest.mark.parametrize(
+    ("code", "count"),
+    [
+        (f"run_tied({NNUNET!r}, [])", 2),
+        (f"import subprocess\nsubprocess.run({ALONE!r}, preexec_fn=killed_with_parent)", 1),
+    ],
+)
+def test_a_tied_process_and_its_own_go_with_their_parent(tmp_path, code, count):
+    process = started(code, tmp_path)
     wait_for(tmp_path / "a", process)
     below = children(process.pid)
-    assert len(below) == 2
+    assert len(below) == count
     process.kill()
     process.wait()
     assert left_of(below) == []

@@ -26,6 +26,7 @@ from sbldm.errors import InputError, StateError, finish
 from sbldm.evaluation.evaluate import Settings, evaluate
 from sbldm.files import make_folder, read_json
 from sbldm.run.limits import MOST_PROCESSES
+from sbldm.run.workers import killed_with_parent
 from sbldm.runs import Run
 
 ROLES = {"train": "train", "heldout": "validation"}  # of an evaluation, and in the lists of a run
@@ -148,8 +149,8 @@ def _segment(command: list[str], folder: Path) -> str:
         if again:  # predictions of other pairs or of another model: they are ours to replace
             shutil.rmtree(folder)
             make_folder(folder)
-        process, said = subprocess.Popen(command, stderr=subprocess.PIPE), b""
-        while chunk := process.stderr.read1():  # the progress bar goes on, and the last line is kept
+        process, said = subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=killed_with_parent), b""
+        while chunk := process.stderr.read1():  # its progress is shown, and the last line is kept
             sys.stderr.write(chunk.decode(errors="replace"))
             said = (said + chunk)[-4000:]
         if process.wait() != 4:

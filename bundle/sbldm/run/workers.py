@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import pickle
@@ -23,12 +24,13 @@ from typing import Any, TypeVar
 from sbldm.errors import SbldmError, StateError, mendable
 from sbldm.run.progress import Progress
 
-__all__ = ["Workers", "end_with_parent", "map_in_processes", "run_tied", "start_quietly"]
+__all__ = ["Workers", "end_with_parent", "killed_with_parent", "map_in_processes", "run_tied", "start_quietly"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 A_CORE = 4  # processes on each core at most, whatever is asked for: more only take memory
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 GRACE = 1.0  # seconds in which a worker that is to end may clear away what it has half done
 
 
@@ -264,6 +266,12 @@ def _end_after(sentinel: int | None, parent: int | None) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_with_parent() -> None:
+    """For `preexec_fn` of a command that starts nothing itself: it is killed when this process ends (on Linux)."""
+    if _LIBC is not None:
+        _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def run_tied(code: str, arguments: Sequence[str], **options: Any) -> int:
