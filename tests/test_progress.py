@@ -10,6 +10,7 @@ import pty
 import re
 import select
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from unittest import mock
@@ -57,9 +58,10 @@ def log(capsys: pytest.CaptureFixture) -> Iterator[Callable[[], list[str]]]:
 
 
 @contextmanager
-def terminal(kind: str = "xterm") -> Iterator[Callable[[], str]]:
+def terminal(kind: str = "xterm", lines: int = 0, columns: int = 0) -> Iterator[Callable[[], str]]:
     """All that a terminal is sent meanwhile."""
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (lines, columns))
     with (
         open(theirs, "w", buffering=1) as stream,
         contextlib.redirect_stderr(stream),
@@ -147,8 +149,9 @@ def test_notes_resumed_work_and_words_between(clock, capsys):
     assert said.out == "job: done\n"
 
 
-def test_a_terminal_gets_a_bar():
-    with terminal() as sent:
+@pytest.mark.parametrize("size", [(0, 0), (0, 100), (30, 100)], ids=["unknown", "half known", "known"])
+def test_a_terminal_gets_a_bar(size):
+    with terminal("xterm", *size) as sent:
         with Progress("Preparing cases", 4) as bar:
             bar.note(redrawn=1)
             bar.update(4)

@@ -72,8 +72,8 @@ class Progress:
         self._cadence = self._open[0]._cadence if self._open else _Cadence()
         self._open.append(self)
         if is_terminal(self._stream):
-            known = os.get_terminal_size(self._stream.fileno()).columns > 0  # at 0 tqdm would show nothing
-            width = {"dynamic_ncols": True} if known else {"ncols": 80, "nrows": 24}
+            columns, lines = os.get_terminal_size(self._stream.fileno())  # at 0, unknown, tqdm would show nothing
+            width = {"dynamic_ncols": True} if columns and lines else {"ncols": columns or 80, "nrows": 24}
             shown = {"unit": unit, "initial": done, "mininterval": 0.5} | width
             self._bar = tqdm(None, description, total, file=self._stream, **shown)
 

@@ -263,8 +263,6 @@ def _end_after(sentinel: int | None, parent: int | None) -> None:
             time.sleep(0.3)
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

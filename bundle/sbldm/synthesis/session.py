@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import time
 from typing import Any
 
@@ -52,6 +53,7 @@ class PairWriter:
 
     def attach(self, engine: Engine) -> None:
         """Follow an evaluator."""
+        engine.logger.setLevel(logging.CRITICAL)  # the command says what stopped it, and Ctrl-C is no error
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_STARTED, self._clock)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -106,6 +107,7 @@ class ProgressBar:
 
     def attach(self, engine: Engine) -> None:
         """Follow a trainer."""
+        engine.logger.setLevel(logging.CRITICAL)  # the command says what stopped it, and Ctrl-C is no error
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
         engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self._close)
