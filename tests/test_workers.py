@@ -14,7 +14,7 @@ from conftest import TINY, partial_files, wait_for
 from worker_tasks import act
 
 from sbldm.errors import DataError, OutputError, StateError
-from sbldm.run.workers import Workers, map_in_processes, run_tied
+from sbldm.run.workers import Workers, at_most, map_in_processes, run_tied
 
 
 def test_results_come_in_the_order_of_the_items():
@@ -29,6 +29,11 @@ def test_a_pool_works_again_with_as_few_processes_as_there_are_items():
         assert set(pool.map(act, [("c", "pid")] * 2, "Working")) <= set(pids) and os.getpid() not in pids
         assert pool.map(act, [], "Working") == []
     assert all(not Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_no_more_processes_than_items_or_cores_can_serve():
+    assert [at_most(*numbers) for numbers in ((1, 5), (2, 5), (9, 3), (3, 0))] == [1, 2, 3, 1]
+    assert at_most(10**9, 10**6) == 4 * os.cpu_count()
 
 
 @pytest.mark.parametrize(("count", "items"), [(1, 3), (2, 1)])

@@ -24,14 +24,28 @@ from typing import Any, TypeVar
 from sbldm.errors import SbldmError, StateError, mendable
 from sbldm.run.progress import Progress
 
-__all__ = ["Workers", "end_with_parent", "killed_with_parent", "map_in_processes", "run_tied", "start_quietly"]
+__all__ = [
+    "Workers",
+    "at_most",
+    "end_with_parent",
+    "killed_with_parent",
+    "map_in_processes",
+    "run_tied",
+    "start_quietly",
+]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 A_CORE = 4  # processes on each core at most, whatever is asked for: more only take memory
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+LOOK = 5.0  # seconds
 GRACE = 1.0  # seconds in which a worker that is to end may clear away what it has half done
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def at_most(asked: int, items: int) -> int:
+    """As many processes as were asked for, but no more than there are items or than the cores can serve."""
+    return max(1, min(asked, items, A_CORE * (os.cpu_count() or 1)))
 
 
 class Workers:
@@ -47,7 +61,7 @@ class Workers:
     """
 
     def __init__(self, count: int, begin: Callable[[], Any] | None = None) -> None:
-        self.count, self.begin = min(count, A_CORE * (os.cpu_count() or 1)), begin
+        self.count, self.begin = count, begin
         self._workers: list[_Worker] = []
         self._here_only = ExitStack()  # what is undone when this process has done the work
         self._begun = False
@@ -71,9 +85,9 @@ class Workers:
         if not items:
             return []
         with Progress(description, len(items), unit) as bar:
-            if min(self.count, len(items)) <= 1:
+            if (count := at_most(self.count, len(items))) == 1:
                 return self._here(function, items, bar)
-            while len(self._workers) < min(self.count, len(items)):
+            while len(self._workers) < count:
                 self._workers.append(_Worker(self.begin))
             try:
                 return self._share(function, items, bar)
@@ -114,11 +128,12 @@ class Workers:
                 worker = free.pop()
                 worker.give(index, function, items[index])
                 busy[worker.connection] = worker
-            for connection in wait(list(busy)):  # a worker that has gone has closed its end
+            for connection in wait(list(busy), LOOK):  # a worker that has gone has closed its end
                 worker = busy.pop(connection)
                 results[worker.index] = worker.take()
                 free.append(worker)
                 bar.update()
+            bar.update(0)  # long items are not silent in a log
         return [results[index] for index in range(len(items))]
 
 
