@@ -73,7 +73,7 @@ def test_the_time_is_told_from_what_was_measured(tmp_path, capsys):
     assert dataset(tmp_path / "few", 2, 11.0).tell_time(5)
     assert capsys.readouterr().out == ""  # less than a minute
     assert dataset(tmp_path / "many", 3, 11.0).tell_time(1000)
-    assert capsys.readouterr().out == "About 3.1 h for 1000 pairs, at 11 s a pair (the last 3 here).\n"
+    assert capsys.readouterr().out == "About 3.1 h for 1000 pairs, at 11 s a pair (measured on the last 3 here).\n"
 
 
 @pytest.mark.parametrize("command", ["synth", "copypaste"])

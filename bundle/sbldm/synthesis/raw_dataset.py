@@ -122,8 +122,8 @@ class RawDataset:
         seconds = [record["seconds"] for record in map(read_json, records) if "seconds" in record]
         if seconds and (total := left * float(np.mean(seconds))) > 60:
             say(
-                f"About {lasting(total)} for {left} pairs, at {np.mean(seconds):.2g} s a pair (the last "
-                f"{len(seconds)} here)."
+                f"About {lasting(total)} for {left} pairs, at {np.mean(seconds):.2g} s a pair (measured on the "
+                f"last {len(seconds)} here)."
             )
         return bool(seconds)
 
