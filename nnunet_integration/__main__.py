@@ -17,10 +17,11 @@ from nnunet_integration.jobs import FOLDS, run_jobs
 from nnunet_integration.verify import verify_dataset
 from sbldm.errors import InputError, finish
 from sbldm.files import read_json
+from sbldm.run.limits import MOST_ITERATIONS, MOST_PROCESSES, MOST_SEED
 from sbldm.runs import Run
 
 
-def _numbers(name: str, text: str, least: float, kind: type = int) -> list:
+def _numbers(name: str, text: str, least: float, kind: type = int, most: float = MOST_SEED) -> list:
     """A list of numbers separated by commas or blanks."""
     try:
         numbers = [kind(word) for word in text.replace(",", " ").split()]
@@ -28,11 +29,13 @@ def _numbers(name: str, text: str, least: float, kind: type = int) -> list:
         raise InputError(f"{name}={text}: write numbers separated by commas.") from None
     if any(not number >= least for number in numbers):
         raise InputError(f"{name}={text}: must be {least} or above.")
+    if any(number > most for number in numbers):
+        raise InputError(f"{name}={text}: must be {most} or below.")
     return list(dict.fromkeys(numbers))
 
 
-def _one(name: str, text: str, least: int) -> int:
-    numbers = _numbers(name, text, least)
+def _one(name: str, text: str, least: int, most: int = MOST_PROCESSES) -> int:
+    numbers = _numbers(name, text, least, most=most)
     if len(numbers) != 1:
         raise InputError(f"{name}={text}: one number is needed.")
     return numbers[0]
@@ -73,7 +76,7 @@ def _question(arguments: argparse.Namespace, arms: str, amounts: str) -> Questio
     if not seeds:
         raise InputError("SEEDS is empty: give one seed at least.")
     changed = {
-        "iterations": _one("ITERATIONS", arguments.iterations, 1) if arguments.iterations else None,
+        "iterations": _one("ITERATIONS", arguments.iterations, 1, MOST_ITERATIONS) if arguments.iterations else None,
         "snapshots": _numbers("SNAPSHOTS", arguments.snapshots, 1) if arguments.snapshots else None,
     }
     run = Run.at(arguments.run)
@@ -83,7 +86,7 @@ def _question(arguments: argparse.Namespace, arms: str, amounts: str) -> Questio
         arguments.test,
         arguments.synth,
         arms.split(),
-        _numbers("AMOUNTS", amounts, 0, float),
+        _numbers("AMOUNTS", amounts, 0, float, 1000),
         arguments.arms_file,
         _numbers("N_REAL", arguments.n_real, 1),
         folds,

@@ -14,6 +14,7 @@ from nnunet_integration.pool import Pool, require_nnunet
 from nnunet_integration.sources import find_pairs, find_real, nested_subset
 from sbldm.errors import StateError
 from sbldm.files import atomic_path, read_json, write_json
+from sbldm.run.room import check_room
 from sbldm.runs import Run
 
 __all__ = ["Question", "export", "queued"]
@@ -86,7 +87,8 @@ def export(question: Question, out: Path, workers: int) -> list[Path]:
     work = pool.work(real, [p for p in pairs if str(p.folder) in used], any("aug5" in arm.train for arm in arms))
     pool.check_pairs(work)
     to_do = [job for job in jobs if not (out / "jobs" / job["job"] / "done.json").exists()]
-    pool.check_room(pool.needs([w for w in work if not pool.label(w[0]).exists()], len(to_do)))
+    needed = pool.needs([w for w in work if not pool.label(w[0]).exists()], len(to_do))
+    check_room(out, needed, "choose another OUT, or run fewer arms or seeds")
     with locked(out):
         write_json(out / SETTINGS, settings)
         with atomic_path(out / "arms.yaml") as temporary:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import csv
 import fcntl
-import multiprocessing
 import os
 import resource
 import shutil
-import signal
 import sys
-import threading
 import time
 import traceback
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,7 @@ from nnunet_integration.pool import PLANS, Pool
 from sbldm.device import choose_device
 from sbldm.evaluation.segmentation import score_folder
 from sbldm.files import make_folder, read_json, write_csv, write_json
+from sbldm.run.workers import end_with_parent
 
 __all__ = ["run_job"]
 
@@ -45,7 +42,7 @@ def run_job(folder: Path) -> None:
         sys.exit(BUSY)
     os.register_at_fork(after_in_child=lock.close)  # nnU-Net's workers must not hold it after this process
     os.setsid()
-    _end_with_parent()
+    end_with_parent()  # a killed queue must not leave jobs behind that compete with those of the next one
     log = open(folder / "log.txt", "a", buffering=1)  # noqa: SIM115
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
@@ -56,13 +53,6 @@ def run_job(folder: Path) -> None:
         traceback.print_exc()
         log.flush()
         sys.exit(1)
-
-
-def _end_with_parent() -> None:
-    """A killed queue must not leave jobs behind that compete with those of the next one."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (wait([parent.sentinel]), os.killpg(0, signal.SIGKILL)), daemon=True).start()
 
 
 def _run(folder: Path, job: dict[str, Any]) -> None:

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from nnunet_integration.arms import Arm
 from nnunet_integration.pool import COPIES, Pool, copy_id, pair_id
 from nnunet_integration.sources import Pairs, RealCases, nested_subset, pairs_for, some
 from sbldm.errors import DataError, InputError, StateError
 from sbldm.files import make_folder, read_json, write_json
+from sbldm.run.progress import Progress
+from sbldm.run.workers import start_quietly
 
 __all__ = ["locked", "plan_jobs", "run_jobs", "split_fold", "write_jobs"]
 
@@ -206,14 +207,14 @@ def run_jobs(folders: Sequence[Path], at_once: int, shard: tuple[int, int] = (1,
     running: dict[Path, BaseProcess] = {}
     elsewhere: set[Path] = set()
     failed, total = [], sum(read_json(folder / "job.json")["budget"]["iterations"] for folder in waiting)
-    with tqdm(total=total, unit="it", smoothing=0.05, mininterval=5) as bar:
+    with Progress("Jobs", total, "it", sum(map(_iterations, waiting))) as bar:
         queue = list(waiting)
         try:
             while queue or running:
                 while queue and len(running) < at_once:
                     folder = queue.pop(0)
                     running[folder] = context.Process(target=_start, args=(str(folder),))
-                    running[folder].start()
+                    start_quietly(running[folder])
                 time.sleep(0.5)
                 for folder, process in list(running.items()):
                     if process.exitcode is None:
@@ -230,8 +231,8 @@ def run_jobs(folders: Sequence[Path], at_once: int, shard: tuple[int, int] = (1,
                     else:
                         failed.append(folder)
                         bar.write(f"{folder.name}: failed ({process.exitcode})\n{_last_lines(folder / 'log.txt')}")
-                bar.set_description(", ".join(folder.name for folder in running)[:60], refresh=False)
-                bar.update(sum(_iterations(folder) for folder in waiting) - bar.n)
+                bar.describe(", ".join(folder.name for folder in running)[:60] or "Jobs")
+                bar.update(sum(_iterations(folder) for folder in waiting) - bar.done)
         finally:
             for process in running.values():
                 _kill(process)

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import itertools
-import multiprocessing
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,12 +19,12 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from tqdm import tqdm
 
 from nnunet_integration.sources import Pairs, RealCases
 from sbldm.cases.layouts import Case, Source, read_arrays
-from sbldm.errors import DataError, OutputError, StateError
+from sbldm.errors import DataError, StateError
 from sbldm.files import atomic_path, clear_partial, make_folder, read_json, write_json, write_nifti
+from sbldm.run.workers import map_in_processes, run_tied
 
 __all__ = ["Pool", "plan_and_preprocess", "require_nnunet"]
 
@@ -66,14 +63,10 @@ def plan_and_preprocess(folder: Path, dataset: Path, options: list[str], log: Pa
     Raises:
         DataError: nnU-Net refuses the dataset (its last words are quoted).
     """
-    command = [sys.executable, "-c", ENTRY, "-d", dataset.name[7:10], "-c", "3d_fullres", *options]
+    arguments = ["-d", dataset.name[7:10], "-c", "3d_fullres", *options, "--clean", "--verify_dataset_integrity"]
+    environment = os.environ | nnunet_folders(folder) | {"TQDM_DISABLE": "1"}
     with open(log, "w") as file:
-        code = subprocess.run(
-            [*command, "--clean", "--verify_dataset_integrity"],
-            env=os.environ | nnunet_folders(folder),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        ).returncode
+        code = run_tied(ENTRY, arguments, env=environment, stdout=file, stderr=subprocess.STDOUT)
     if code:
         last = next((line for line in reversed(log.read_text().splitlines()) if line.strip()), f"exit code {code}")
         raise DataError(f"{dataset}: nnU-Net refuses it ({last.strip()}); the whole output is in {log}.")
@@ -131,16 +124,6 @@ class Pool:
         weights = 81 * sum(n * n for n in features) + 100 * sum(a * b for a, b in itertools.pairwise(features))
         return int(total + jobs * 8 * weights * (3 + len(self.budget["snapshots"])))
 
-    def check_room(self, bytes_needed: int) -> None:
-        """An `OutputError` when the disk has less room than that."""
-        make_folder(self.folder)
-        free = shutil.disk_usage(self.folder).free
-        if free < bytes_needed:
-            raise OutputError(
-                f"{self.folder}: needs about {bytes_needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; free space, "
-                "choose another OUT, or run fewer arms or seeds."
-            )
-
     def work(self, real: RealCases, pairs: Iterable[Pairs], copies: bool) -> list[PoolCase]:
         """All cases of the pool: `real__NAME`, `test__NAME`, `GENERATOR__NAME` and `aug5__NAME_K`."""
         work = [(f"real__{name}", case, 0) for name, case in real.train.items()]
@@ -170,7 +153,8 @@ class Pool:
             clear_partial(part)
         axes = nib.aff2axcodes(nib.load(next(iter(real.train.values())).images[0]).affine)
         missing = [item for item in work if not self.label(item[0]).exists()]
-        run_all("Raw pool", partial(_write_case, self, real.source, axes), missing, workers)
+        write = partial(_write_case, self, real.source, axes)
+        map_in_processes(write, missing, workers, "Raw pool", begin=_one_thread)
         self._describe(real)
         self._plan(real)
         self._preprocess([name for name, _, _ in work], workers)
@@ -211,8 +195,9 @@ class Pool:
         plans = read_json(self.preprocessed / f"{PLANS}.json")
         inherited = plans["configurations"]["3d_fullres"] | plans["configurations"][self.configuration]
         target = make_folder(self.preprocessed / inherited["data_identifier"])
-        missing = [(case,) for case in cases if not (target / f"{case}.pkl").exists()]
-        run_all("Preprocessing", partial(_preprocess_case, self, target), missing, workers)
+        missing = [case for case in cases if not (target / f"{case}.pkl").exists()]
+        work = partial(_preprocess_case, self, target)
+        map_in_processes(work, missing, workers, "Preprocessing", begin=_one_thread)
 
 
 def pair_id(pairs: Pairs, name: str) -> str:
@@ -226,29 +211,15 @@ def copy_id(name: str, copy: int) -> str:
     return f"aug5__{name}_{copy}"
 
 
-def run_all(what: str, function: Callable[..., None], work: Sequence[tuple], workers: int) -> None:
-    """Call `function(*arguments)` for all of `work` in several processes of one thread each, with a progress bar."""
-    if not work:
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max(1, min(workers, len(work))), mp_context=context, initializer=_one_thread) as pool:
-        futures = [pool.submit(function, *arguments) for arguments in work]
-        try:
-            for future in tqdm(futures, desc=what, unit="case"):
-                future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
 def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
 
 
-def _write_case(pool: Pool, source: Source, axes: tuple[str, ...], name: str, case: Case, copy: int) -> None:
+def _write_case(pool: Pool, source: Source, axes: tuple[str, ...], item: PoolCase) -> None:
     """Write one case in the orientation of the pool; the label last, as it marks the case done."""
+    name, case, copy = item
     images, label = pool.images(name, len(source.channels)), pool.label(name)
     if name.startswith(OWN):
         image, labels, affine = read_arrays(case, source)

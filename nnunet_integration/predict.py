@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from nnunet_integration.pool import require_nnunet
 from nnunet_integration.sources import some
@@ -22,6 +21,7 @@ from sbldm.cases.layouts import CHANNELS, Source, find_cases, plain_name
 from sbldm.device import choose_device
 from sbldm.errors import DataError, InputError, StateError
 from sbldm.files import atomic_path, clear_partial, make_folder, read_json, sha256, write_json, write_nifti
+from sbldm.run.progress import progress
 
 if TYPE_CHECKING:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -271,7 +271,7 @@ def predict_folder(
     clear_partial(make_folder(Path(out)))
     write_json(Path(out) / MODEL_FILE, description)
     axes = model.axes
-    for name in tqdm(missing, desc="Predicting", unit="case"):
+    for name in progress(missing, "Predicting"):
         _predict(predictor, cases[name], files[name], axes)
     return list(files.values())
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from tqdm import tqdm
 
 from sbldm.cases.layouts import Case, Source, content_hash, find_cases, plain_name, read_arrays
 from sbldm.cases.pipeline import original_cases
@@ -20,6 +19,7 @@ from sbldm.cases.preflight import preflight
 from sbldm.errors import DataError, InputError, StateError
 from sbldm.evaluation.copies import too_many_copies
 from sbldm.files import read_json
+from sbldm.run.progress import progress
 from sbldm.run.schema import split_words
 from sbldm.runs import Run
 
@@ -225,7 +225,7 @@ def _read_pairs(generator: str, only: str, folder: Path, real: RealCases) -> Pai
         parents = {name: frozenset(rows[name]["parents"].split(";")) for name in names if "parents" in rows[name]}
     tested = {real.content[name]: name for name in real.test}
     cases = {}
-    for name in tqdm(names, desc=f"Checking the pairs of {generator}", unit="pair", leave=False):
+    for name in progress(names, f"Checking the pairs of {generator}", unit="pair"):
         images = tuple(folder / "imagesTr" / f"{name}_{k:04d}.nii.gz" for k in range(len(real.source.channels)))
         case = Case(name, images, (None,) * len(images), folder / "labelsTr" / f"{name}.nii.gz", "nnU-Net raw", {})
         if twin := tested.get(_check_pair(case, real)):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from nnunet_integration.pool import plan_and_preprocess
 from sbldm.errors import InputError, StateError
 from sbldm.files import read_json
+from sbldm.run.workers import at_most
 
 __all__ = ["verify_dataset"]
 
@@ -29,7 +31,7 @@ def verify_dataset(run: Path, dataset_id: str, workers: int = 1) -> Path:
         StateError: there is no such dataset.
         DataError: nnU-Net refuses it (its last words are quoted).
     """
-    if not dataset_id.isdigit():
+    if not re.fullmatch("[0-9]{1,3}", dataset_id):
         raise InputError(f"DATASET={dataset_id}: must be a number.")
     found = sorted((run / "nnUNet_raw").glob(f"Dataset{int(dataset_id):03d}_*/dataset.json"))
     if not found:
@@ -37,7 +39,8 @@ def verify_dataset(run: Path, dataset_id: str, workers: int = 1) -> Path:
     dataset = found[0].parent
     count = read_json(found[0])["numTraining"]
     print(f"{dataset.name}: nnU-Net checks, plans and preprocesses {count} pairs ...", flush=True)
-    options = ["-npfp", str(workers), "-np", str(workers)]
+    processes = str(at_most(workers, count))
+    options = ["-npfp", processes, "-np", processes]
     plan_and_preprocess(run, dataset, options, run / "nnunet_verify.log")
     preprocessed = run / "nnUNet_preprocessed" / dataset.name
     plan = read_json(preprocessed / "nnUNetPlans.json")["configurations"]["3d_fullres"]

@@ -266,7 +266,7 @@ def test_nothing_is_written_before_all_checks(drawn_run, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(OutputError, match=r"needs about \d+\.\d GB, 0\.0 GB are free"):
         export(replace(asked, arms=["real"]), out, 1)
-    assert not any(out.iterdir())
+    assert not out.exists()
 
 
 def test_missing_or_other_nnunet(drawn_run, tmp_path, monkeypatch):
@@ -308,7 +308,7 @@ def test_cases_are_turned_to_the_axes_of_the_pool(real, foreign, tmp_path):
         assert np.asarray(nib.load(foreign / part).dataobj).shape != sound[part].shape
     case = next(case for case in find_cases(foreign, real.source) if case.name == name)
     pool = Pool(tmp_path / "pool", BUDGET)
-    _write_case(pool, real.source, ("L", "P", "S"), f"gan__{name}", case, 0)
+    _write_case(pool, real.source, ("L", "P", "S"), (f"gan__{name}", case, 0))
     for path, part in zip((*pool.images(f"gan__{name}", 1), pool.label(f"gan__{name}")), sound, strict=True):
         assert np.array_equal(np.asarray(nib.load(path).dataobj), sound[part])
         assert nib.aff2axcodes(nib.load(path).affine) == ("L", "P", "S")
@@ -317,5 +317,5 @@ def test_cases_are_turned_to_the_axes_of_the_pool(real, foreign, tmp_path):
     with pytest.raises(StateError, match="holds another pair"):
         pool.check_pairs([(f"gan__{name}", other, 0)])
     same = next(case for case in find_cases(foreign, real.source) if case.name == "SBLDM_000001")
-    _write_case(pool, real.source, ("L", "P", "S"), "gan__SBLDM_000001", same, 0)
+    _write_case(pool, real.source, ("L", "P", "S"), ("gan__SBLDM_000001", same, 0))
     assert pool.label("gan__SBLDM_000001").samefile(same.mask)  # no copy where none is needed

@@ -16,6 +16,7 @@ from typing import Any
 
 from sbldm.errors import InputError, StateError, finish
 from sbldm.models import MODELS, check_model, kind_of, refuse_requests
+from sbldm.run.limits import MOST_BATCH, MOST_ITERATIONS, MOST_PAIRS, MOST_PROCESSES, MOST_SEED
 from sbldm.run.schema import refuse_expressions
 from sbldm.runs import Run, load_preset
 
@@ -25,13 +26,15 @@ STAGES = dict.fromkeys(stage for model in MODELS.values() for stage in model.sta
 SAMPLING = ("sampler", "steps", "eta", "guidance")
 
 
-def _whole(name: str, value: str, least: int) -> int:
+def _whole(name: str, value: str, least: int, most: int) -> int:
     try:
         number = int(value)
     except ValueError:
         raise InputError(f"{name}={value}: not a whole number.") from None
     if number < least:
         raise InputError(f"{name}={value}: must be at least {least}.")
+    if number > most:
+        raise InputError(f"{name}={value}: must be at most {most}.")
     return number
 
 
@@ -60,7 +63,7 @@ def phantom(arguments: argparse.Namespace) -> None:
     """Write phantom cases in the layout of BraTS 2018-2021."""
     from sbldm.cases.phantom import write_phantoms
 
-    n, seed = _whole("CASES_N", arguments.n, 1), _whole("SEED", arguments.seed, 0)
+    n, seed = _whole("CASES_N", arguments.n, 1, MOST_PAIRS), _whole("SEED", arguments.seed, 0, MOST_SEED)
     write_phantoms(Path(arguments.out), n, seed)
     print(f"{arguments.out}: {n} phantom cases")
 
@@ -82,9 +85,9 @@ def prepare(arguments: argparse.Namespace) -> None:
         load_preset(arguments.preset or "small", arguments.model, arguments.minutes),
         arguments.cases,
         arguments.validation_cases,
-        _whole("SEED", arguments.seed, 0),
+        _whole("SEED", arguments.seed, 0, MOST_SEED),
         arguments.strict not in ("", "0"),
-        _whole("WORKERS", arguments.workers, 1),
+        _whole("WORKERS", arguments.workers, 1, MOST_PROCESSES),
     )
 
 
@@ -92,7 +95,7 @@ def train(arguments: argparse.Namespace) -> None:
     """Train one stage, or all; a stopped training goes on where it was. With DATA the cases are prepared first."""
     from sbldm.cases.pipeline import is_prepared
 
-    run, seed = Run.at(arguments.run), _whole("SEED", arguments.seed, 0)
+    run, seed = Run.at(arguments.run), _whole("SEED", arguments.seed, 0, MOST_SEED)
     check_model(arguments.model)
     if arguments.data and not is_prepared(run):
         prepare(arguments)
@@ -132,11 +135,11 @@ def synth(arguments: argparse.Namespace) -> None:
         "synthesis",
         run,
         n=arguments.n or None,
-        seed=_whole("SEED", arguments.seed, 0),
+        seed=_whole("SEED", arguments.seed, 0, MOST_SEED),
         requests=table,
         request=request,
         sampling={name: getattr(arguments, name) or None for name in SAMPLING},
-        batch=_whole("BATCH", arguments.batch, 1),
+        batch=_whole("BATCH", arguments.batch, 1, MOST_BATCH),
         gate=arguments.gate,
         tolerance=arguments.tol,
         dataset_id=arguments.dataset,
@@ -149,8 +152,8 @@ def sweep(arguments: argparse.Namespace) -> None:
     from sbldm.device import choose_device
     from sbldm.synthesis.sweep import draw_sweeps, sweep_figure
 
-    run, seed = Run.at(arguments.run), _whole("SEED", arguments.seed, 0)
-    steps = _whole("STEPS", arguments.steps, 1) if arguments.steps else None
+    run, seed = Run.at(arguments.run), _whole("SEED", arguments.seed, 0, MOST_SEED)
+    steps = _whole("STEPS", arguments.steps, 1, MOST_ITERATIONS) if arguments.steps else None
     sweep_figure(draw_sweeps(run, choose_device(), steps, seed), run.folder / "figures" / "sweeps.png")
 
 
@@ -158,7 +161,7 @@ def copypaste(arguments: argparse.Namespace) -> None:
     """Paste tumours of training cases into other training cases: pairs without any training."""
     from sbldm.synthesis.copypaste import draw_pairs
 
-    seed = _whole("SEED", arguments.seed, 0)
+    seed = _whole("SEED", arguments.seed, 0, MOST_SEED)
     draw_pairs(Run.at(arguments.run), arguments.data, arguments.n, seed, arguments.dataset, arguments.name)
 
 

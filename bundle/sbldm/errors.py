@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from types import TracebackType
 
+from sbldm.run.progress import Progress
+
 UNWRITABLE = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT)
 
 __all__ = [
@@ -61,8 +63,17 @@ def mendable(error: BaseException | None) -> SbldmError | None:
     while error is not None and not isinstance(error, SbldmError):
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             return OutputError(f"{error.filename or 'The output'}: cannot be written ({error.strerror}); free space.")
+        if _is_memory(error):
+            what = (str(error) or type(error).__name__).splitlines()[0][:100]
+            return StateError(f"memory has run out ({what}); try BATCH=1, WORKERS=1, or a smaller PRESET in a new RUN.")
         error = error.__cause__
     return error
+
+
+def _is_memory(error: BaseException) -> bool:
+    """Whether an exception is Python's, numpy's or torch's for want of memory, of the machine or of a card."""
+    of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and of_torch)
 
 
 def report(error: Exception) -> int:
@@ -77,7 +88,10 @@ def report(error: Exception) -> int:
 def finish(command: Callable[[], None]) -> int:
     """Run a command to its exit code: 0, that of a mendable error said in one line, or 130 after Ctrl-C."""
     try:
-        command()
+        try:
+            command()
+        finally:
+            Progress.close_all()
     except KeyboardInterrupt:
         print("Stopped; the same command goes on from here.", file=sys.stderr)
         return 130

@@ -16,6 +16,7 @@ import yaml
 from sbldm.errors import InputError, StateError
 from sbldm.files import atomic_path
 from sbldm.models import check_model, kind_of
+from sbldm.run.limits import MOST_MINUTES
 from sbldm.run.preset import check_preset
 from sbldm.run.schema import nearest, read_yaml
 
@@ -107,10 +108,10 @@ def _scale(preset: dict[str, Any], minutes: str) -> None:
     """Scale the iterations of all trainings to another time, in whole epochs, and with them the moving average."""
     try:
         wanted = float(minutes)
-        if not 0 < wanted < float("inf"):
+        if not 0 < wanted <= MOST_MINUTES:
             raise ValueError
     except ValueError:
-        raise InputError(f"MINUTES={minutes}: must be a number above 0.") from None
+        raise InputError(f"MINUTES={minutes}: must be a number above 0, of a year ({MOST_MINUTES}) at most.") from None
     if not preset["minutes"]:
         raise InputError(f"MINUTES={minutes}: the preset '{preset['name']}' does not say how long it trains.")
     for stage in kind_of(preset).stages:

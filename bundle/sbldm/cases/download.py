@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from monai.apps import DecathlonDataset
 
 from sbldm.errors import InputError
 from sbldm.files import make_folder
+from sbldm.run.progress import is_terminal
 
 __all__ = ["download_decathlon"]
 
@@ -23,7 +25,9 @@ def download_decathlon(folder: Path) -> Path:
     target = make_folder(folder) / TASK
     if not (target / "dataset.json").is_file():
         try:
-            DecathlonDataset(root_dir=folder, task=TASK, section="training", download=True, cache_num=0)
+            shown = is_terminal(sys.stderr)
+            print(f"{target}: downloading and unpacking 7.1 GB ...", flush=True)
+            DecathlonDataset(folder, TASK, "training", download=True, cache_num=0, progress=shown)
         except Exception as error:  # MONAI wraps every failure of a download in a bare Exception
             raise InputError(
                 f"{target}: the download failed ({type(error).__name__}); check the connection. Offline, use your own "

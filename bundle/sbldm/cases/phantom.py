@@ -12,12 +12,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from rich.progress import track
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from sbldm.errors import InputError
 from sbldm.files import write_nifti
+from sbldm.run.progress import progress as show_progress
+from sbldm.run.room import check_room
 
 __all__ = ["CHANNELS", "HEAD_BOX", "VOLUME_ML", "make_channels", "make_phantom", "write_phantoms"]
 
@@ -410,7 +411,9 @@ def write_phantoms(
     if n < 0:
         raise InputError(f"n={n}: the number of phantom cases cannot be negative; give 0 or more.")
     names = [f"Phantom_{i:03d}" for i in range(n)]
-    for i, name in enumerate(track(names, "Drawing phantom cases", disable=not progress)):
+    new = sum(not (Path(folder) / name).exists() for name in names)
+    check_room(Path(folder), new * float(np.prod(shape)) * (0.3 * len(channels) + 0.01), "ask for fewer cases")
+    for i, name in enumerate(show_progress(names, "Drawing phantom cases") if progress else names):
         paths = {part: Path(folder) / name / f"{name}_{part}.nii.gz" for part in (*channels, "seg")}
         if all(path.exists() for path in paths.values()):
             continue

@@ -6,10 +6,8 @@ import gzip
 import itertools
 import logging
 import math
-import multiprocessing
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,13 +15,13 @@ from typing import Literal
 
 import nibabel as nib
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from sbldm.cases.layouts import Case, Source, content_hash, to_labels
 from sbldm.errors import DataError
+from sbldm.run.progress import console_for
+from sbldm.run.workers import map_in_processes
 
 __all__ = ["Finding", "inspect_case", "preflight", "print_table"]
 
@@ -210,25 +208,13 @@ def inspect_case(case: Case, source: Source) -> tuple[list[Finding], str]:
 
 def print_table(findings: Sequence[Finding], n_cases: int) -> None:
     """Print what is wrong with which case and what is done about it, and how many of `n_cases` are used."""
-    console = Console()
     if findings:
         table = Table("case", "what is wrong", "what is done", title="Pre-flight")
         for finding in findings:
             table.add_row(*(Text(words) for words in (finding.case, finding.what, finding.action)))
-        console.print(table)
+        console_for(table).print(table)
     used = n_cases - len({finding.case for finding in findings if finding.action == "left out"})
-    console.print(f"Pre-flight: {used} of {n_cases} cases used" + ("." if findings else ", nothing wrong."))
-
-
-def _inspect_all(cases: Sequence[Case], source: Source, workers: int) -> list[tuple[list[Finding], str]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    inspect = partial(inspect_case, source=source)
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        if min(workers, len(cases)) <= 1:
-            return list(progress.track(map(inspect, cases), len(cases), description="Pre-flight"))
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(cases)), mp_context=context) as pool:
-            return list(progress.track(pool.map(inspect, cases), len(cases), description="Pre-flight"))
+    print(f"Pre-flight: {used} of {n_cases} cases used" + ("." if findings else ", nothing wrong."))
 
 
 def preflight(
@@ -253,7 +239,7 @@ def preflight(
     Raises:
         DataError: no case is usable, or `strict` and anything is wrong.
     """
-    results = _inspect_all(cases, source, workers)
+    results = map_in_processes(partial(inspect_case, source=source), cases, workers, "Pre-flight")
     findings: list[Finding] = []
     usable: list[Case] = []
     first_with: dict[str, str] = {}

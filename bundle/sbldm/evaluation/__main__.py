@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,9 @@ from sbldm.cases.pipeline import original_cases
 from sbldm.errors import InputError, StateError, finish
 from sbldm.evaluation.evaluate import Settings, evaluate
 from sbldm.files import make_folder, read_json
+from sbldm.run.limits import MOST_PROCESSES
 from sbldm.run.schema import split_words
+from sbldm.run.workers import killed_with_parent
 from sbldm.runs import Run
 
 ROLES = {"train": "train", "heldout": "validation"}  # of an evaluation, and in the lists of a run
@@ -39,7 +42,7 @@ def _folder(name: str, text: str) -> Path:
 
 def _dataset(run: Run, number: str) -> Path:
     """The raw dataset of a run with this number."""
-    if not number.isdigit():
+    if not re.fullmatch("[0-9]{1,3}", number):
         raise InputError(f"DATASET={number}: not a number.")
     found = sorted((run.folder / "nnUNet_raw").glob(f"Dataset{int(number):03d}_*/dataset.json"))
     if not found:
@@ -85,8 +88,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         raise InputError(f"HELDOUT: {min(shared)} is among the training cases too; a floor needs other cases.")
     if arguments.fid not in ("", "1", "force"):
         raise InputError(f"FID={arguments.fid}: write 1 or force.")
-    if not arguments.workers.isdigit() or int(arguments.workers) < 1:
-        raise InputError(f"WORKERS={arguments.workers}: must be a whole number above 0.")
+    if not re.fullmatch("[0-9]{1,4}", arguments.workers) or not 1 <= int(arguments.workers) <= MOST_PROCESSES:
+        raise InputError(f"WORKERS={arguments.workers}: must be a whole number from 1 to {MOST_PROCESSES}.")
     manifest = folder / "manifest.csv"
     predictions, problem = _predictions(arguments, folder, out)
     return Settings(
@@ -147,8 +150,8 @@ def _segment(command: list[str], folder: Path) -> str:
         if again:  # predictions of other pairs or of another model: they are ours to replace
             shutil.rmtree(folder)
             make_folder(folder)
-        process, said = subprocess.Popen(command, stderr=subprocess.PIPE), b""
-        while chunk := process.stderr.read1():  # the progress bar goes on, and the last line is kept
+        process, said = subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=killed_with_parent), b""
+        while chunk := process.stderr.read1():  # its progress is shown, and the last line is kept
             sys.stderr.write(chunk.decode(errors="replace"))
             said = (said + chunk)[-4000:]
         if process.wait() != 4:

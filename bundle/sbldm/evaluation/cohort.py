@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 import torch
-from tqdm import tqdm
 
 from sbldm.cases.geometry import WorkingGrid
 from sbldm.cases.layouts import Case, Source
@@ -24,6 +22,7 @@ from sbldm.evaluation.slices import adjacent_curve, slice_measures
 from sbldm.evaluation.tumours import heat_map, tumour_measures
 from sbldm.evaluation.volumes import Volume, read_volume, spacing_of
 from sbldm.files import atomic_path, read_npz
+from sbldm.run.workers import Workers
 
 __all__ = ["Cohort", "describe", "read_image", "workers"]
 
@@ -86,14 +85,13 @@ class Cohort:
         return np.random.default_rng(0).permutation(len(self))[:count]
 
 
-def workers(count: int, features: str, device: str) -> Executor:
+def workers(count: int, features: str, device: str) -> Workers:
     """Processes that describe cases and compare volumes, each with one thread and the feature network in memory."""
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(max(1, count), context, _begin, (features, device))
+    return Workers(count, partial(_begin, features, device))
 
 
 def describe(
-    role: str, cases: Sequence[Case], source: Source, grid: WorkingGrid, cache: Path, images: Path, pool: Executor
+    role: str, cases: Sequence[Case], source: Source, grid: WorkingGrid, cache: Path, images: Path, pool: Workers
 ) -> Cohort:
     """Read every case once and describe it; a case that cannot be read is left out with a sentence.
 
@@ -114,13 +112,10 @@ def describe(
     path = images / f"{role}.npy"
     shape = (len(cases), *grid.size)
     np.lib.format.open_memmap(path, "w+", np.float16, shape).flush()
-    found, problems = {}, []
-    running = {pool.submit(_describe, k, case, source, grid, cache, path): k for k, case in enumerate(cases)}
-    for future in tqdm(as_completed(running), f"Reading the {role} cases", len(cases), unit="case"):
-        try:
-            found[running[future]] = future.result()
-        except DataError as error:
-            problems.append(str(error))
+    work = partial(_described, source=source, grid=grid, cache=cache, images=path)
+    described = pool.map(work, [(case, k) for k, case in enumerate(cases)], f"Reading the {role} cases")
+    found = {k: record for k, record in enumerate(described) if not isinstance(record, DataError)}
+    problems = [str(record) for record in described if isinstance(record, DataError)]
     if not found:
         raise DataError(f"{role}: none of {len(cases)} cases can be read; the first: {problems[0]}")
     order = sorted(found)
@@ -169,7 +164,15 @@ def read_image(place: tuple[str, int]) -> np.ndarray:
     return np.asarray(np.load(file, mmap_mode="r")[row], np.float32)
 
 
-def _describe(index: int, case: Case, source: Source, grid: WorkingGrid, cache: Path, images: Path) -> dict[str, Any]:
+def _described(numbered: tuple[Case, int], **options: Any) -> dict[str, Any] | DataError:
+    """A case that cannot be read is no reason to stop."""
+    try:
+        return _describe(*numbered, **options)
+    except DataError as error:
+        return error
+
+
+def _describe(case: Case, index: int, source: Source, grid: WorkingGrid, cache: Path, images: Path) -> dict[str, Any]:
     volume = read_volume(case, source, grid)
     np.load(images, mmap_mode="r+")[index] = volume.image
     record = _measured(volume, cache / "cases")

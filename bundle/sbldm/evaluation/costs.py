@@ -44,6 +44,7 @@ from sbldm.networks import (
     build_discriminator,
     build_generator,
 )
+from sbldm.run.workers import killed_with_parent
 from sbldm.runs import Run
 from sbldm.synthesis.model import Model, Sampler
 from sbldm.tumour.characteristics import NAMES
@@ -330,7 +331,8 @@ def _measure_apart(
         command += [f"--repeats={repeats}", f"--batches={','.join(map(str, batches))}"]
         command += [f"--{name}={value}" for name, value in asked.items()]
         environment = os.environ | {"DEVICE": str(device)}
-        done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+        options = {"env": environment, "preexec_fn": killed_with_parent}
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, **options)
         if not done.returncode:
             return read_json(out)
     said = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "out of memory?")

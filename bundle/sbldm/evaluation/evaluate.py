@@ -10,7 +10,6 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -38,6 +37,7 @@ from sbldm.evaluation.scoring import (
 )
 from sbldm.evaluation.volumes import common_spacing, evaluation_grid
 from sbldm.files import PARTIAL, atomic_path, clear_partial, make_folder, write_csv, write_json
+from sbldm.run.workers import Workers
 
 __all__ = ["Evaluation", "Settings", "evaluate"]
 
@@ -161,7 +161,7 @@ def evaluate(settings: Settings) -> Evaluation:
     return found
 
 
-def _read(role: str, settings: Settings, grid: WorkingGrid, images: Path, pool: Executor, found: Evaluation) -> Cohort:
+def _read(role: str, settings: Settings, grid: WorkingGrid, images: Path, pool: Workers, found: Evaluation) -> Cohort:
     """Describe the cases of one role, and remark on what is odd about them."""
     cases = getattr(settings, role)
     cohort = describe(role, cases, settings.source, grid, settings.cache, images, pool)

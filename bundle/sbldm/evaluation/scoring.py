@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.spatial.distance import cdist
-from tqdm import tqdm
 
 from sbldm.errors import DataError, StateError
 from sbldm.evaluation import copies, distribution, fit, requests, similarity, slices, tumours
 from sbldm.evaluation.cohort import Cohort, read_image
 from sbldm.evaluation.protocols import MEASURES, Estimate, Score, mean_estimate
+from sbldm.run.workers import Workers
 from sbldm.tumour.characteristics import NAMES
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def score_similarity(
     synthetic: Cohort,
     train: Cohort,
     heldout: Cohort,
-    pool: Executor,
+    pool: Workers,
     spacing: tuple[float, float, float],
 ) -> Iterator[Score]:
     """PSNR, SSIM and MS-SSIM: the paper's way, inside the brain, and among synthetic images alone."""
@@ -143,11 +142,11 @@ def _compared(function: Callable, job: tuple[tuple[str, int], tuple[str, int]]) 
 
 
 def _in_processes(
-    title: str, function: Callable, jobs: dict[str, list[tuple[tuple[str, int], tuple[str, int]]]], pool: Executor
+    title: str, function: Callable, jobs: dict[str, list[tuple[tuple[str, int], tuple[str, int]]]], pool: Workers
 ) -> dict[str, np.ndarray]:
     """Apply a function of two images to lists of pairs, given by their places: name -> `[pairs, values]`."""
     tasks = [job for group in jobs.values() for job in group]
-    results = list(tqdm(pool.map(partial(_compared, function), tasks, chunksize=4), title, len(tasks), unit="pair"))
+    results = pool.map(partial(_compared, function), tasks, title, unit="pair")
     ends = np.cumsum([len(group) for group in jobs.values()])
     return dict(zip(jobs, np.split(np.array(results), ends[:-1]), strict=True))
 

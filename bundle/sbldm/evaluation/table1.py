@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -165,7 +166,7 @@ def _entry(text: str) -> Entry:
     if not folder or Path(text).is_dir():
         folder, number = text, DATASET
     run = Run.at(folder)
-    if not number.isdigit():
+    if not re.fullmatch("[0-9]{1,3}", number):
         raise InputError(f"RUNS={text}: {number} is not the number of a dataset; for example {folder}:{DATASET}.")
     if not run.preset_file.is_file():
         raise StateError(f"{run.folder}: is no run; train a model, then draw its pairs: make synth RUN={folder} N=100.")

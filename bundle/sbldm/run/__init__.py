@@ -1,1 +1,1 @@
-"""What a run is made of: typed values, and (beside this package, in `sbldm.runs`) the paths of its folder."""
+"""What every command shares: typed values, progress, processes, limits, room on the disk."""

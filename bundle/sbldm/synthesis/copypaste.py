@@ -21,13 +21,13 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
-from tqdm import tqdm
 
 from sbldm.cases.geometry import NativeGrid
 from sbldm.cases.layouts import Source, content_hash, read_arrays
 from sbldm.cases.pipeline import original_cases
 from sbldm.errors import DataError, StateError
 from sbldm.files import read_json
+from sbldm.run.progress import Progress
 from sbldm.runs import Run
 from sbldm.synthesis.datasheet import write_datasheet
 from sbldm.synthesis.figures import contact_sheet
@@ -279,17 +279,22 @@ def draw_pairs(run: Run, data: str, n: int | str, seed: int, dataset_id: str, na
         },
         lineage=training.lineage,
     )
+    output.check_room(n, training.native.size)
     output.begin()
     pending = [s for s in range(seed, seed + n) if not output.finished(s)]
     if len(pending) < n:
         print(f"{output.folder}: {n - len(pending)} of {n} pairs are already there.")
     failed = []
     try:
-        for pair_seed in tqdm(pending, desc="Pasting tumours", unit="pair"):
-            if pair := training.draw(pair_seed):
-                output.write(pair_seed, *pair)
-            else:
-                failed.append(output.name(pair_seed))
+        told = output.tell_time(len(pending))
+        with Progress("Pasting tumours", len(pending), "pair") as bar:
+            for pair_seed in pending:
+                if pair := training.draw(pair_seed):
+                    output.write(pair_seed, *pair)
+                else:
+                    failed.append(output.name(pair_seed))
+                bar.update()
+                told = told or output.tell_time(len(pending) - bar.done, bar.write)
     finally:
         count = output.compile()
     print(f"{output.folder}: {count} pairs.")

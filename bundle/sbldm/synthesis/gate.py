@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import t as student
-from tqdm import tqdm
 
 from sbldm.cases.geometry import NativeGrid, WorkingGrid
 from sbldm.cases.lists import read_lists
@@ -25,6 +24,7 @@ from sbldm.evaluation.tumours import tumour_measures
 from sbldm.evaluation.volumes import Volume, evaluation_grid, to_volume
 from sbldm.files import read_json, write_json
 from sbldm.models import kind_of, refuse_requests
+from sbldm.run.progress import progress
 from sbldm.runs import Run
 from sbldm.synthesis.pairs import Pair
 
@@ -239,7 +239,7 @@ def _measure(
     prints: dict[str, dict[str, np.ndarray]] = {role: {} for role in cases}
     measured: list[dict[str, Any]] = []
     for role, names in cases.items():
-        for name in tqdm(names, desc=f"The gate looks at the {role} cases", unit="case"):
+        for name in progress(names, f"The gate looks at the {role} cases"):
             volume, sidecar = load_prepared(run.prepared, name)
             channels = len(run.preset["data"]["channels"])
             image, mask = (volume[0] + 1) / 2, (volume[channels:] + 1).sum(0) / 2 > 0.5

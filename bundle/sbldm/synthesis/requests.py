@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from sbldm.errors import InputError
 from sbldm.models import refuse_requests
+from sbldm.run.limits import MOST_PAIRS, MOST_SEED
 from sbldm.synthesis.model import Model
 from sbldm.synthesis.raw_dataset import RawDataset
 from sbldm.tumour.characteristics import NAMES, to_dict
@@ -37,6 +38,8 @@ def count_pairs(n: Any, rows: int) -> int:
         raise InputError(f"N={n}: not a whole number; for example `make synth N=100`.") from None
     if number < 1:
         raise InputError(f"N={n}: ask for at least one pair, for example `make synth N=100`.")
+    if number > MOST_PAIRS:
+        raise InputError(f"N={n}: {MOST_PAIRS} pairs are the most, as their names have six digits; N={MOST_PAIRS}.")
     return number
 
 
@@ -89,10 +92,10 @@ class PairRequests(Dataset):
         self.n, self.output, self.model = count_pairs(n, rows), output, model
         try:
             self.seed = int(str(seed))
-            if self.seed < 0:
+            if not 0 <= self.seed <= MOST_SEED:
                 raise ValueError
         except ValueError:
-            raise InputError(f"SEED={seed}: not a whole number from 0 up.") from None
+            raise InputError(f"SEED={seed}: not a whole number from 0 to {MOST_SEED}.") from None
         self.asked = list(asked) or [{}]
         if model.conditional:
             self.tumours, self.normaliser = model.tumours, model.normaliser
@@ -100,6 +103,7 @@ class PairRequests(Dataset):
                 self.tumours.complete(row, self.seed)
         else:
             refuse_requests(model.preset["model"], asked)
+        output.check_room(self.n, model.native.size)
         self.pending = [i for i in range(self.n) if not output.finished(self.seed + i)]
 
     def __len__(self) -> int:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import csv
+import logging
 import time
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
-from tqdm import tqdm
 
 from sbldm.errors import StateError
 from sbldm.evaluation.copies import too_many_copies
 from sbldm.files import clear_partial
+from sbldm.run.progress import Progress
 from sbldm.synthesis.datasheet import write_datasheet
 from sbldm.synthesis.figures import contact_sheet, request_plot, summarise
 from sbldm.synthesis.gate import Gate, Verdict
@@ -52,13 +53,15 @@ class PairWriter:
 
     def attach(self, engine: Engine) -> None:
         """Follow an evaluator."""
+        engine.logger.setLevel(logging.CRITICAL)  # the command says what stopped it, and Ctrl-C is no error
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_STARTED, self._clock)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self._close)
 
     def _start(self, engine: Engine) -> None:
-        self.bar = tqdm(total=self.total, desc="Drawing pairs", unit="pair")
+        self.told = self.output.tell_time(self.total)
+        self.bar = Progress("Drawing pairs", self.total, "pair")
 
     def _close(self, engine: Engine, error: Exception | None = None) -> None:
         self.bar.close()
@@ -86,8 +89,9 @@ class PairWriter:
             self.refused += faults
             if row["extrapolated"]:
                 self.extrapolated.append(row["extrapolated"])
-            self.bar.set_postfix({"redrawn": len(self.refused)}, refresh=False)
+            self.bar.note(redrawn=len(self.refused))
             self.bar.update()
+            self.told = self.told or self.output.tell_time(self.total - self.bar.done, self.bar.write)
 
     def _accept(
         self, row: dict[str, Any], latent: torch.Tensor, network: torch.nn.Module

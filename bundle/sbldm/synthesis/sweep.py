@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from sbldm.errors import StateError
 from sbldm.files import atomic_path, clear_partial, read_json, write_json, write_nifti
 from sbldm.models import refuse_requests
+from sbldm.run.progress import progress
 from sbldm.runs import Run
 from sbldm.synthesis.model import Model
 from sbldm.synthesis.pairs import Pair, finish_pair
@@ -117,7 +117,7 @@ def draw_sweeps(run: Run, device: torch.device, steps: int | None = None, seed: 
 
     if missing:
         save()  # from here on it names no file that is about to be replaced
-    for step in tqdm(missing, desc="Drawing sweeps", unit="image", disable=not missing):
+    for step in progress(missing, "Drawing sweeps", unit="image"):
         condition = torch.from_numpy(model.normaliser.encode(np.array([list(step["requested"].values())])))
         latent = sampler(condition.to(device), model.network, seeds=[seed])[0]
         pair = finish_pair(model.decode(latent), model)

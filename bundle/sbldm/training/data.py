@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch.utils.data import Dataset, Sampler
 
 from sbldm.cases.prepare import load_prepared
+from sbldm.run.progress import progress
 
 __all__ = ["Continuing", "LatentDataset", "SliceDataset", "SliceValidation", "VolumeDataset"]
 
@@ -50,7 +50,8 @@ class _Shuffled(Dataset):
 
 def _load_volumes(folder: str | Path, names: Sequence[str]) -> np.ndarray:
     """Prepared cases in memory, half precision: `[N, C + L, X, Y, Z]` in [-1, 1]."""
-    return np.stack([load_prepared(Path(folder), name)[0].astype(np.float16) for name in track(names, "Reading cases")])
+    shown = progress(names, "Reading cases")
+    return np.stack([load_prepared(Path(folder), name)[0].astype(np.float16) for name in shown])
 
 
 def _slice(volumes: np.ndarray, case: int, z: int, mirror: bool = False) -> dict[str, Any]:

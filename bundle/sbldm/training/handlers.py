@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -12,9 +13,9 @@ from ignite.handlers import EMAHandler
 from monai.engines.utils import IterationEvents
 from monai.utils.enums import GanKeys
 from torch import nn
-from tqdm import tqdm
 
 from sbldm.errors import StateError
+from sbldm.run.progress import Progress
 
 __all__ = ["ClipGradient", "FiniteLoss", "MovingAverage", "ProgressBar", "Seeded", "losses_of"]
 
@@ -106,13 +107,14 @@ class ProgressBar:
 
     def attach(self, engine: Engine) -> None:
         """Follow a trainer."""
+        engine.logger.setLevel(logging.CRITICAL)  # the command says what stopped it, and Ctrl-C is no error
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
         engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self._close)
 
     def _start(self, engine: Engine) -> None:
         total = engine.state.max_epochs * engine.state.epoch_length
-        self.bar = tqdm(total=total, initial=engine.state.iteration, desc=self.description, unit="it", mininterval=2)
+        self.bar = Progress(self.description, total, "it", engine.state.iteration)
 
     def _step(self, engine: Engine) -> None:
         for name, loss in losses_of(engine).items():
@@ -120,7 +122,7 @@ class ProgressBar:
         shown = {name: f"{loss:.4f}" for name, loss in self.losses.items()}
         if self.evaluator is not None and (validation := self.evaluator.state.metrics.get("loss")) is not None:
             shown["validation"] = f"{validation:.4f}"
-        self.bar.set_postfix(shown, refresh=False)
+        self.bar.note(**shown)
         self.bar.update()
 
     def _close(self, engine: Engine, error: Exception | None = None) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 
 from sbldm.cases.prepare import load_prepared
 from sbldm.errors import StateError
 from sbldm.files import atomic_path, clear_partial, read_json, sha256, write_csv, write_json
 from sbldm.networks import SliceVAE, VolumeVAE, build_autoencoder
+from sbldm.run.progress import progress
 from sbldm.runs import Run
 from sbldm.training.cases import measure_cases
 from sbldm.training.checkpoints import load_checkpoint, require_same, unfinished
@@ -115,7 +115,7 @@ def _encode_cases(
 ) -> None:
     """Encode the cases that are missing; score the held-back ones and leave a table of that."""
     images, scores = len(preset["data"]["channels"]), []
-    for name in track(lists["train"] + lists["validation"], "Encoding cases"):
+    for name in progress(lists["train"] + lists["validation"], "Encoding cases"):
         held_back, path = name in lists["validation"], run.latents / f"{name}.npz"
         if path.exists() and not held_back:
             continue
