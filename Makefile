@@ -4,6 +4,7 @@ PRESET ?= small
 DATA ?=
 CASES ?=
 VALIDATION_CASES ?=
+LABELS ?=
 MODEL ?=
 MINUTES ?=
 RUNS ?=
@@ -53,6 +54,7 @@ help: ## this page
 	@echo; echo "Variables (with their defaults):"
 	@echo "  RUN=$(RUN)  PRESET=$(PRESET) (demo, small, paper or a YAML file)  SEED=$(SEED)  DEVICE= (CUDA if there, else CPU)"
 	@echo "  prepare: DATA=folder  CASES=list.txt  VALIDATION_CASES=list.txt  STRICT=1 (stop at any finding)  WORKERS=$(WORKERS)"
+	@echo "           LABELS=auto|brats21|brats23|brats24|peds|file.yaml (what the numbers in the masks mean; auto: as the layout says)"
 	@echo "  prepare, train: MODEL=sbldm|sbldm_2d|ldm3d|ldm3d_reduced|lsgan|copypaste  MINUTES=training time to aim at"
 	@echo "  synth:   N=pairs  REQUESTS=table.csv | VOLUME_ML= SURFACE_MM2= SPHERICITY= CENTRE_MM=R,A,S EXTENTS_MM=R,A,S"
 	@echo "           SAMPLER=ddim|ddpm STEPS= ETA= GUIDANCE= BATCH=$(BATCH) DATASET=$(DATASET) NAME= (of the dataset; as MODEL)"
@@ -101,7 +103,7 @@ data: $(READY) ## download MSD Task01_BrainTumour (7.1 GB) to data/
 	$(SBLDM) download --out data
 
 PREPARE = --data '$(DATA)' --run '$(RUN)' --model '$(MODEL)' --preset '$(PRESET)' --minutes '$(MINUTES)' \
-  --cases '$(CASES)' --validation-cases '$(VALIDATION_CASES)' --seed '$(SEED)' --strict '$(STRICT)' --workers '$(WORKERS)'
+  --cases '$(CASES)' --validation-cases '$(VALIDATION_CASES)' --labels '$(LABELS)' --seed '$(SEED)' --strict '$(STRICT)' --workers '$(WORKERS)'
 
 prepare: $(READY) ## DATA=/path/to/cases RUN=.. PRESET=..: check the cases and bring them onto the working grid
 	@$(SBLDM) prepare $(PREPARE)

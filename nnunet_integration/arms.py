@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from sbldm.errors import InputError
+from sbldm.files import user_path
 
 __all__ = ["Arm", "ArmBook", "load_budget"]
 
@@ -84,9 +85,9 @@ class ArmBook:
         Raises:
             InputError: it cannot be read, or an arm in it is wrong.
         """
-        file = Path(path) if path else HERE / "arms.yaml"
+        file = user_path(path) if path else HERE / "arms.yaml"
         try:
-            content = yaml.safe_load(file.read_text())
+            content = yaml.safe_load(file.read_bytes())
             arms = {name: Arm.from_config(name, values, file) for name, values in content["arms"].items()}
             paper = {name: (float(dsc), float(iou)) for name, (dsc, iou) in content.get("paper", {}).items()}
             return cls(arms, tuple(content["standard"]), content["baseline"], paper)
@@ -138,10 +139,10 @@ def load_budget(name_or_path: str, **overrides: Any) -> dict[str, Any]:
     Raises:
         InputError: no such budget, values missing, or values that do not fit together.
     """
-    path = Path(name_or_path) if name_or_path.endswith((".yaml", ".yml")) else HERE / "budgets.yaml"
+    path = user_path(name_or_path) if name_or_path.endswith((".yaml", ".yml")) else HERE / "budgets.yaml"
     known = yaml.safe_load((HERE / "budgets.yaml").read_text())
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_bytes())
         name = name_or_path if path.parent == HERE and path.name == "budgets.yaml" else next(iter(content))
         budget = {"name": name} | content[name]
     except (OSError, yaml.YAMLError, KeyError, TypeError, StopIteration):

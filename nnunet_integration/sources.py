@@ -18,9 +18,10 @@ from tqdm import tqdm
 from sbldm.cases.layouts import Case, Source, content_hash, find_cases, plain_name, read_arrays
 from sbldm.cases.pipeline import original_cases
 from sbldm.cases.preflight import preflight
+from sbldm.cases.volumes import load_image, whole_numbers
 from sbldm.errors import DataError, InputError, StateError
 from sbldm.evaluation.copies import too_many_copies
-from sbldm.files import read_json
+from sbldm.files import read_json, user_path
 from sbldm.runs import Run
 
 __all__ = ["Pairs", "RealCases", "find_pairs", "find_real", "nested_subset", "pairs_for", "some"]
@@ -72,9 +73,9 @@ def find_real(run: Run, data: str = "", test: str = "") -> RealCases:
     source = Source.from_config(**run.preset["data"])
     train = {case.name: case for case in original_cases(run, "train", data)}
     if test:
-        if not Path(test).is_dir():
+        if not user_path(test).is_dir():
             raise InputError(f"TEST={test}: no such folder.")
-        usable, _ = preflight(find_cases(Path(test), source), source, workers=1)
+        usable, _ = preflight(find_cases(user_path(test), source), source, workers=1)
         held_out = {case.name: case for case in usable}
     else:
         held_out = {case.name: case for case in original_cases(run, "validation", data)}
@@ -101,7 +102,7 @@ def _content(case: Case, source: Source, run: Run | None) -> str:
 
 
 def _spacing(path: Path) -> tuple[float, ...]:
-    return tuple(round(float(s), 3) for s in nib.load(path).header.get_zooms()[:3])
+    return tuple(round(float(s), 3) for s in load_image(path).header.get_zooms()[:3])
 
 
 def nested_subset(names: Iterable[str], count: int, seed: int = 0) -> list[str]:
@@ -181,7 +182,7 @@ def find_pairs(synth: str, run: Run, real: RealCases) -> list[Pairs]:
             key = (match[1], match[2] or "")
             if key in asked:
                 raise InputError(f"SYNTH: {match[1]} stands for two folders.")
-            asked[key] = _dataset_folder(Path(match[3]).expanduser().resolve(), match[1])
+            asked[key] = _dataset_folder(user_path(match[3]).resolve(), match[1])
     else:
         for path in sorted((run.folder / "nnUNet_raw").glob("Dataset*_*/dataset.json")):
             asked.setdefault((path.parent.name.split("_", 1)[1].lower(), ""), path.parent.resolve())
@@ -271,7 +272,7 @@ def _check_pair(case: Case, real: RealCases) -> str:
     contents = []
     for path in (*case.images, case.mask):
         try:
-            image = nib.load(path)
+            image = load_image(path)
             voxels = np.asarray(image.dataobj, np.float32)
         except FileNotFoundError:
             raise DataError(f"{path}: is missing; the pair {case.name} is not whole.") from None
@@ -286,7 +287,7 @@ def _check_pair(case: Case, real: RealCases) -> str:
         if not np.isfinite(voxels).all():
             raise DataError(f"{path}: holds voxels that are no numbers.")
         contents.append(voxels)
-    if strange := set(np.unique(contents[-1]).tolist()) - set(range(1 + len(real.source.labels))):
+    if strange := set(np.unique(whole_numbers(contents[-1])).tolist()) - set(range(1 + len(real.source.labels))):
         raise DataError(f"{case.mask}: holds the label {min(strange):g}, which its dataset.json does not have.")
     return content_hash(contents[0])
 

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from sbldm.errors import InputError, StateError
-from sbldm.files import atomic_path
+from sbldm.files import atomic_path, user_path
 from sbldm.models import check_model, kind_of
 
 __all__ = ["PRESETS", "Run", "load_preset"]
@@ -35,7 +35,7 @@ def load_preset(name_or_path: str, model: str = "", minutes: str = "") -> dict[s
     Raises:
         InputError: no such preset or model (the known ones are listed), or a part of it is missing.
     """
-    wanted, path = check_model(model), Path(name_or_path)
+    wanted, path = check_model(model), user_path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
         preset = _read_file(path, name_or_path)
         if model and preset.get("model", "sbldm") != model:
@@ -62,7 +62,7 @@ def _read_file(path: Path, name: str) -> dict[str, Any]:
         known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
         raise InputError(f"PRESET={name}: no such preset; choose one of {known}, or name a YAML file.")
     try:
-        return (yaml.safe_load(path.read_text()) or {}).get("preset", {})
+        return (yaml.safe_load(path.read_bytes()) or {}).get("preset", {})
     except (yaml.YAMLError, AttributeError) as error:
         raise InputError(f"{path}: not a readable YAML preset ({' '.join(str(error).split())}).") from None
 
@@ -157,7 +157,7 @@ class Run:
     @classmethod
     def at(cls, folder: str | Path) -> Run:
         """The run at a folder, which need not exist yet."""
-        return cls(Path(os.path.abspath(Path(folder).expanduser())))
+        return cls(Path(os.path.abspath(user_path(folder))))
 
     @property
     def preset_file(self) -> Path:
