@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sbldm.cases.case import Case, Source
-from sbldm.cases.labels import scheme_values
+from sbldm.cases.labels import plain_name, scheme_values
 from sbldm.cases.naming import MASK, Part, choose, image_files, nearest, parse
 from sbldm.cases.volumes import split_ending
 
@@ -40,26 +40,33 @@ def folder_cases(folder: Path, source: Source, is_root: bool = False) -> list[Ca
     groups: dict[str, list[Part]] = {}
     for part in parts:
         groups.setdefault(part.case.lower(), []).append(part)
-    unnamed = [path for path in files if path not in {part.path for part in parts}]
+    named = {part.path for part in parts}
+    unnamed = [path for path in files if path not in named]
     masks = [part for group in groups.values() for part in group if all(p.role == MASK and p.sure for p in group)]
+
+    def asked(group: Sequence[Part]) -> bool:
+        return any(part.role in source.channels for part in group)
+
+    if own := groups.pop(folder.name.lower(), []):
+        own = [*own, *groups.pop("", [])]
+    has_mask = any(part.role == MASK for part in own)
+    if own and (asked(own) or has_mask or not any(map(asked, groups.values()))):
+        others = [part.path for group in groups.values() for part in group]
+        own += [part for part in masks if not has_mask and part.case and _is_tumour(part, folder.name)]
+        return [_case(folder, folder.name, folder.name, own, [*unnamed, *others], source)]
+
+    imaged = [group for group in groups.values() if asked(group) or (_has_sure_mask(group) and group[0] not in masks)]
     unnamed += [part.path for part in masks]
-    if own := groups.get(folder.name.lower()):
-        if not any(part.role == MASK for part in own):
-            own = [*own, *(part for part in masks if _is_tumour(part, folder.name))]
-        return [_case(folder, folder.name, folder.name, own, unnamed, source)]
-
-    def useful(group: Sequence[Part]) -> bool:
-        return any((part.role == MASK and part.sure) or part.role in source.channels for part in group)
-
-    imaged = [group for group in groups.values() if useful(group) and any(part.role != MASK for part in group)]
     if len(imaged) == 1 and not (is_root and imaged[0][0].case):
         return [_case(folder, folder.name, imaged[0][0].case, imaged[0], unnamed, source)]
     prefixes = [group[0].case for group in imaged]
     alone = [group for group in groups.values() if group[0] in masks and _is_tumour(group[0], *prefixes)]
-    return [
-        _case(folder, group[0].case or folder.name, group[0].case, group, unnamed, source)
-        for group in [*imaged, *alone]
-    ]
+    cases = [(group[0].case, group) for group in [*imaged, *alone]]
+    return [_case(folder, prefix or folder.name, prefix, group, unnamed, source) for prefix, group in cases]
+
+
+def _has_sure_mask(group: Sequence[Part]) -> bool:
+    return any(part.role == MASK and part.sure for part in group)
 
 
 def _is_tumour(mask: Part, *cases: str) -> bool:
@@ -67,8 +74,8 @@ def _is_tumour(mask: Part, *cases: str) -> bool:
 
     `X_brain_seg` beside `X_flair` is another structure of X.
     """
-    other = re.search(r"brain|skull|head|bet|tissue|csf|aseg|aparc", mask.case.lower())
-    return not other and not mask.case.lower().startswith(tuple(f"{case.lower()}" for case in cases if case))
+    other = {"brain", "skull", "head", "bet", "tissue", "csf", "aseg", "aparc"} & set(plain_name(mask.case).split())
+    return not other and not mask.case.lower().startswith(tuple(case.lower() for case in cases if case))
 
 
 def _layout(case: str, folder: Path, parts: Sequence[Part]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, fields
 from typing import Any
 
-from sbldm.cases.labels import read_scheme
+from sbldm.cases.labels import check_scheme, read_scheme
 from sbldm.cases.layouts import Case, Source, find_cases
 from sbldm.cases.lists import LISTS_FILE, read_case_list, read_lists, split_cases, write_lists
 from sbldm.cases.preflight import Finding, preflight
@@ -51,8 +51,7 @@ def prepare_run(
         raise InputError(
             "DATA is missing: make prepare DATA=/path/to/cases RUN=runs/mine (or `make data` to download some)."
         )
-    if labels:
-        preset = preset | {"data": _with_scheme(preset["data"], read_scheme(labels))}
+    preset = preset | {"data": _with_scheme(preset["data"], labels)}
     source, root = Source.from_config(**preset["data"]), user_path(data)
     asked = read_case_list(cases) if cases else []
     held_back = read_case_list(validation_cases) if validation_cases else []
@@ -88,10 +87,13 @@ def prepare_run(
     print(f"{run.folder}: {len(lists['train'])} cases to train on, {len(lists['validation'])} held back.")
 
 
-def _with_scheme(data: dict[str, Any], scheme: Any) -> dict[str, Any]:
-    """The `data` of a preset with another label scheme; `auto` is told by there being none."""
+def _with_scheme(data: dict[str, Any], labels: str) -> dict[str, Any]:
+    """The `data` of a preset with the label scheme asked for, as JSON keeps it; `auto` is told by there being none."""
+    scheme = read_scheme(labels) if labels else check_scheme(data.get("scheme", "auto"), "scheme")
     kept = {key: value for key, value in data.items() if key != "scheme"}
-    return kept if scheme == "auto" else kept | {"scheme": scheme}
+    if isinstance(scheme, str):
+        return kept if scheme == "auto" else kept | {"scheme": scheme}
+    return kept | {"scheme": {str(number): tissue for number, tissue in scheme.items()}}
 
 
 def is_prepared(run: Run) -> bool:
