@@ -20,7 +20,7 @@ from tqdm import tqdm
 from nnunet_integration.pool import require_nnunet
 from nnunet_integration.sources import some
 from sbldm.cases.datasets import is_stacked
-from sbldm.cases.layouts import CHANNELS, Source, find_cases, plain_name
+from sbldm.cases.layouts import CHANNELS, Source, content_hash, find_cases, plain_name
 from sbldm.cases.lists import pick
 from sbldm.cases.naming import choose, image_files
 from sbldm.cases.volumes import load_image, split_ending
@@ -298,13 +298,18 @@ def _check_held(out: Path, model: Model, cases: dict[str, tuple[Channel, ...]]) 
         raise StateError(
             f"{out}: holds predictions of another model ({held.get('model', 'unknown')}); choose another --out."
         )
-    hashes = {name: [sha256(path) for path, _ in channels] for name, channels in cases.items()}
+    hashes = {name: [_identity(path) for path, _ in channels] for name, channels in cases.items()}
     old = {name: held["images"].get(name) for name in predicted}
     if changed := [name for name in predicted & set(hashes) if old[name] != hashes[name]]:
         raise StateError(
             f"{out}: holds predictions of other images than these ({some(changed)}); choose another --out."
         )
     return {"checkpoints": checkpoints, "images": old | hashes}
+
+
+def _identity(path: Path) -> str:
+    """SHA-256 of an image file; of one whose voxels lie in another file, theirs."""
+    return content_hash(np.asarray(load_image(path).dataobj)) if path.name.lower().endswith(".mhd") else sha256(path)
 
 
 def _load(model: Model) -> nnUNetPredictor:

@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
+from sbldm.cases.datasets import described_cases
 from sbldm.cases.layouts import Case, Source, content_hash, find_cases, plain_name, read_arrays
 from sbldm.cases.pipeline import original_cases
 from sbldm.cases.preflight import preflight
@@ -211,9 +212,9 @@ def _read_pairs(generator: str, only: str, folder: Path, real: RealCases) -> Pai
     _check_description(folder / "dataset.json", real)
     mark, manifest = folder / "lineage.json", folder / "manifest.csv"
     lineage = read_json(mark)["cases"] if mark.is_file() else None
-    labels = {path.name.removesuffix(".nii.gz") for path in (folder / "labelsTr").glob("[!.]*.nii.gz")}
-    images = {path.name.removesuffix("_0000.nii.gz") for path in (folder / "imagesTr").glob("[!.]*_0000.nii.gz")}
-    names = sorted(labels | images)
+    channels = range(len(real.source.channels))
+    found = {case.name: case for case in described_cases(folder, read_json(folder / "dataset.json"), channels, {})}
+    names = list(found)
     parents: dict[str, frozenset[str]] = {}
     if lineage is None:
         print(f"Warning: {folder} does not say which real cases it was made from; make sure that none is tested on.")
@@ -226,8 +227,9 @@ def _read_pairs(generator: str, only: str, folder: Path, real: RealCases) -> Pai
     tested = {real.content[name]: name for name in real.test}
     cases = {}
     for name in tqdm(names, desc=f"Checking the pairs of {generator}", unit="pair", leave=False):
-        images = tuple(folder / "imagesTr" / f"{name}_{k:04d}.nii.gz" for k in range(len(real.source.channels)))
-        case = Case(name, images, (None,) * len(images), folder / "labelsTr" / f"{name}.nii.gz", "nnU-Net raw", {})
+        case = found[name]
+        if case.problem:
+            raise DataError(f"{name}: {case.problem}.")
         if twin := tested.get(_check_pair(case, real)):
             raise DataError(f"{case.images[0]}: holds the image of the test case {twin}; leave it out.")
         cases[name] = case

@@ -218,11 +218,11 @@ def test_a_data_set_without_pairs(tmp_path):
     with pytest.raises(DataError, match=message):
         find_cases(tmp_path, Source())
     (tmp_path / "synthesis.json").write_text("{}")
-    with pytest.raises(DataError, match="none has been drawn yet; draw some"):
+    with pytest.raises(DataError, match="none has been drawn yet; draw others"):
         find_cases(tmp_path, Source())
     (tmp_path / "records/given_up").mkdir(parents=True)
     (tmp_path / "records/given_up/x.json").touch()
-    with pytest.raises(DataError, match=r"all 1 drawn were given up \(given_up\.csv says why\); draw some"):
+    with pytest.raises(DataError, match=r"all 1 drawn were given up \(given_up\.csv says why\); draw others"):
         find_cases(tmp_path, Source())
 
 

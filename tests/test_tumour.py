@@ -363,7 +363,7 @@ def test_csv_errors_name_file_line_and_column(tmp_path, text, words):
 
 
 def test_csv_that_cannot_be_read(tmp_path):
-    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x81")
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xff\x00\x81")
     for name in ("missing.csv", "binary.csv", "."):
         with pytest.raises(InputError, match="cannot be read"):
             read_requests(tmp_path / name)

@@ -14,7 +14,7 @@ from sbldm.cases.naming import CHANNELS, choose, image_files, nearest
 from sbldm.cases.volumes import ENDINGS, load_image, split_ending
 from sbldm.errors import DataError, InputError
 
-__all__ = ["dataset_cases", "is_dataset", "is_stacked"]
+__all__ = ["dataset_cases", "described_cases", "is_dataset", "is_stacked"]
 
 MSD, NNUNET = "MSD Task01", "nnU-Net raw"
 IMAGES, MASKS = "imagesTr", "labelsTr"
@@ -102,6 +102,8 @@ def dataset_cases(root: Path, source: Source) -> list[Case]:
         DataError: dataset.json is missing or broken, or there is no pair.
     """
     path = root / "dataset.json"
+    if not image_files(root / IMAGES) and not image_files(root / MASKS):
+        raise DataError(f"{root}: {_empty(root)}")
     content, names, numbers, values = _described(path)
     indices = []
     for channel in source.channels:
@@ -110,12 +112,24 @@ def dataset_cases(root: Path, source: Source) -> list[Case]:
             raise InputError(f"{path}: has no channel {channel}, only {join(names.values())}; change `channels`.")
         indices.append(index)
     values = _values(path, content["labels"], values, source)
+    return described_cases(root, content, indices, values)
+
+
+def described_cases(
+    root: Path, content: Mapping[str, Any], indices: Sequence[int], values: dict[int, str | None]
+) -> list[Case]:
+    """The cases of a data set whose description is known.
+
+    Args:
+        root: holds imagesTr and labelsTr.
+        content: of dataset.json.
+        indices: of the channels to take.
+        values: number in a mask -> tissue.
+    """
+    names = content["channel_names" if "channel_names" in content else "modality"]
     ending = content.get("file_ending")
     images, masks = (_Files(root / part, ending if isinstance(ending, str) else "") for part in (IMAGES, MASKS))
-    if not images.paths and not masks.paths:
-        raise DataError(f"{root}: {_empty(root)}")
-
-    highest = max(numbers.values())
+    highest = max(int(index) for index in names)
     with_number = {stem for stem in images.by_stem if re.fullmatch(r".+_\d{4}", stem) and int(stem[-4:]) <= highest}
     one = len(names) == 1
     bare = set(images.by_stem) - with_number if one else set()  # the only channel needs no number
@@ -151,7 +165,7 @@ def _empty(root: Path) -> str:
     if (root / "synthesis.json").is_file():
         given_up = len(list((root / "records" / "given_up").glob("*.json")))
         why = f"all {given_up} drawn were given up (given_up.csv says why)" if given_up else "none has been drawn yet"
-        return f"this data set of ours holds no pair: {why}; draw some, or name another data set."
+        return f"this data set of ours holds no pair: {why}; draw others (make synth, another SEED) or name another."
     parts = [f"{part} {_holds(root / part)}" for part in (IMAGES, MASKS)]
     return (
         f"this data set holds no pair: {' and '.join(parts)}. What is missing: images {IMAGES}/ID_0000.nii.gz "
