@@ -12,6 +12,7 @@ import pytest
 
 from sbldm.cases.labels import read_scheme
 from sbldm.cases.layouts import Source, find_cases, read_arrays
+from sbldm.cases.lists import read_lists
 from sbldm.cases.pipeline import original_cases
 from sbldm.errors import DataError, InputError
 from sbldm.runs import Run
@@ -154,7 +155,7 @@ def test_unknown_scheme():
         Source.from_config(["flair"], {"wt": "all"}, "brats99")
 
 
-def test_the_scheme_stays_with_the_run(tmp_path, phantom_cases):
+def test_the_scheme_stays_with_the_run(tmp_path, phantom_cases, monkeypatch):
     """Refused without; then every later reading takes the cavity for background, when the file has gone too."""
     for k, old in enumerate(sorted(phantom_cases.iterdir())[:2]):  # named as BraTS 2024 does, a third of it cavity
         name = f"BraTS-GLI-{k:05d}-100"
@@ -166,17 +167,32 @@ def test_the_scheme_stays_with_the_run(tmp_path, phantom_cases):
         mask = mask.astype(np.uint8)
         mask[tuple(points[: len(points) // 3].T)] = 4
         nib.save(nib.Nifti1Image(mask, image.affine), tmp_path / "cases" / name / f"{name}-seg.nii.gz")
-    prepare = ("prepare", "--data", tmp_path / "cases", "--run", tmp_path / "run", "--preset", TINY, "--workers", 1)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    prepare = (
+        "prepare",
+        "--data",
+        "~/cases",
+        "--run",
+        "~/run",
+        "--validation-cases",
+        "~/list.txt",
+        "--preset",
+        TINY,
+        "--workers",
+        1,
+    )
+    (tmp_path / "list.txt").write_bytes(f"BraTS-GLI-00001-100/{name}-seg.nii.gz \r\n".encode("utf-16"))
     refused = one_line(call(*prepare), 3)
     assert "LABELS=brats24" in refused and not (tmp_path / "run").exists()
     (tmp_path / "mine.yaml").write_text("{1: NETC, 2: SNFH, 3: ET, 4: RC}\n")
     for _ in range(2):
-        done = call(*prepare, "--labels", tmp_path / "mine.yaml")
+        done = call(*prepare, "--labels", "~/mine.yaml")
         assert done.returncode == 0, done.stderr
     (tmp_path / "mine.yaml").unlink()
     assert "other values" in one_line(call(*prepare, "--labels", "peds"), 4)
     run = Run.at(tmp_path / "run")
     assert run.preset["data"]["scheme"] == {"1": "necrotic", "2": "oedema", "3": "enhancing", "4": "cavity"}
+    assert read_lists(run.folder) == {"train": ["BraTS-GLI-00000-100"], "validation": ["BraTS-GLI-00001-100"]}
     source = Source.from_config(**run.preset["data"])
     for case in [*original_cases(run, "train"), *original_cases(run, "validation")]:
         tumour = np.asarray(nib.load(case.mask).dataobj) == 1
