@@ -16,7 +16,7 @@ from nnunet_integration.evaluation import Question, export, queued
 from nnunet_integration.jobs import FOLDS, run_jobs
 from nnunet_integration.verify import verify_dataset
 from sbldm.errors import InputError, finish
-from sbldm.files import read_json
+from sbldm.files import read_json, user_path
 from sbldm.run.limits import MOST_ITERATIONS, MOST_PROCESSES, MOST_SEED
 from sbldm.runs import Run
 
@@ -42,7 +42,7 @@ def _one(name: str, text: str, least: int, most: int = MOST_PROCESSES) -> int:
 
 
 def _out(arguments: argparse.Namespace) -> Path:
-    return Path(arguments.out or f"{arguments.run}/table2").expanduser().absolute()
+    return user_path(arguments.out or f"{arguments.run}/table2").absolute()
 
 
 def _jobs(arguments: argparse.Namespace, threads: int) -> int:
@@ -155,17 +155,22 @@ def _evaluate(arguments: argparse.Namespace, arms: str, amounts: str) -> None:
 
 def verify(arguments: argparse.Namespace) -> None:
     """Let nnU-Net check, plan and preprocess a dataset of a run."""
-    verify_dataset(Path(arguments.run).absolute(), arguments.dataset, _one("WORKERS", arguments.workers, 1))
+    verify_dataset(user_path(arguments.run).absolute(), arguments.dataset, _one("WORKERS", arguments.workers, 1))
 
 
 def predict(arguments: argparse.Namespace) -> None:
     """Predict all images of a folder with a trained nnU-Net model."""
     from nnunet_integration.predict import predict_folder
-    from sbldm.cases.layouts import read_case_list
+    from sbldm.cases.lists import read_case_list
 
-    names = read_case_list(Path(arguments.cases)) if arguments.cases else None
+    names = read_case_list(arguments.cases) if arguments.cases else None
     files = predict_folder(
-        arguments.model, Path(arguments.images), Path(arguments.out), names, arguments.fold, arguments.checkpoint
+        arguments.model,
+        user_path(arguments.images),
+        user_path(arguments.out),
+        names,
+        arguments.fold,
+        arguments.checkpoint,
     )
     print(f"{arguments.out}: {len(files)} predictions.")
 

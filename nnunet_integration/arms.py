@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from sbldm.errors import InputError
+from sbldm.files import user_path
 from sbldm.run.schema import Values, checked, nearest, read_yaml
 
 __all__ = ["Arm", "ArmBook", "default_budget", "load_budget"]
@@ -69,7 +70,7 @@ class ArmBook:
         Raises:
             InputError: it cannot be read, or an arm in it is wrong.
         """
-        file = Path(path).expanduser() if path else HERE / "arms.yaml"
+        file = user_path(path) if path else HERE / "arms.yaml"
         book = checked(_Book, read_yaml(file, "a file of arms"), f"{file}: ", "see nnunet_integration/arms.yaml")
         arms = {name: Arm(name, tuple(a.train), a.augmentation, float(a.amount)) for name, a in book.arms.items()}
         paper = {name: (dsc, iou) for name, (dsc, iou) in book.paper.items()}
@@ -127,7 +128,7 @@ def load_budget(name_or_path: str, **overrides: Any) -> dict[str, Any]:
     """
     known = read_yaml(HERE / "budgets.yaml", "a budget")
     if name_or_path.endswith((".yaml", ".yml")):
-        path = Path(name_or_path).expanduser()
+        path = user_path(name_or_path)
         content = read_yaml(path, "a budget")
         if not isinstance(content, dict) or len(content) != 1:
             raise InputError(

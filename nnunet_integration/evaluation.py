@@ -13,7 +13,7 @@ from nnunet_integration.jobs import locked, plan_jobs, split_fold, write_jobs
 from nnunet_integration.pool import Pool, require_nnunet
 from nnunet_integration.sources import find_pairs, find_real, nested_subset
 from sbldm.errors import StateError
-from sbldm.files import atomic_path, read_json, write_json
+from sbldm.files import atomic_path, read_json, user_path, write_json
 from sbldm.run.room import check_room
 from sbldm.runs import Run
 
@@ -92,7 +92,10 @@ def export(question: Question, out: Path, workers: int) -> list[Path]:
     with locked(out):
         write_json(out / SETTINGS, settings)
         with atomic_path(out / "arms.yaml") as temporary:
-            shutil.copyfile(question.arms_file or Path(__file__).with_name("arms.yaml"), temporary)
+            shutil.copyfile(
+                user_path(question.arms_file) if question.arms_file else Path(__file__).with_name("arms.yaml"),
+                temporary,
+            )
         for n in n_real:
             for fold in question.folds or [None]:
                 training, _ = split_fold(nested_subset(real.train, n), fold)

@@ -22,6 +22,7 @@ import numpy as np
 
 from nnunet_integration.sources import Pairs, RealCases
 from sbldm.cases.layouts import Case, Source, read_arrays
+from sbldm.cases.volumes import load_image, whole_numbers
 from sbldm.errors import DataError, StateError
 from sbldm.files import atomic_path, clear_partial, make_folder, read_json, write_json, write_nifti
 from sbldm.run.workers import map_in_processes, run_tied
@@ -114,7 +115,7 @@ class Pool:
         plan = self.budget["plan"] or {"spacing": None, "features": [32, 64, 128, 256, 320, 320]}
         total = 0.0
         for _, case, _ in work:
-            header = nib.load(case.mask).header
+            header = load_image(case.mask).header
             spacing = header.get_zooms()[:3]
             scale = np.prod(np.divide(spacing, plan["spacing"] or spacing))
             # As raw file and preprocessed: a label takes 1 and 2 bytes, an image 2 and 4.
@@ -140,7 +141,7 @@ class Pool:
             held = self.label(name)
             if name.startswith(OWN) or not held.exists() or held.samefile(case.mask):
                 continue
-            ours, theirs = (np.asanyarray(nib.load(path).dataobj) > 0 for path in (held, case.mask))
+            ours, theirs = (whole_numbers(np.asanyarray(load_image(path).dataobj)) > 0 for path in (held, case.mask))
             if ours.sum() != theirs.sum():  # the pool may have turned it
                 raise StateError(f"{held}: holds another pair than {case.mask} does now; choose another OUT.")
 
@@ -151,7 +152,7 @@ class Pool:
         """
         for part in (self.raw, self.preprocessed):
             clear_partial(part)
-        axes = nib.aff2axcodes(nib.load(next(iter(real.train.values())).images[0]).affine)
+        axes = nib.aff2axcodes(load_image(next(iter(real.train.values())).images[0]).affine)
         missing = [item for item in work if not self.label(item[0]).exists()]
         write = partial(_write_case, self, real.source, axes)
         map_in_processes(write, missing, workers, "Raw pool", begin=_one_thread)
@@ -224,14 +225,17 @@ def _write_case(pool: Pool, source: Source, axes: tuple[str, ...], item: PoolCas
     if name.startswith(OWN):
         image, labels, affine = read_arrays(case, source)
     else:  # its labels are those of the pool already
-        same = nib.aff2axcodes(nib.load(case.images[0]).affine) == axes
+        same = nib.aff2axcodes(load_image(case.images[0]).affine) == axes
+        stored = np.asanyarray(load_image(case.mask).dataobj)
+        labels = whole_numbers(stored)
+        same = same and np.array_equal(stored, labels)  # nnU-Net would cut 1.9999 to 1
         if same and all(path.name.endswith(".nii.gz") for path in (*case.images, case.mask)):
             for path, target in zip((*case.images, case.mask), (*images, label), strict=True):
                 _link(path, target)
             return
-        opened = [nib.load(path) for path in case.images]
+        opened = [load_image(path) for path in case.images]
         image, affine = np.stack([np.asarray(o.dataobj, np.float32) for o in opened]), opened[0].affine
-        labels = np.asarray(nib.load(case.mask).dataobj).astype(np.uint8)
+        labels = labels.astype(np.uint8)
     if copy:
         from nnunet_integration.offline import augmented_copy
 

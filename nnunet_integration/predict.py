@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -17,10 +18,14 @@ import torch
 
 from nnunet_integration.pool import require_nnunet
 from nnunet_integration.sources import some
-from sbldm.cases.layouts import CHANNELS, Source, find_cases, plain_name
+from sbldm.cases.datasets import is_stacked
+from sbldm.cases.layouts import CHANNELS, Source, content_hash, find_cases, plain_name
+from sbldm.cases.lists import pick
+from sbldm.cases.naming import choose, image_files
+from sbldm.cases.volumes import load_image, split_ending
 from sbldm.device import choose_device
 from sbldm.errors import DataError, InputError, StateError
-from sbldm.files import atomic_path, clear_partial, make_folder, read_json, sha256, write_json, write_nifti
+from sbldm.files import atomic_path, clear_partial, make_folder, read_json, sha256, user_path, write_json, write_nifti
 from sbldm.run.progress import progress
 
 if TYPE_CHECKING:
@@ -65,7 +70,7 @@ class Model:
             return None
         case = read_json(self.job / "job.json")["train"][0]
         image = self.job.parents[1] / "nnUNet_raw" / self.folder.parent.name / "imagesTr" / f"{case}_0000.nii.gz"
-        return nib.aff2axcodes(nib.load(image).affine) if image.is_file() else None
+        return nib.aff2axcodes(load_image(image).affine) if image.is_file() else None
 
     def identity(self) -> dict[str, str]:
         """SHA-256 of each checkpoint file, by its path in the folder."""
@@ -88,7 +93,7 @@ def find_model(path: str | Path, fold: str = "", checkpoint: str = "checkpoint_f
         InputError: no such folder, or several models in it.
         StateError: no trained model there, the job is not finished, or no such fold or checkpoint.
     """
-    path = Path(path).expanduser().absolute()
+    path = user_path(path).absolute()
     if not path.is_dir():
         raise InputError(f"--model {path}: no such folder.")
     folder = _trained_folder(path)
@@ -161,19 +166,20 @@ def find_images(
         InputError: no such folder; or a channel that a layout other than nnU-Net's does not know.
         DataError: no images, other channels than the model's, a file is missing, or some of `names` are not there.
     """
-    folder = Path(folder).expanduser().absolute()
+    folder = user_path(folder).absolute()
     if not folder.is_dir():
         raise InputError(f"--images {folder}: no such folder.")
     place = folder / "imagesTr" if (folder / "imagesTr").is_dir() else folder
-    images = _numbered(place)
-    if not images or "modality" in _description(folder):  # MSD's names may end in four digits too
+    images, description = _numbered(place), _description(folder)
+    # MSD's names may end in four digits too.
+    if not images or ("modality" in description and is_stacked(next(iter(next(iter(images.values())).values())))):
         return _known_layout(folder, channels, names)
-    if (theirs := _description(folder).get("channel_names")) and not _same_channels(theirs, channels):
+    if (theirs := description.get("channel_names", description.get("modality"))) and not _same_channels(
+        theirs, channels
+    ):
         raise DataError(f"{folder}: has the channels {', '.join(theirs.values())}, the model {', '.join(channels)}.")
     if names is not None:
-        if unknown := [name for name in names if name not in images]:
-            raise DataError(f"{folder}: has no images of {some(unknown)}.")
-        images = {name: images[name] for name in names}
+        images = {name: images[name] for name in pick(names, {name: () for name in images}, folder)}
     for name, files in images.items():
         if sorted(files) != list(range(len(channels))):
             raise DataError(
@@ -184,19 +190,26 @@ def find_images(
 
 
 def _numbered(folder: Path) -> dict[str, dict[int, Path]]:
-    """Files `ID_0000.nii[.gz]` by ID and number."""
-    found: dict[str, dict[int, Path]] = {}
-    for path in sorted(folder.iterdir()):
-        if match := re.fullmatch(r"([^.].*)_(\d{4})\.nii(\.gz)?", path.name):
-            found.setdefault(match[1], {})[int(match[2])] = path
-    return found
+    """Files `ID_0000.nii.gz`, of any kind that can be read, by ID and number."""
+    found: dict[str, dict[int, list[Path]]] = {}
+    for path in image_files(folder):
+        if match := re.fullmatch(r"(.+)_(\d{4})", split_ending(path.name)[0]):
+            found.setdefault(match[1], {}).setdefault(int(match[2]), []).append(path)
+    chosen: dict[str, dict[int, Path]] = {}
+    for name, channels in found.items():
+        for number, paths in channels.items():
+            path, other = choose(paths)
+            if other:
+                raise DataError(f"{path} and {other.name} differ, and both could be meant; remove or rename one.")
+            chosen.setdefault(name, {})[number] = path
+    return chosen
 
 
 def _description(folder: Path) -> dict[str, Any]:
     """What the folder's dataset.json says, if it has one."""
     path = folder / "dataset.json"
     try:
-        return read_json(path) if path.is_file() else {}
+        return json.loads(path.read_bytes()) if path.is_file() else {}
     except ValueError as error:
         raise DataError(f"{path}: cannot be read ({error}).") from None
 
@@ -285,13 +298,18 @@ def _check_held(out: Path, model: Model, cases: dict[str, tuple[Channel, ...]]) 
         raise StateError(
             f"{out}: holds predictions of another model ({held.get('model', 'unknown')}); choose another --out."
         )
-    hashes = {name: [sha256(path) for path, _ in channels] for name, channels in cases.items()}
+    hashes = {name: [_identity(path) for path, _ in channels] for name, channels in cases.items()}
     old = {name: held["images"].get(name) for name in predicted}
     if changed := [name for name in predicted & set(hashes) if old[name] != hashes[name]]:
         raise StateError(
             f"{out}: holds predictions of other images than these ({some(changed)}); choose another --out."
         )
     return {"checkpoints": checkpoints, "images": old | hashes}
+
+
+def _identity(path: Path) -> str:
+    """SHA-256 of an image file; of one whose voxels lie in another file, theirs."""
+    return content_hash(np.asarray(load_image(path).dataobj)) if path.name.lower().endswith(".mhd") else sha256(path)
 
 
 def _load(model: Model) -> nnUNetPredictor:
@@ -330,7 +348,7 @@ def _predict(predictor: nnUNetPredictor, channels: Sequence[Channel], file: Path
         except Exception:
             _check_readable(channels)
             raise
-        own = nib.load(channels[0][0])
+        own = load_image(channels[0][0])
         if axes is not None and nib.aff2axcodes(own.affine) != axes:
             labels = _turn(nib.load(temporary), nib.aff2axcodes(own.affine))
             write_nifti(temporary, np.asarray(labels.dataobj), own.affine)
@@ -339,12 +357,12 @@ def _predict(predictor: nnUNetPredictor, channels: Sequence[Channel], file: Path
 def _as_trained(channel: Channel, axes: tuple[str, ...] | None, scratch: Path) -> Path:
     """The file itself if nnU-Net can take it, else one of this channel alone in the orientation of the training."""
     path, volume = channel
-    image = nib.load(path)
-    if volume is None and (axes is None or nib.aff2axcodes(image.affine) == axes):
+    image = load_image(path)
+    if volume is None and (axes is None or nib.aff2axcodes(image.affine) == axes) and path.name.endswith(".nii.gz"):
         return path
     if volume is not None:
         image = image.slicer[..., volume]
-    target = scratch / f"channel_{volume or 0}_{path.name}"
+    target = scratch / f"channel_{volume or 0}_{split_ending(path.name)[0]}.nii.gz"
     nib.save(image if axes is None else _turn(image, axes), target)
     return target
 
@@ -360,7 +378,7 @@ def _check_readable(channels: Sequence[Channel]) -> None:
     shapes = []
     for path, volume in channels:
         try:
-            image = nib.load(path)
+            image = load_image(path)
             shapes.append(np.asanyarray(image.dataobj).shape)
         except Exception as error:  # nibabel, gzip and zlib each have their own
             raise DataError(f"{path}: cannot be read ({error or type(error).__name__}).") from None

@@ -13,12 +13,14 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from sbldm.cases.datasets import described_cases
 from sbldm.cases.layouts import Case, Source, content_hash, find_cases, plain_name, read_arrays
 from sbldm.cases.pipeline import original_cases
 from sbldm.cases.preflight import preflight
+from sbldm.cases.volumes import load_image, whole_numbers
 from sbldm.errors import DataError, InputError, StateError
 from sbldm.evaluation.copies import too_many_copies
-from sbldm.files import read_json
+from sbldm.files import read_json, user_path
 from sbldm.run.progress import progress
 from sbldm.run.schema import split_words
 from sbldm.runs import Run
@@ -72,9 +74,9 @@ def find_real(run: Run, data: str = "", test: str = "") -> RealCases:
     source = Source.from_config(**run.preset["data"])
     train = {case.name: case for case in original_cases(run, "train", data)}
     if test:
-        if not Path(test).is_dir():
+        if not user_path(test).is_dir():
             raise InputError(f"TEST={test}: no such folder.")
-        usable, _ = preflight(find_cases(Path(test), source), source, workers=1)
+        usable, _ = preflight(find_cases(user_path(test), source), source, workers=1)
         held_out = {case.name: case for case in usable}
     else:
         held_out = {case.name: case for case in original_cases(run, "validation", data)}
@@ -101,7 +103,7 @@ def _content(case: Case, source: Source, run: Run | None) -> str:
 
 
 def _spacing(path: Path) -> tuple[float, ...]:
-    return tuple(round(float(s), 3) for s in nib.load(path).header.get_zooms()[:3])
+    return tuple(round(float(s), 3) for s in load_image(path).header.get_zooms()[:3])
 
 
 def nested_subset(names: Iterable[str], count: int, seed: int = 0) -> list[str]:
@@ -182,7 +184,7 @@ def find_pairs(synth: str, run: Run, real: RealCases) -> list[Pairs]:
             key = (match[1], match[2] or "")
             if key in asked:
                 raise InputError(f"SYNTH: {match[1]} stands for two folders.")
-            asked[key] = _dataset_folder(Path(match[3]).expanduser().resolve(), match[1])
+            asked[key] = _dataset_folder(user_path(match[3]).resolve(), match[1])
     else:
         for path in sorted((run.folder / "nnUNet_raw").glob("Dataset*_*/dataset.json")):
             asked.setdefault((path.parent.name.split("_", 1)[1].lower(), ""), path.parent.resolve())
@@ -211,9 +213,9 @@ def _read_pairs(generator: str, only: str, folder: Path, real: RealCases) -> Pai
     _check_description(folder / "dataset.json", real)
     mark, manifest = folder / "lineage.json", folder / "manifest.csv"
     lineage = read_json(mark)["cases"] if mark.is_file() else None
-    labels = {path.name.removesuffix(".nii.gz") for path in (folder / "labelsTr").glob("[!.]*.nii.gz")}
-    images = {path.name.removesuffix("_0000.nii.gz") for path in (folder / "imagesTr").glob("[!.]*_0000.nii.gz")}
-    names = sorted(labels | images)
+    channels = range(len(real.source.channels))
+    found = {case.name: case for case in described_cases(folder, read_json(folder / "dataset.json"), channels, {})}
+    names = list(found)
     parents: dict[str, frozenset[str]] = {}
     if lineage is None:
         print(f"Warning: {folder} does not say which real cases it was made from; make sure that none is tested on.")
@@ -226,8 +228,9 @@ def _read_pairs(generator: str, only: str, folder: Path, real: RealCases) -> Pai
     tested = {real.content[name]: name for name in real.test}
     cases = {}
     for name in progress(names, f"Checking the pairs of {generator}", unit="pair"):
-        images = tuple(folder / "imagesTr" / f"{name}_{k:04d}.nii.gz" for k in range(len(real.source.channels)))
-        case = Case(name, images, (None,) * len(images), folder / "labelsTr" / f"{name}.nii.gz", "nnU-Net raw", {})
+        case = found[name]
+        if case.problem:
+            raise DataError(f"{name}: {case.problem}.")
         if twin := tested.get(_check_pair(case, real)):
             raise DataError(f"{case.images[0]}: holds the image of the test case {twin}; leave it out.")
         cases[name] = case
@@ -272,7 +275,7 @@ def _check_pair(case: Case, real: RealCases) -> str:
     contents = []
     for path in (*case.images, case.mask):
         try:
-            image = nib.load(path)
+            image = load_image(path)
             voxels = np.asarray(image.dataobj, np.float32)
         except FileNotFoundError:
             raise DataError(f"{path}: is missing; the pair {case.name} is not whole.") from None
@@ -287,7 +290,7 @@ def _check_pair(case: Case, real: RealCases) -> str:
         if not np.isfinite(voxels).all():
             raise DataError(f"{path}: holds voxels that are no numbers.")
         contents.append(voxels)
-    if strange := set(np.unique(contents[-1]).tolist()) - set(range(1 + len(real.source.labels))):
+    if strange := set(np.unique(whole_numbers(contents[-1])).tolist()) - set(range(1 + len(real.source.labels))):
         raise DataError(f"{case.mask}: holds the label {min(strange):g}, which its dataset.json does not have.")
     return content_hash(contents[0])
 

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from sbldm.cases.layouts import Source, find_cases, read_arrays, read_case_list, to_labels
+from sbldm.cases.layouts import Source, find_cases, read_arrays, to_labels
 from sbldm.errors import DataError, InputError
 
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -181,8 +181,13 @@ def test_unasked_tissue_is_background_and_unknown_label_an_error(tmp_path):
     asked = source(labels={"enhancing": ["enhancing"]})
     (case,) = find_cases(tmp_path, asked)
     assert to_labels(np.array([0, 1, 2, 4]), case, asked).tolist() == [0, 0, 0, 1]
-    for strange in (7, -1, 1.5, np.nan):
-        with pytest.raises(DataError, match=f"unknown label {strange:g}"):
+    for strange, message in (
+        (7, "unknown label 7"),
+        (-1, "unknown label -1"),
+        (2.5, "2.5, no whole"),
+        (np.nan, "nan, no"),
+    ):
+        with pytest.raises(DataError, match=message):
             to_labels(np.array([0, strange, 1]), case, asked)
 
 
@@ -221,17 +226,3 @@ def test_names(tmp_path):
 def test_source_is_validated(channels, labels, message):
     with pytest.raises(InputError, match=message):
         Source.from_config(channels, labels)
-
-
-def test_case_list(tmp_path):
-    path = tmp_path / "list.txt"
-    path.write_text("# all\nb\n\n a  # first\n")
-    assert read_case_list(path) == ["b", "a"]
-    path.write_text("# nothing\n")
-    with pytest.raises(InputError, match="names no case"):
-        read_case_list(path)
-    path.write_text("a\nb\na\n")
-    with pytest.raises(InputError, match="a stands"):
-        read_case_list(path)
-    with pytest.raises(InputError, match="cannot be read"):
-        read_case_list(tmp_path / "none.txt")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+from pathlib import Path
 
 import pytest
 
-from sbldm.cases.lists import check_disjoint, read_lists, split_cases, write_lists
+from sbldm.cases.lists import check_disjoint, pick, read_case_list, read_lists, split_cases, write_lists
 from sbldm.errors import DataError, InputError, StateError
 
 NAMES = [f"case{index:02d}" for index in range(20)]
@@ -73,3 +75,46 @@ def test_visits_of_one_subject_stay_together():
         assert sorted(lists["train"] + lists["validation"]) == sorted(names)
         train, held_back = ({name.rsplit("-", 1)[0] for name in lists[role]} for role in ("train", "validation"))
         assert not train & held_back and 5 <= len(lists["validation"]) <= 7
+
+
+LISTED = "# all\nb\n\n a#1  # first\n#c\nd\t# last\n"
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_case_list(tmp_path, encoding, newline):
+    """Whatever an editor puts before it and between its lines; `#` begins a comment after a blank alone."""
+    path = tmp_path / "list.txt"
+    path.write_bytes(LISTED.replace("\n", newline).encode(encoding))
+    assert read_case_list(path) == ["b", "a#1", "d"]
+    path.write_bytes(codecs.BOM_UTF16_BE + "Größe \r\n".encode("utf-16-be"))
+    assert read_case_list(path) == ["Größe"]
+
+
+def test_wrong_case_lists(tmp_path):
+    path = tmp_path / "list.txt"
+    for content, message in (("# nothing\n", "names no case"), ("a\nb\na \n", "a stands"), (b"\xff\xfea", "cannot be")):
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        with pytest.raises(InputError, match=message):
+            read_case_list(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_case_list(tmp_path / "none.txt")
+
+
+def test_home_in_a_case_list(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "list.txt").write_text("a\n")
+    assert read_case_list("~/list.txt") == ["a"]
+    with pytest.raises(InputError, match=r"~nobody-here/list\.txt: this case list cannot be read"):
+        read_case_list("~nobody-here/list.txt")
+
+
+def test_names_with_folders_and_endings():
+    known = {"a": {"Brats_7"}, "b.v2": (), "c_0000": (), "d": {"x"}, "e": {"x"}}
+    listed = ["HGG/a/", "b.v2.nii.gz", "data\\\\c_0000", "d/d_flair.NII.GZ", "e_0000.mha", "a"]
+    assert pick(listed, known, Path("cases")) == ["a", "b.v2", "c_0000", "d", "e"]
+    assert pick(["Brats_7_flair.nii.gz", "in/Brats_7"], known, Path("cases")) == ["a"]
+    with pytest.raises(DataError, match=r"x: stands for several cases in cases \(d, e\)"):
+        pick(["x"], known, Path("cases"))
+    with pytest.raises(DataError, match=r"2 of 3 cases asked for are not in cases: b\.v22, z; .* b\.v22 is b\.v2\."):
+        pick(["b.v22", "a", "z"], known, Path("cases"))

@@ -12,6 +12,7 @@ from unittest import mock
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
 from nnunet_integration import __main__ as command_line
@@ -131,6 +132,20 @@ def run(tmp_path: Path) -> Callable[..., int]:
             return command_line.main()
 
     return call
+
+
+def test_other_kinds_of_files_and_two_of_one_name(tmp_path, run, capsys):
+    """MetaImage is predicted as NIfTI is; two files for one channel that differ are refused."""
+    write_model(tmp_path / "model", {"0": 150})
+    write_nifti(tmp_path / "b_0000.nii.gz", noise(2), LPS)
+    (tmp_path / "images").mkdir()
+    sitk.WriteImage(sitk.ReadImage(tmp_path / "b_0000.nii.gz"), tmp_path / "images" / "b_0000.mha")
+    assert run() == 0
+    found = nib.load(tmp_path / "out" / "b.nii.gz")
+    assert np.array_equal(np.asarray(found.dataobj), noise(2) > 150) and np.allclose(found.affine, LPS)
+    write_nifti(tmp_path / "images" / "b_0000.nii.gz", noise(3), LPS)
+    assert run() == 3
+    assert "b_0000.nii.gz and b_0000.mha differ" in capsys.readouterr().err
 
 
 def test_predictions_are_those_of_the_network(tmp_path, images, run):
@@ -283,7 +298,7 @@ def test_another_model_or_image_needs_another_folder(tmp_path, images, run, caps
         (lambda folder: shutil.rmtree(folder / "model"), 2, "model: no such folder"),
         (lambda folder: shutil.rmtree(next((folder / "model").rglob("fold_0"))), 4, "no trained nnU-Net model here"),
         (lambda folder: next((folder / "model").rglob("*.pth")).write_bytes(b""), 4, "nnU-Net cannot load this model"),
-        (lambda folder: (folder / "list.txt").write_text("b\nc\n"), 3, "images: has no images of c"),
+        (lambda folder: (folder / "list.txt").write_text("b\nc\n"), 3, "1 of 2 cases asked for are not in"),
     ],
 )
 def test_errors(tmp_path, images, run, capsys, change, code, message):

@@ -133,14 +133,14 @@ def test_colour_image(data):
     assert_left_out(data, "unreadable")
 
 
-@pytest.mark.parametrize("shape", [(*SHAPE, 1), (*SHAPE, 2), SHAPE[:2]])
+@pytest.mark.parametrize("shape", [(*SHAPE, 1, 2), (*SHAPE, 2), SHAPE[:2]])
 def test_not_3d(data, shape):
     save(flair(data), np.random.default_rng(0).integers(1, 9, shape).astype(np.int16))
     assert_left_out(data, "dimensions")
 
 
 def test_mask_not_3d(data):
-    save(seg(data), tumour()[..., None])
+    save(seg(data), np.stack([tumour()] * 2, -1))
     assert_left_out(data, "dimensions")
 
 

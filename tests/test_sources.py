@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from nnunet_integration.arms import ArmBook, load_budget
 from nnunet_integration.evaluation import Question, _with_amounts, export
@@ -233,6 +234,7 @@ def test_what_stands_in_the_pairs_is_looked_at(drawn_run, real, foreign):
         nib.save(nib.Nifti1Image(voxels[path], sound[path].affine), path)
 
     refused(label, voxels[label] * np.uint8(255), "holds the label 255")
+    refused(label, voxels[label] * np.float32(0.5), "holds the label 0.5")
     refused(image, np.where(voxels[image] > 0, np.nan, 0).astype(np.float32), "no numbers")
     refused(label, voxels[label][:-1], "has shape")
     case = next(iter(real.test.values()))
@@ -319,3 +321,24 @@ def test_cases_are_turned_to_the_axes_of_the_pool(real, foreign, tmp_path):
     same = next(case for case in find_cases(foreign, real.source) if case.name == "SBLDM_000001")
     _write_case(pool, real.source, ("L", "P", "S"), ("gan__SBLDM_000001", same, 0))
     assert pool.label("gan__SBLDM_000001").samefile(same.mask)  # no copy where none is needed
+
+
+def test_pairs_in_other_kinds_of_files(drawn_run, real, foreign, tmp_path):
+    """An image as NRRD, and a mask whose slope leaves 0.99998: the pool holds the very voxels and whole labels."""
+    name, pool = "SBLDM_000001", Pool(tmp_path / "pool", BUDGET)
+    image, label = foreign / f"imagesTr/{name}_0000.nii.gz", foreign / f"labelsTr/{name}.nii.gz"
+    voxels, mask = (np.asarray(nib.load(path).dataobj) for path in (image, label))
+    sitk.WriteImage(sitk.ReadImage(image), image.with_name(f"{name}_0000.nrrd"))
+    image.unlink()
+    sloped = nib.Nifti1Image(mask.astype(np.float32), nib.load(label).affine)
+    sloped.set_data_dtype(np.int16)
+    nib.save(sloped, label)
+    assert 0 < np.abs(np.asarray(nib.load(label).dataobj) - mask).max() < 1e-3
+    case = pairs_of(drawn_run, real, f"gan={foreign}")[0].cases[name]
+    assert case.images[0].suffix == ".nrrd"
+    _write_case(pool, real.source, ("L", "P", "S"), f"gan__{name}", case, 0)
+    found, held = (
+        np.asarray(nib.load(p).dataobj) for p in (*pool.images(f"gan__{name}", 1), pool.label(f"gan__{name}"))
+    )
+    assert np.array_equal(found, voxels) and np.array_equal(held, mask)
+    pool.check_pairs([(f"gan__{name}", case, 0)])

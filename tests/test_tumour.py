@@ -362,8 +362,15 @@ def test_csv_errors_name_file_line_and_column(tmp_path, text, words):
     assert str(path) in str(error.value) and words in str(error.value) and "sphericity" in str(error.value)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_csv_as_editors_write_it(tmp_path, encoding, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "asked.csv").write_bytes("volume_ml,x_mm\r\n20,-5\r\n".encode(encoding))
+    assert read_requests(Path("~/asked.csv")) == [{"volume_ml": 20, "x_mm": -5}]
+
+
 def test_csv_that_cannot_be_read(tmp_path):
-    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x81")
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xff\x00\x81")
     for name in ("missing.csv", "binary.csv", "."):
         with pytest.raises(InputError, match="cannot be read"):
             read_requests(tmp_path / name)

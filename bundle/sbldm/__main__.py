@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sbldm.errors import InputError, StateError, finish
+from sbldm.files import user_path
 from sbldm.models import MODELS, check_model, kind_of, refuse_requests
 from sbldm.run.limits import MOST_BATCH, MOST_ITERATIONS, MOST_PAIRS, MOST_PROCESSES, MOST_SEED
 from sbldm.run.schema import refuse_expressions
@@ -64,7 +65,7 @@ def phantom(arguments: argparse.Namespace) -> None:
     from sbldm.cases.phantom import write_phantoms
 
     n, seed = _whole("CASES_N", arguments.n, 1, MOST_PAIRS), _whole("SEED", arguments.seed, 0, MOST_SEED)
-    write_phantoms(Path(arguments.out), n, seed)
+    write_phantoms(user_path(arguments.out), n, seed)
     print(f"{arguments.out}: {n} phantom cases")
 
 
@@ -72,7 +73,7 @@ def download(arguments: argparse.Namespace) -> None:
     """Download MSD Task01_BrainTumour (7.1 GB) through MONAI."""
     from sbldm.cases.download import download_decathlon
 
-    download_decathlon(Path(arguments.out))
+    download_decathlon(user_path(arguments.out))
 
 
 def prepare(arguments: argparse.Namespace) -> None:
@@ -88,6 +89,7 @@ def prepare(arguments: argparse.Namespace) -> None:
         _whole("SEED", arguments.seed, 0, MOST_SEED),
         arguments.strict not in ("", "0"),
         _whole("WORKERS", arguments.workers, 1, MOST_PROCESSES),
+        arguments.labels,
     )
 
 
@@ -121,7 +123,7 @@ def synth(arguments: argparse.Namespace) -> None:
 
     run = Run.at(arguments.run)
     request = {name: getattr(arguments, name) for name in REQUEST}
-    table = Path(arguments.requests).expanduser().absolute() if arguments.requests else None
+    table = user_path(arguments.requests).absolute() if arguments.requests else None
     asked = read_asked(table, request)
     count_pairs(arguments.n, len(asked) if table else 0)  # before any model is loaded
     name = arguments.name or run.preset["model"].upper()
@@ -190,6 +192,7 @@ def parser() -> argparse.ArgumentParser:
         "minutes": ("", "training time to aim at, in place of the preset's own"),
         "cases": ("", "file with the names of the cases to use, one a line"),
         "validation_cases": ("", "file with the names of the held-back cases"),
+        "labels": ("", "what the numbers in the masks mean: auto, brats21, brats23, brats24, peds, or a YAML file"),
         "seed": seed,
         "strict": ("", "1: stop when pre-flight finds anything"),
         "workers": ("2", "processes"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import hashlib
@@ -26,13 +27,35 @@ __all__ = [
     "make_folder",
     "read_json",
     "read_npz",
+    "read_text",
     "sha256",
+    "user_path",
     "write_csv",
     "write_json",
     "write_nifti",
 ]
 
 PARTIAL = ".partial-"
+
+
+def user_path(text: str | Path) -> Path:
+    """A path as people write it: `~` and `~user` stand for home folders; those of nobody stay as they are."""
+    return Path(os.path.expanduser(text))
+
+
+def read_text(path: Path) -> str:
+    """Text that people write, whichever editor they use: UTF-8 or UTF-16, with or without a byte order mark.
+
+    Raises:
+        OSError: it cannot be read.
+        UnicodeDecodeError: it is in another encoding.
+    """
+    stored = Path(path).read_bytes()
+    if stored.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return stored.decode("utf-16")
+    if b"\0" in stored[:2]:  # a first letter in 16 bits, without the mark
+        return stored.decode("utf-16-be" if stored[:1] == b"\0" else "utf-16-le")
+    return stored.decode("utf-8-sig")
 
 
 def make_folder(path: Path) -> Path:

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 
 from sbldm.errors import InputError, StateError
-from sbldm.files import atomic_path
+from sbldm.files import atomic_path, user_path
 from sbldm.models import check_model, kind_of
 from sbldm.run.limits import MOST_MINUTES
 from sbldm.run.preset import check_preset
@@ -40,7 +40,7 @@ def load_preset(name_or_path: str, model: str = "", minutes: str = "") -> dict[s
     Raises:
         InputError: no such preset or model (the known ones are listed), or a part of it is missing.
     """
-    wanted, path = check_model(model), Path(name_or_path).expanduser()
+    wanted, path = check_model(model), user_path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
         preset = _read_file(path)
         if model and preset.get("model", "sbldm") != model:
@@ -173,7 +173,7 @@ class Run:
     @classmethod
     def at(cls, folder: str | Path) -> Run:
         """The run at a folder, which need not exist yet."""
-        return cls(Path(os.path.abspath(Path(folder).expanduser())))
+        return cls(Path(os.path.abspath(user_path(folder))))
 
     @property
     def preset_file(self) -> Path:

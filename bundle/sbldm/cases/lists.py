@@ -1,21 +1,91 @@
-"""Which case plays which role, drawn from a seed and written down."""
+"""Which case plays which role: listed by people, or drawn from a seed, and written down."""
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from sbldm.cases.labels import join
+from sbldm.cases.naming import parse
+from sbldm.cases.volumes import split_ending
 from sbldm.errors import DataError, InputError, StateError
-from sbldm.files import read_json, write_json
+from sbldm.files import read_json, read_text, user_path, write_json
 
-__all__ = ["LISTS_FILE", "check_disjoint", "read_lists", "split_cases", "write_lists"]
+__all__ = ["LISTS_FILE", "check_disjoint", "pick", "read_case_list", "read_lists", "split_cases", "write_lists"]
 
 LISTS_FILE = "lists.json"
+
+
+def read_case_list(path: str | Path) -> list[str]:
+    """Read case names, one a line; blank lines are ignored, and so is what follows a `#` at the start or after a blank.
+
+    Raises:
+        InputError: the file is missing or unreadable, names no case, or one case twice.
+    """
+    try:
+        lines = re.split(r"\r\n|\r|\n", read_text(user_path(path)))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: this case list cannot be read ({error}).") from None
+    names = [name for line in lines if (name := re.sub(r"(^|\s)#.*", "", line).strip())]
+    if not names:
+        raise InputError(f"{path}: this case list names no case; write one name a line.")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(f"{path}: {join(twice, 3)} stands in this case list more than once.")
+    return names
+
+
+def pick(names: Sequence[str], known: Mapping[str, Collection[str]], where: Path) -> list[str]:
+    """The cases that the names of a list stand for, in its order, each once.
+
+    A name may have folders before it, or be that of one of a case's files, where that tells one case alone.
+
+    Args:
+        names: as listed.
+        known: other names of each case, by its own.
+        where: the folder of the cases, for messages.
+
+    Raises:
+        DataError: a name stands for no case, or for several.
+    """
+    others: dict[str, set[str]] = {}
+    for case, aliases in known.items():
+        for alias in aliases:
+            others.setdefault(alias, set()).add(case)
+    chosen: list[str] = []
+    unknown: list[str] = []
+    for name in names:
+        meant = {name} if name in known else _meant(name, known, others)
+        if len(meant) > 1:
+            raise DataError(
+                f"{name}: stands for several cases in {where} ({join(sorted(meant), 3)}); name one of them."
+            )
+        chosen += meant
+        unknown += [] if meant else [name]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, 1, 0.8)
+        hint = f"; the nearest to {unknown[0]} is {near[0]}" if near else ""
+        raise DataError(f"{len(unknown)} of {len(names)} cases asked for are not in {where}: {join(unknown, 3)}{hint}.")
+    return list(dict.fromkeys(chosen))
+
+
+def _meant(name: str, known: Collection[str], others: Mapping[str, set[str]]) -> set[str]:
+    """Cases that a name with folders or a file ending may stand for, by its last part that stands for any."""
+    for part in reversed(re.split(r"[/\\]+", name)):
+        split = split_ending(part)
+        stem = split[0] if split else part
+        named = parse(Path(part)) if split else None
+        spellings = {part, stem, re.sub(r"_\d{4}$", "", stem) if split else stem} | ({named.case} if named else set())
+        meant = {spelling for spelling in spellings if spelling in known}
+        meant = meant or {case for spelling in spellings for case in others.get(spelling, ())}
+        if meant:
+            return meant
+    return set()
 
 
 def check_disjoint(lists: Mapping[str, Sequence[str]]) -> None:

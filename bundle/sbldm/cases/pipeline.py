@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
-from sbldm.cases.layouts import Case, Source, find_cases, read_case_list
-from sbldm.cases.lists import LISTS_FILE, read_lists, split_cases, write_lists
+from sbldm.cases.labels import check_scheme, read_scheme
+from sbldm.cases.layouts import Case, Source, find_cases
+from sbldm.cases.lists import LISTS_FILE, read_case_list, read_lists, split_cases, write_lists
 from sbldm.cases.preflight import Finding, preflight
 from sbldm.cases.prepare import prepare_cases
 from sbldm.errors import DataError, InputError, StateError
-from sbldm.files import read_json, write_csv
+from sbldm.files import read_json, user_path, write_csv
 from sbldm.runs import Run
 
 __all__ = ["is_prepared", "original_cases", "prepare_run"]
@@ -26,6 +26,7 @@ def prepare_run(
     seed: int = 0,
     strict: bool = False,
     workers: int = 2,
+    labels: str = "",
 ) -> None:
     """Fill a run folder from a folder of cases; a second call only adds what is missing.
 
@@ -40,6 +41,8 @@ def prepare_run(
         seed: of that draw, written with the lists.
         strict: stop when pre-flight finds anything.
         workers: processes.
+        labels: what the numbers in the masks mean, see `read_scheme`; as the preset or the layout says when empty.
+            It is kept with the preset, so that all later steps read the masks alike.
 
     Raises:
         InputError, DataError, StateError, OutputError: see the modules called.
@@ -48,12 +51,15 @@ def prepare_run(
         raise InputError(
             "DATA is missing: make prepare DATA=/path/to/cases RUN=runs/mine (or `make data` to download some)."
         )
-    source = Source.from_config(**preset["data"])
-    asked = read_case_list(Path(cases)) if cases else []
-    held_back = read_case_list(Path(validation_cases)) if validation_cases else []
-    found = find_cases(Path(data), source, [*asked, *held_back] if asked else None)
-    if held_back:
-        find_cases(Path(data), source, held_back)  # a name that does not exist is an error here too
+    preset = preset | {"data": _with_scheme(preset["data"], labels)}
+    source, root = Source.from_config(**preset["data"]), user_path(data)
+    asked = read_case_list(cases) if cases else []
+    held_back = read_case_list(validation_cases) if validation_cases else []
+    found = find_cases(root, source, [*asked, *held_back] if asked else None)
+    # Lists may call cases otherwise than they are called here; a name that does not exist is an error too.
+    asked, held_back = (
+        [c.name for c in find_cases(root, source, names)] if names else [] for names in (asked, held_back)
+    )
     run.check_preset(preset)
 
     usable, findings = preflight(found, source, {"CASES": asked, "VALIDATION_CASES": held_back}, workers, strict)
@@ -69,7 +75,7 @@ def prepare_run(
         raise StateError(f"{run.folder / LISTS_FILE}: this run holds other cases; choose another RUN or remove it.")
 
     run.save_preset(preset)
-    write_lists(run.folder, lists, seed, str(Path(data).absolute()))
+    write_lists(run.folder, lists, seed, str(root.absolute()))
     columns = [field.name for field in fields(Finding)]
     write_csv(run.folder / "preflight.csv", [asdict(finding) for finding in findings], columns)
     sidecars = prepare_cases(usable, run.prepared, preset["data"], preset["grid"], preset["intensity"], workers)
@@ -79,6 +85,15 @@ def prepare_run(
             f"Warning: the brain is larger than the field of view in {len(cropped)} case(s): {', '.join(cropped[:5])}"
         )
     print(f"{run.folder}: {len(lists['train'])} cases to train on, {len(lists['validation'])} held back.")
+
+
+def _with_scheme(data: dict[str, Any], labels: str) -> dict[str, Any]:
+    """The `data` of a preset with the label scheme asked for, as JSON keeps it; `auto` is told by there being none."""
+    scheme = read_scheme(labels) if labels else check_scheme(data.get("scheme", "auto"), "scheme")
+    kept = {key: value for key, value in data.items() if key != "scheme"}
+    if isinstance(scheme, str):
+        return kept if scheme == "auto" else kept | {"scheme": scheme}
+    return kept | {"scheme": {str(number): tissue for number, tissue in scheme.items()}}
 
 
 def is_prepared(run: Run) -> bool:
@@ -103,6 +118,6 @@ def original_cases(run: Run, role: str, data: str = "") -> list[Case]:
     """
     names = read_lists(run.folder)[role]
     root = data or read_json(run.folder / LISTS_FILE).get("data", "")
-    if not root or not Path(root).is_dir():
+    if not root or not user_path(root).is_dir():
         raise InputError(f"DATA={root}: the cases of {run.folder} are not there; say where with DATA=/path/to/cases.")
-    return find_cases(Path(root), Source.from_config(**run.preset["data"]), names)
+    return find_cases(user_path(root), Source.from_config(**run.preset["data"]), names)

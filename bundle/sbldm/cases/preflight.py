@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sbldm.cases.layouts import Case, Source, content_hash, to_labels
+from sbldm.cases.volumes import is_nifti, load_image, squeezed
 from sbldm.errors import DataError
 from sbldm.run.progress import console_for
 from sbldm.run.workers import map_in_processes
@@ -58,9 +59,11 @@ class Finding:
 
 
 def _open(path: Path) -> nib.Nifti1Image:
-    """Open a NIfTI file after reading all of it: a partial read would miss a lost end or a wrong checksum."""
+    """Open an image file after reading all of it: a partial read would miss a lost end or a wrong checksum."""
+    if not is_nifti(path):
+        return load_image(path)
     stored = path.read_bytes()
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         stored = gzip.decompress(stored)
     kind = next((k for k in (nib.Nifti1Image, nib.Nifti2Image) if k.header_class.may_contain_header(stored)), None)
     if kind is None:
@@ -71,7 +74,7 @@ def _open(path: Path) -> nib.Nifti1Image:
     needed = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
     if len(stored) < needed:
         raise ValueError(f"truncated: {len(stored):,} of {needed:,} bytes")
-    return image
+    return squeezed(image)
 
 
 def _displacement(first: np.ndarray, second: np.ndarray, shape: Sequence[int]) -> float:
@@ -153,7 +156,7 @@ def inspect_case(case: Case, source: Source) -> tuple[list[Finding], str]:
     opened: dict[Path, nib.Nifti1Image] = {}
     for path in dict.fromkeys((*case.images, case.mask)):
         if not path.is_file():
-            found("missing", path, "is missing")
+            found("missing", path, f"is missing{case.hints.get(path, '')}")
             continue
         try:
             opened[path] = _open(path)

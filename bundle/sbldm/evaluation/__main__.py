@@ -17,14 +17,16 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
-from sbldm.cases.layouts import Case, Source, find_cases, read_case_list
-from sbldm.cases.lists import LISTS_FILE, read_lists
+from sbldm.cases.labels import read_scheme
+from sbldm.cases.layouts import Case, Source, find_cases
+from sbldm.cases.lists import LISTS_FILE, read_case_list, read_lists
 from sbldm.cases.pipeline import original_cases
 from sbldm.errors import InputError, StateError, finish
 from sbldm.evaluation.evaluate import Settings, evaluate
-from sbldm.files import make_folder, read_json
+from sbldm.files import make_folder, read_json, user_path
 from sbldm.run.limits import MOST_PROCESSES
 from sbldm.run.schema import split_words
 from sbldm.run.workers import killed_with_parent
@@ -34,7 +36,7 @@ ROLES = {"train": "train", "heldout": "validation"}  # of an evaluation, and in 
 
 
 def _folder(name: str, text: str) -> Path:
-    path = Path(text).expanduser().absolute()
+    path = user_path(text).absolute()
     if not text or not path.is_dir():
         raise InputError(f"{name}={text}: no such folder.")
     return path
@@ -54,7 +56,7 @@ def _dataset(run: Run, number: str) -> Path:
 
 def _out(arguments: argparse.Namespace) -> Path:
     if arguments.out:
-        return Path(arguments.out).expanduser().absolute()
+        return user_path(arguments.out).absolute()
     if not arguments.run:
         raise InputError("OUT is missing: say where to write, for example --out evaluation.")
     run = Run.at(arguments.run)
@@ -63,7 +65,7 @@ def _out(arguments: argparse.Namespace) -> Path:
 
 
 def _cases(name: str, folder: str, names: str, source: Source) -> list[Case]:
-    listed = read_case_list(Path(names)) if names else None
+    listed = read_case_list(names) if names else None
     return find_cases(_folder(name, folder), source, listed)
 
 
@@ -76,14 +78,15 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         real = {role: original_cases(run, name, arguments.data) for role, name in ROLES.items()}
         origin = {"run": run.folder.name}
     else:
-        source = Source.from_config(arguments.channels.split(","), {"whole tumour": "all"})
+        scheme = read_scheme(arguments.labels) if arguments.labels else "auto"
+        source = Source.from_config(arguments.channels.split(","), {"whole tumour": "all"}, scheme)
         folder = _folder("SYNTHETIC", arguments.synthetic)
         real = {
             role: _cases(role.upper(), getattr(arguments, role), getattr(arguments, f"{role}_cases"), source)
             for role in ROLES
         }
         origin = {}
-    source = Source(source.channels[:1], source.labels)
+    source = replace(source, channels=source.channels[:1])
     if shared := {case.images[0] for case in real["train"]} & {case.images[0] for case in real["heldout"]}:
         raise InputError(f"HELDOUT: {min(shared)} is among the training cases too; a floor needs other cases.")
     if arguments.fid not in ("", "1", "force"):
@@ -93,10 +96,10 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     manifest = folder / "manifest.csv"
     predictions, problem = _predictions(arguments, folder, out)
     return Settings(
-        synthetic=find_cases(folder, source),
+        synthetic=find_cases(folder, replace(source, scheme="auto")),  # pairs say themselves what they hold
         source=source,
         out=out,
-        cache=Path(arguments.cache) if arguments.cache else (out.parent if arguments.run else out) / "cache",
+        cache=user_path(arguments.cache) if arguments.cache else (out.parent if arguments.run else out) / "cache",
         manifest=manifest if manifest.is_file() else None,
         predictions=predictions,
         no_predictions=problem,
@@ -126,9 +129,9 @@ def _predictions(arguments: argparse.Namespace, synthetic: Path, out: Path) -> t
         heldout = arguments.data or heldout
     else:
         heldout = arguments.heldout
-        names = read_case_list(Path(arguments.heldout_cases)) if arguments.heldout_cases else []
+        names = read_case_list(arguments.heldout_cases) if arguments.heldout_cases else []
     folders = {role: out / "predictions" / role for role in ("synthetic", "heldout")}
-    for role, images in (("synthetic", synthetic), ("heldout", Path(heldout))):
+    for role, images in (("synthetic", synthetic), ("heldout", user_path(heldout))):
         command = [sys.executable, "-m", "nnunet_integration", "predict", "--model", str(model)]
         command += ["--images", str(images), "--out", str(make_folder(folders[role]))]
         if role == "heldout" and names:
@@ -205,7 +208,7 @@ def table1_command(arguments: argparse.Namespace) -> None:
 
     runs = [word for text in arguments.runs for word in ([text] if Path(text).is_dir() else split_words("RUNS", text))]
     first = read_entries(runs)[0].run.folder
-    out = Path(arguments.out).expanduser().absolute() if arguments.out else first / "table1"
+    out = user_path(arguments.out).absolute() if arguments.out else first / "table1"
 
     def evaluate_entry(entry: Entry) -> None:
         values = vars(arguments) | {
@@ -244,6 +247,7 @@ def parser() -> argparse.ArgumentParser:
         ("train-cases", "", "file with the names of the training cases, one a line (default: all in the folder)"),
         ("heldout-cases", "", "file with the names of the held-back cases"),
         ("channels", "flair", "channel to look at, for folders without a run"),
+        ("labels", "", "what the numbers in the masks mean, for folders without a run; see `make help`"),
         ("out", "", "folder to write to (default: RUN/evaluation/DATASET)"),
         ("features", "imagenet", "imagenet, medicalnet:FILE or radimagenet:FILE"),
         ("nnunet", "", "trained nnU-Net model for the score of masks against images\n(default: that of RUN/table2)"),

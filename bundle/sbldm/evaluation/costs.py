@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sbldm.device import choose_device
 from sbldm.errors import DataError, InputError, OutputError, StateError, finish
-from sbldm.files import read_json, sha256, write_json
+from sbldm.files import read_json, sha256, user_path, write_json
 from sbldm.models import kind_of
 from sbldm.networks import (
     GanGenerator,
@@ -360,14 +360,14 @@ def command(arguments: argparse.Namespace) -> None:
     if arguments.paper:
         from sbldm.evaluation.paper_costs import write_paper_costs
 
-        print("\n".join(map(str, write_paper_costs(Path(arguments.paper).expanduser().absolute()))))
+        print("\n".join(map(str, write_paper_costs(user_path(arguments.paper).absolute()))))
         return
     run, batches = Run.at(arguments.run), _numbers("BATCHES", arguments.batches)
     repeats = max(_numbers("REPEATS", arguments.repeats))
     sampling = {name: getattr(arguments, name) for name in SAMPLING}
     if arguments.out:
         found = measure(run.folder, choose_device(), repeats, batches, sampling)
-        write_json(Path(arguments.out).expanduser().absolute(), found)
+        write_json(user_path(arguments.out).absolute(), found)
     else:
         found = measured(run, "", repeats, batches, sampling)
         print(

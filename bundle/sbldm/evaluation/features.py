@@ -29,7 +29,7 @@ from torch import nn
 from sbldm.device import choose_device
 from sbldm.errors import DataError, InputError
 from sbldm.evaluation.volumes import Volume
-from sbldm.files import atomic_path, read_npz, sha256
+from sbldm.files import atomic_path, read_npz, sha256, user_path
 
 __all__ = ["Extractor", "features_of", "imagenet_classifier", "load_extractor", "slices_of"]
 
@@ -84,7 +84,7 @@ def load_extractor(spec: str = "imagenet", device: torch.device | str | None = N
     if spec == "imagenet":
         file, build = _imagenet_file(), _imagenet
     elif kind in (builders := {"medicalnet": _medicalnet, "radimagenet": _radimagenet}) and name:
-        file, build = Path(name).expanduser(), builders[kind]
+        file, build = user_path(name), builders[kind]
     else:
         raise InputError(
             f"{spec or 'no name'}: no such feature extractor; "

@@ -24,6 +24,7 @@ from matplotlib.ticker import Formatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from sbldm.cases.volumes import load_image, whole_numbers
 from sbldm.errors import DataError, StateError
 from sbldm.evaluation.protocols import MEASURES, Score
 from sbldm.evaluation.table import read_scores
@@ -483,13 +484,13 @@ def _read_pair(dataset: Path, name: str) -> _Pair:
         raise DataError(f"{dataset}: the image of {name} is empty or has another shape than its mask.")
     box = ndimage.find_objects(((image > 0) | (mask > 0)).astype(np.uint8))[0]
     scaled = (image[box] / np.percentile(image[image > 0], 99.8)).clip(0, 1)
-    return _Pair(scaled, mask[box] > 0, spacing)
+    return _Pair(scaled, whole_numbers(mask[box]) > 0, spacing)
 
 
 def _read_canonical(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Voxels and spacing, axes running to the right, anterior and superior."""
     try:
-        file = nib.as_closest_canonical(nib.load(path))
+        file = nib.as_closest_canonical(load_image(path))
         return np.asarray(file.dataobj, np.float32), np.array(file.header.get_zooms()[:3], np.float64)
     except Exception as error:  # nibabel, gzip and zlib each have their own
         raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from None

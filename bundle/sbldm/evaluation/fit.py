@@ -17,6 +17,7 @@ import numpy as np
 from scipy import stats
 
 from sbldm.cases.layouts import Case, Source, to_labels
+from sbldm.cases.volumes import load_image, whole_numbers
 from sbldm.errors import DataError, StateError
 from sbldm.evaluation.protocols import Estimate, mean_estimate
 from sbldm.evaluation.segmentation import SAME_AFFINE_MM, score_case
@@ -71,8 +72,8 @@ def _compare(file: Path, case: Case, source: Source) -> dict[str, Any]:
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Voxels as stored, and the affine."""
     try:
-        image = nib.load(path)
-        return np.asanyarray(image.dataobj), image.affine
+        image = load_image(path)
+        return whole_numbers(np.asanyarray(image.dataobj)), image.affine
     except Exception as error:  # nibabel, gzip and zlib each have their own
         raise DataError(f"{path}: cannot be read ({error or type(error).__name__}); make it again.") from None
 

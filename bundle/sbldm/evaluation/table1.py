@@ -27,7 +27,7 @@ from sbldm.evaluation.evaluate import ROLES
 from sbldm.evaluation.protocols import Score, protocol
 from sbldm.evaluation.requests import read_given_up
 from sbldm.evaluation.table import number
-from sbldm.files import atomic_path, read_json, write_csv, write_json
+from sbldm.files import atomic_path, read_json, user_path, write_csv, write_json
 from sbldm.models import MODELS
 from sbldm.runs import Run
 
@@ -163,7 +163,7 @@ def read_entries(runs: Sequence[str]) -> list[Entry]:
 def _entry(text: str) -> Entry:
     """One of `RUNS`."""
     folder, _, number = text.rpartition(":")
-    if not folder or Path(text).is_dir():
+    if not folder or user_path(text).is_dir():
         folder, number = text, DATASET
     run = Run.at(folder)
     if not re.fullmatch("[0-9]{1,3}", number):

@@ -14,6 +14,7 @@ import SimpleITK as sitk
 
 from sbldm.cases.geometry import NativeGrid, WorkingGrid, brain_centre, from_image, to_image
 from sbldm.cases.layouts import Case, Source, content_hash, to_labels
+from sbldm.cases.volumes import load_image
 from sbldm.errors import DataError
 from sbldm.tumour.characteristics import measure
 
@@ -66,9 +67,9 @@ def spacing_of(case: Case) -> tuple[float, float, float]:
         DataError: the file cannot be read.
     """
     try:
-        return tuple(round(float(s), 3) for s in nib.as_closest_canonical(nib.load(case.images[0])).header.get_zooms())[
-            :3
-        ]
+        return tuple(
+            round(float(s), 3) for s in nib.as_closest_canonical(load_image(case.images[0])).header.get_zooms()
+        )[:3]
     except Exception as error:  # nibabel, gzip and zlib each have their own
         raise DataError(f"{case.images[0]}: cannot be read ({' '.join(str(error).split())}).") from None
 
@@ -151,7 +152,7 @@ def to_volume(name: str, image: np.ndarray, mask: np.ndarray | None, affine: np.
 def _read(case: Case, channel: int) -> tuple[np.ndarray, np.ndarray]:
     path, index = case.images[channel], case.volume[channel]
     try:
-        file = nib.load(path)
+        file = load_image(path)
         voxels = np.asarray(file.dataobj if index is None else file.dataobj[..., index], np.float32)
     except FileNotFoundError:
         raise DataError(f"{path}: is missing; the case {case.name} is left out.") from None
@@ -164,7 +165,7 @@ def _read(case: Case, channel: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _read_labels(case: Case, source: Source, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
     try:
-        file = nib.load(case.mask)
+        file = load_image(case.mask)
         stored = np.asanyarray(file.dataobj)
     except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
         raise DataError(f"{case.mask}: cannot be read ({' '.join(str(error).split())}); left out.") from None

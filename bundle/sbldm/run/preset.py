@@ -49,10 +49,11 @@ def _each_once(values: list[Any]) -> list[Any]:
 
 
 class Data(Values):
-    """Image channels, and the labels with the tissues that each one joins."""
+    """Image channels, the labels with the tissues that each one joins, and what the numbers in the masks mean."""
 
     channels: Annotated[list[Channel], Field(min_length=1), AfterValidator(_each_once)]
     labels: Annotated[dict[Name, Annotated[Any, AfterValidator(_tissues)]], Field(min_length=1)]
+    scheme: str | dict[int | str, str] = "auto"  # its words are checked where masks are read (`cases.labels`)
 
 
 class Grid(Values):

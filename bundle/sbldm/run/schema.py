@@ -69,7 +69,7 @@ def read_yaml(path: Path, what: str) -> Any:
         InputError: it is missing, cannot be read or is no YAML, or something in it would be executed.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
+        content = yaml.load(path.read_bytes(), _Loader)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file.") from None
     except OSError as error:

@@ -13,6 +13,7 @@ conditioned on any set of them is exact and closed-form; surface, volume and sph
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 
 from sbldm.errors import InputError
+from sbldm.files import read_text, user_path
 from sbldm.tumour.characteristics import NAMES
 
 __all__ = ["VARIABLES", "TumourModel", "parse_request", "read_requests"]
@@ -336,9 +338,8 @@ def read_requests(path: Path) -> list[dict[str, float]]:
     """
     legend = f"The columns are any of {', '.join(NAMES)}."
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader if line]
+        reader = csv.reader(io.StringIO(read_text(user_path(path)), newline=""), strict=True)
+        lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader if line]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: cannot be read as a CSV of requests ({reason}). {legend}") from None
