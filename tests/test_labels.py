@@ -118,11 +118,11 @@ def test_a_scheme_of_ones_own(tmp_path, encoding, monkeypatch):
             "1: enhansing",
             "1: 'enhansing' is no tissue; the nearest is enhancing. Known are necrotic, oedema",
         ),
-        ("1: $__import__('os')", "is no tissue"),
-        ("1: '@image'", "is no tissue"),
-        ("_target_: os.system", "'_target_' is no number of a mask"),
-        ("1: {_target_: os.system}", "is no tissue"),
-        ("1: !!python/object/apply:os.system [ls]", "cannot be read as YAML"),
+        ("1: $__import__('os')", "is an expression"),
+        ("1: '@image'", "is an expression"),
+        ("_target_: os.system", "the key _target_ would be executed"),
+        ("1: {_target_: os.system}", "_target_ would be executed"),
+        ("1: !!python/object/apply:os.system [ls]", "is not readable as YAML"),
         ("enhancing: 1", "'enhancing' is no number of a mask; the number comes first, for example `1: enhancing`"),
         ("1.5: oedema", "1.5 is no number"),
         ("-1: oedema", "-1 is no number"),
@@ -134,7 +134,7 @@ def test_a_scheme_of_ones_own(tmp_path, encoding, monkeypatch):
         ("1: yes", "1: True is no tissue"),
         ("", "None is neither"),
         ("[1, 2]", "is neither"),
-        ("{", "cannot be read as YAML"),
+        ("{", "is not readable as YAML"),
     ],
 )
 def test_wrong_schemes(tmp_path, content, message):
@@ -142,7 +142,7 @@ def test_wrong_schemes(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(InputError) as caught:
         read_scheme(str(path))
-    assert str(caught.value).startswith(f"LABELS={path}: ") and message in str(caught.value)
+    assert str(path) in str(caught.value) and message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
