@@ -80,8 +80,8 @@ def test_prepare_refuses_wrong_variables(tmp_path: Path, phantom_cases: Path) ->
 def test_unreadable_preset(tmp_path: Path, phantom_cases: Path) -> None:
     """A YAML file that is none, or that lacks a part, is named with what it lacks."""
     broken = {
-        "a: [": "not a readable YAML preset",
-        "preset: {name: x, data: {}}": "lacks data.channels, data.labels, grid, intensity, mirror",
+        "a: [": "is not readable as YAML",
+        "preset: {name: x, data: {}}": "lacks minutes (and 7 more)",
     }
     for text, words in broken.items():
         (tmp_path / "p.yaml").write_text(text)
