@@ -19,12 +19,12 @@ from sbldm.errors import DataError
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 SHAPE = (24, 24, 24)
-AFFINE = np.array([[-1.0, 0, 0, 12], [0, -1, 0, 12], [0, 0, 1, -12], [0, 0, 0, 1]])
+AFFINE = np.array([[-6.0, 0, 0, 72], [0, -6, 0, 72], [0, 0, 6, -72], [0, 0, 0, 1]])
 _seeds = itertools.count()
 
 
 def brain() -> np.ndarray:
-    """A ball of radius 10 with a texture of its own each time, int16, background 0."""
+    """A ball of radius 10 (60 mm, 0.9 l) with a texture of its own each time, int16, background 0."""
     grid = np.indices(SHAPE) - 12
     texture = np.random.default_rng(next(_seeds)).integers(200, 600, SHAPE)
     return np.where((grid**2).sum(0) < 100, texture, 0).astype(np.int16)
@@ -61,7 +61,8 @@ def data(tmp_path) -> Path:
 
 def run(root: Path, source: Source | None = None, **options) -> tuple[list[str], list[tuple[str, str, str]]]:
     source = source or Source()
-    cases, findings = preflight(find_cases(root, source), source, workers=1, **options)
+    cases, findings, identities = preflight(find_cases(root, source), source, workers=1, **options)
+    assert list(identities) == [case.name for case in cases]
     return [case.name for case in cases], [(finding.case, finding.check, finding.action) for finding in findings]
 
 
@@ -164,7 +165,7 @@ def test_shape_mismatch(data):
 
 def test_affine_mismatch(data):
     moved = AFFINE.copy()
-    moved[0, 3] += 0.5
+    moved[0, 3] += 3
     save(seg(data), tumour(), moved)
     assert_left_out(data, "grid")
 
@@ -176,7 +177,7 @@ def test_rounding_of_affines_is_no_mismatch(data):
 
 def test_mismatch_between_channels(data):
     moved = AFFINE.copy()
-    moved[2, 3] += 3
+    moved[2, 3] += 18
     save(data / "bad/bad_t1.nii.gz", brain(), moved)
     save(data / "good/good_t1.nii.gz", brain())
     assert_left_out(data, "grid", Source(("flair", "t1")))
@@ -374,14 +375,15 @@ def test_large_grid_is_sampled(monkeypatch, data):
     array[12, 12, 12] = 612_366
     save(flair(data), array)
     monkeypatch.setattr(module, "SAMPLE", 500)
-    assert [finding.check for finding in inspect_case(find_cases(data, Source())[0], Source())[0]] == ["outlier"]
+    found = inspect_case(find_cases(data, Source())[0], Source()).findings
+    assert [finding.check for finding in found] == ["outlier"]
 
 
 def test_real_cases_all_pass():
     root = SHARED / "brats_1mm"
     if not root.is_dir():
         pytest.skip("no real BraTS cases beside this repository (shared/data/brats_1mm)")
-    usable, findings = preflight(find_cases(root, Source()), Source())
+    usable, findings, _ = preflight(find_cases(root, Source()), Source())
     assert len(usable) == 10 and findings == []
 
 

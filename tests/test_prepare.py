@@ -458,8 +458,8 @@ def test_run_end_to_end(heads, tmp_path, tiny, capsys):
     assert sorted(lists["train"] + lists["validation"]) == names and len(lists["validation"]) == 1
     assert json.loads((run.folder / "lists.json").read_text())["seed"] == 3
     rows = (run.folder / "preflight.csv").read_text().splitlines()
-    assert rows[0] == "case,check,what,action"
-    assert len(rows) > 1 and all(row.startswith("Broken,unreadable,") and row.endswith(",left out") for row in rows[1:])
+    assert rows[0] == "case,check,what,action,mend"
+    assert len(rows) > 1 and all(row.startswith("Broken,unreadable,") and ",left out," in row for row in rows[1:])
     assert run.preset == tiny
     assert sorted(os.listdir(run.prepared)) == sorted(
         ["characteristics.csv", *(f"{name}.{ending}" for name in names for ending in ("json", "npz"))]
@@ -507,7 +507,11 @@ def test_run_with_lists(heads, tmp_path, tiny):
     lists = read_lists(run.folder)
     assert sorted(lists["train"]) == ["Phantom_001", "Phantom_003"] and lists["validation"] == ["Phantom_004"]
     rows = (run.folder / "preflight.csv").read_text().splitlines()
-    assert len(rows) == 2 and rows[1].startswith("Phantom_000,two_lists,") and rows[1].endswith(",left out")
+    assert (
+        len(rows) == 2
+        and rows[1].startswith("Phantom_000,two_lists,")
+        and rows[1].endswith(",left out,name the case in one list alone")
+    )
     assert {path.stem for path in run.prepared.glob("*.npz")} == {"Phantom_001", "Phantom_003", "Phantom_004"}
     with pytest.raises(StateError, match=r"lists\.json: this run holds other cases"):
         prepare_run(str(heads), run, tiny, cases=str(train))
