@@ -25,8 +25,10 @@ def brightness_hash(volume: np.ndarray) -> str:
 
     The same for a copy that is stored with other axes, mirrored, padded or cropped, under whatever affine.
     """
-    voxels = np.ravel(volume[volume != 0]).astype(np.float32)
-    return hashlib.blake2b(np.sort(voxels), digest_size=20).hexdigest()
+    voxels = volume.ravel("K")
+    voxels = voxels[voxels != 0].astype(np.float32)
+    voxels.sort()
+    return hashlib.blake2b(voxels, digest_size=20).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,9 @@ class Identity:
     def build(cls, hashes: Sequence[str], brightness: str, labels: np.ndarray, affine: np.ndarray) -> Identity:
         """From the content hash of each channel, the brightness hash of the first, labels `[X, Y, Z]` and affine."""
         place = _hash((np.round(affine.astype(float), 4) + 0.0).tolist())  # + 0 turns -0 into 0
-        return cls(hashes[0], brightness, _hash(list(hashes)), content_hash(labels), place)
+        mask = hashlib.blake2b(repr(labels.shape).encode(), digest_size=20)
+        mask.update(np.ascontiguousarray(labels.T, np.uint8))
+        return cls(hashes[0], brightness, _hash(list(hashes)), mask.hexdigest(), place)
 
     @classmethod
     def of(cls, image: np.ndarray, labels: np.ndarray, affine: np.ndarray) -> Identity:

@@ -244,10 +244,8 @@ def _brain(brain: np.ndarray, spacing: np.ndarray) -> Iterator[tuple[str, str]]:
         outer = max(1, length // 8)
         corners = corners.take([*range(outer), *range(length - outer, length)], axis=axis)
     if corners.mean() > MAX_CORNER:
-        yield (
-            "background",
-            f"its background is not 0: {corners.mean():.0%} of the corners around the brain is something",
-        )
+        yield "background", f"its background is not 0, but for {1 - corners.mean():.0%} of the corners around the brain"
+        return  # what is not 0 is no brain, whatever its size
     volume = np.count_nonzero(brain) * spacing.prod() / 1000
     if not BRAIN_ML[0] <= volume <= BRAIN_ML[1]:
         yield "brain_volume", f"holds {volume:,.4g} ml that are not 0; a brain has {_range(BRAIN_ML)} ml"
