@@ -12,7 +12,7 @@ GATE = on
 FEATURES = imagenet
 SHARD = 1/1
 CASES_N = 24
-$(foreach v,DATA CASES VALIDATION_CASES LABELS MODEL MINUTES RUNS N STRICT NAME OUT TEST SYNTH ARMS ARMS_FILE N_REAL FOLDS \
+$(foreach v,DATA CASES VALIDATION_CASES LABELS ACCEPT MODEL MINUTES RUNS N STRICT NAME OUT TEST SYNTH ARMS ARMS_FILE N_REAL FOLDS \
   BUDGET ITERATIONS SNAPSHOTS TOL NNUNET FID LICENCE JOBS REQUESTS VOLUME_ML SURFACE_MM2 SPHERICITY CENTRE_MM EXTENTS_MM \
   SAMPLER STEPS ETA GUIDANCE,$(eval $v =))
 DEVICE ?=
@@ -39,6 +39,7 @@ help: ## this page
 	@echo "  RUN=$(RUN)  PRESET=$(PRESET) (demo, small, paper or a YAML file)  SEED=$(SEED)  DEVICE= (CUDA if there, else CPU)"
 	@echo "  prepare: DATA=folder  CASES=list.txt  VALIDATION_CASES=list.txt  STRICT=1 (stop at any finding)  WORKERS=$(WORKERS)"
 	@echo "           LABELS=auto|brats21|brats23|brats24|peds|file.yaml (what the numbers in the masks mean; auto: as the layout says)"
+	@echo "           ACCEPT='CASE CASE:check all:check' (use a case in spite of a doubt that pre-flight names)"
 	@echo "  prepare, train: MODEL=sbldm|sbldm_2d|ldm3d|ldm3d_reduced|lsgan|copypaste  MINUTES=training time to aim at"
 	@echo "  synth:   N=pairs  REQUESTS=table.csv | VOLUME_ML= SURFACE_MM2= SPHERICITY= CENTRE_MM=R,A,S EXTENTS_MM=R,A,S"
 	@echo "           SAMPLER=ddim|ddpm STEPS= ETA= GUIDANCE= BATCH=$(BATCH) DATASET=$(DATASET) NAME= (of the dataset; as MODEL)"
@@ -86,7 +87,7 @@ phantom: $(READY) ## write phantom cases to data/phantom (CASES_N=24)
 data: $(READY) ## download MSD Task01_BrainTumour (7.1 GB) to data/
 	$(SBLDM) download --out data
 
-PREPARE = $(call o,DATA RUN MODEL PRESET MINUTES CASES VALIDATION_CASES LABELS SEED STRICT WORKERS)
+PREPARE = $(call o,DATA RUN MODEL PRESET MINUTES CASES VALIDATION_CASES LABELS SEED STRICT ACCEPT WORKERS)
 
 prepare: $(READY) ## DATA=/path/to/cases RUN=.. PRESET=..: check the cases and bring them onto the working grid
 	@$(SBLDM) prepare $(PREPARE)

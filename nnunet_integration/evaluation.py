@@ -77,9 +77,10 @@ def export(question: Question, out: Path, workers: int) -> list[Path]:
         "budget": question.budget,
         "real": {name: real.content[name] for name in real.train},
         "test": {name: real.content[name] for name in real.test},
+        "masks": {name: [identity.mask, identity.place] for name, identity in real.identities.items()},
     }
     held = read_json(out / SETTINGS) if (out / SETTINGS).exists() else settings
-    if changed := [key for key in settings if key != "run" and held[key] != settings[key]]:
+    if changed := [key for key in settings if key != "run" and held.get(key, settings[key]) != settings[key]]:
         raise StateError(f"{out}: holds an evaluation with another {' and '.join(changed)}; choose another OUT.")
     if (out / "arms.yaml").exists() and (old := ArmBook.load(str(out / "arms.yaml")).baseline) != book.baseline:
         raise StateError(f"{out}: its arms are compared with {old}, now with {book.baseline}; choose another OUT.")

@@ -14,8 +14,9 @@ import nibabel as nib
 import numpy as np
 
 from sbldm.cases.datasets import described_cases
-from sbldm.cases.layouts import Case, Source, content_hash, find_cases, plain_name, read_arrays
-from sbldm.cases.pipeline import original_cases
+from sbldm.cases.identity import Identity, brightness_hash
+from sbldm.cases.layouts import Case, Source, find_cases, plain_name
+from sbldm.cases.pipeline import check_unchanged, original_cases
 from sbldm.cases.preflight import preflight
 from sbldm.cases.volumes import load_image, whole_numbers
 from sbldm.errors import DataError, InputError, StateError
@@ -44,15 +45,20 @@ class RealCases:
     Attributes:
         source: channels and labels, as the run was prepared.
         train, test: case by name.
-        content: hash of each case's first image, by name.
+        identities: all hashes of each case, by name.
         spacings: voxel spacings (mm) that occur among the training cases.
     """
 
     source: Source
     train: dict[str, Case]
     test: dict[str, Case]
-    content: dict[str, str]
+    identities: dict[str, Identity]
     spacings: frozenset[tuple[float, ...]]
+
+    @property
+    def content(self) -> dict[str, str]:
+        """Hash of each case's first image, by name: what lineages hold."""
+        return {name: identity.content for name, identity in self.identities.items()}
 
     @property
     def dataset_json(self) -> dict[str, Any]:
@@ -76,30 +82,20 @@ def find_real(run: Run, data: str = "", test: str = "") -> RealCases:
     if test:
         if not user_path(test).is_dir():
             raise InputError(f"TEST={test}: no such folder.")
-        usable, _ = preflight(find_cases(user_path(test), source), source, workers=1)
+        usable, _, tested = preflight(find_cases(user_path(test), source), source, workers=1)
         held_out = {case.name: case for case in usable}
     else:
         held_out = {case.name: case for case in original_cases(run, "validation", data)}
-    content = {name: _content(case, source, run) for name, case in train.items()}
+        tested = check_unchanged(run, list(held_out.values()))
     if both := train.keys() & held_out.keys():
         raise DataError(f"TEST: {some(both)}: also among the training cases of {run.folder}; leave them out of one.")
-    content |= {name: _content(case, source, None if test else run) for name, case in held_out.items()}
-    of_content = {content[name]: name for name in train}
-    for name in held_out:
-        if twin := of_content.get(content[name]):
+    trained = check_unchanged(run, list(train.values()))
+    twins = {identity.brightness: name for name, identity in trained.items()}
+    for name, identity in tested.items():
+        if twin := twins.get(identity.brightness):
             raise DataError(f"TEST: {name} holds the same image as the training case {twin}; leave one of them out.")
     spacings = {_spacing(case.images[0]) for case in train.values()}
-    return RealCases(source, train, held_out, content, frozenset(spacings))
-
-
-def _content(case: Case, source: Source, run: Run | None) -> str:
-    """Content hash of a case's first image, as its run measured it or from its files."""
-    for path in (*case.images, case.mask):
-        if not path.is_file():
-            raise DataError(f"{path}: is missing; the case {case.name} was complete when it was prepared.")
-    sidecar = run.prepared / f"{case.name}.json" if run else None
-    known = read_json(sidecar).get("content") if sidecar and sidecar.exists() else None
-    return known or content_hash(read_arrays(case, source)[0][0])
+    return RealCases(source, train, held_out, trained | tested, frozenset(spacings))
 
 
 def _spacing(path: Path) -> tuple[float, ...]:
@@ -225,7 +221,7 @@ def _read_pairs(generator: str, only: str, folder: Path, real: RealCases) -> Pai
         names = [name for name in names if name in rows]  # nothing else in the folder has this lineage
         _check_copies(folder, list(rows.values()))
         parents = {name: frozenset(rows[name]["parents"].split(";")) for name in names if "parents" in rows[name]}
-    tested = {real.content[name]: name for name in real.test}
+    tested = {real.identities[name].brightness: name for name in real.test}
     cases = {}
     for name in progress(names, f"Checking the pairs of {generator}", unit="pair"):
         case = found[name]
@@ -271,7 +267,7 @@ def _check_description(path: Path, real: RealCases) -> None:
 
 
 def _check_pair(case: Case, real: RealCases) -> str:
-    """Content hash of a pair's first image, after a look at all its files; a `DataError` names what is wrong."""
+    """Brightness hash of a pair's first image, after a look at all its files; a `DataError` names what is wrong."""
     contents = []
     for path in (*case.images, case.mask):
         try:
@@ -292,7 +288,7 @@ def _check_pair(case: Case, real: RealCases) -> str:
         contents.append(voxels)
     if strange := set(np.unique(whole_numbers(contents[-1])).tolist()) - set(range(1 + len(real.source.labels))):
         raise DataError(f"{case.mask}: holds the label {min(strange):g}, which its dataset.json does not have.")
-    return content_hash(contents[0])
+    return brightness_hash(contents[0])
 
 
 def pairs_for(

@@ -112,7 +112,7 @@ def test_strict(tmp_path: Path, phantom_cases: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "4 cases to train on, 1 held back" in done.stdout and "Phantom_001" in done.stdout
     rows = (tmp_path / "run" / "preflight.csv").read_text().splitlines()
-    assert rows[0] == "case,check,what,action" and [row.split(",")[0] for row in rows[1:]] == ["Phantom_001"]
+    assert rows[0] == "case,check,what,action,mend" and [row.split(",")[0] for row in rows[1:]] == ["Phantom_001"]
 
 
 def test_prepare_twice(tmp_path: Path, prepared_run: Path, phantom_cases: Path) -> None:

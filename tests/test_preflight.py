@@ -13,18 +13,19 @@ import numpy as np
 import pytest
 
 from sbldm.cases import preflight as module
-from sbldm.cases.layouts import Source, find_cases
+from sbldm.cases.identity import Identity
+from sbldm.cases.layouts import Source, find_cases, read_arrays
 from sbldm.cases.preflight import Finding, inspect_case, preflight, print_table
-from sbldm.errors import DataError
+from sbldm.errors import DataError, InputError
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 SHAPE = (24, 24, 24)
-AFFINE = np.array([[-1.0, 0, 0, 12], [0, -1, 0, 12], [0, 0, 1, -12], [0, 0, 0, 1]])
+AFFINE = np.array([[-6.0, 0, 0, 72], [0, -6, 0, 72], [0, 0, 6, -72], [0, 0, 0, 1]])
 _seeds = itertools.count()
 
 
 def brain() -> np.ndarray:
-    """A ball of radius 10 with a texture of its own each time, int16, background 0."""
+    """A ball of radius 10 (60 mm, 0.9 l) with a texture of its own each time, int16, background 0."""
     grid = np.indices(SHAPE) - 12
     texture = np.random.default_rng(next(_seeds)).integers(200, 600, SHAPE)
     return np.where((grid**2).sum(0) < 100, texture, 0).astype(np.int16)
@@ -61,7 +62,8 @@ def data(tmp_path) -> Path:
 
 def run(root: Path, source: Source | None = None, **options) -> tuple[list[str], list[tuple[str, str, str]]]:
     source = source or Source()
-    cases, findings = preflight(find_cases(root, source), source, workers=1, **options)
+    cases, findings, identities = preflight(find_cases(root, source), source, workers=1, **options)
+    assert list(identities) == [case.name for case in cases]
     return [case.name for case in cases], [(finding.case, finding.check, finding.action) for finding in findings]
 
 
@@ -164,7 +166,7 @@ def test_shape_mismatch(data):
 
 def test_affine_mismatch(data):
     moved = AFFINE.copy()
-    moved[0, 3] += 0.5
+    moved[0, 3] += 3
     save(seg(data), tumour(), moved)
     assert_left_out(data, "grid")
 
@@ -176,7 +178,7 @@ def test_rounding_of_affines_is_no_mismatch(data):
 
 def test_mismatch_between_channels(data):
     moved = AFFINE.copy()
-    moved[2, 3] += 3
+    moved[2, 3] += 18
     save(data / "bad/bad_t1.nii.gz", brain(), moved)
     save(data / "good/good_t1.nii.gz", brain())
     assert_left_out(data, "grid", Source(("flair", "t1")))
@@ -374,14 +376,15 @@ def test_large_grid_is_sampled(monkeypatch, data):
     array[12, 12, 12] = 612_366
     save(flair(data), array)
     monkeypatch.setattr(module, "SAMPLE", 500)
-    assert [finding.check for finding in inspect_case(find_cases(data, Source())[0], Source())[0]] == ["outlier"]
+    found = inspect_case(find_cases(data, Source())[0], Source()).findings
+    assert [finding.check for finding in found] == ["outlier"]
 
 
 def test_real_cases_all_pass():
     root = SHARED / "brats_1mm"
     if not root.is_dir():
         pytest.skip("no real BraTS cases beside this repository (shared/data/brats_1mm)")
-    usable, findings = preflight(find_cases(root, Source()), Source())
+    usable, findings, _ = preflight(find_cases(root, Source()), Source())
     assert len(usable) == 10 and findings == []
 
 
@@ -389,3 +392,236 @@ def test_background_that_is_not_zero(data):
     """An image whose corners are all filled is not skull-stripped, or was normalised with its background."""
     save(flair(data), brain() + np.int16(7))
     assert run(data) == (["good"], [("bad", "background", "left out")])
+
+
+# --- plausible sizes ------------------------------------------------------------------------------------------------
+
+
+def both(root: Path, array: np.ndarray, mask: np.ndarray, scale: float = 1.0, edit: Callable | None = None) -> None:
+    """Replace image and mask of the bad case, its affine scaled."""
+    affine = AFFINE @ np.diag([scale, scale, scale, 1])
+    save(flair(root), array, affine, edit)
+    save(seg(root), mask, affine, edit)
+
+
+def noise_air(root: Path) -> None:
+    noise = np.random.default_rng(1).integers(0, 9, SHAPE)
+    noise[:4] = 0  # filled up with zeros on one side, as after a registration
+    save(flair(root), np.where(brain() > 0, brain(), noise).astype(np.int16))
+
+
+def constant_air(value: float) -> Callable[[Path], None]:
+    def spoil(root: Path) -> None:
+        array = brain().astype(np.float32)
+        array[array == 0] = value
+        save(flair(root), array)
+
+    return spoil
+
+
+def whole_head(root: Path) -> None:
+    """A ball of 99 mm, 4.1 l, as with skull and neck."""
+    grid = np.indices((40, 40, 40)) - 19.5
+    texture = np.random.default_rng(2).integers(200, 600, (40, 40, 40))
+    mask = np.zeros((40, 40, 40), np.uint8)
+    mask[18:23, 18:23, 18:23] = 2
+    both(root, np.where((grid**2).sum(0) < 16.5**2, texture, 0).astype(np.int16), mask)
+
+
+def stray_voxel(root: Path) -> None:
+    array = np.zeros((24, 24, 60), np.int16)
+    array[..., :24], array[0, 0, 59] = brain(), 300
+    mask = np.zeros(array.shape, np.uint8)
+    mask[..., :24] = tumour()
+    both(root, array, mask)
+
+
+def mask_of(array: np.ndarray) -> Callable[[Path], None]:
+    return lambda root: save(seg(root), array)
+
+
+def one_voxel() -> np.ndarray:
+    array = np.zeros(SHAPE, np.uint8)
+    array[12, 12, 12] = 2
+    return array
+
+
+def specks(root: Path) -> None:
+    """A fine grid, a speck in every eighth voxel."""
+    grid = np.indices((60, 60, 60)) - 30
+    inside = (grid**2).sum(0) < 25**2
+    texture = np.random.default_rng(3).integers(200, 600, inside.shape)
+    mask = np.zeros(inside.shape, np.uint8)
+    mask[::2, ::2, ::2] = 2
+    both(root, (inside * texture).astype(np.int16), mask * inside, 0.4)
+
+
+def few_slices(count: int, thick: float) -> Callable[[Path], None]:
+    def spoil(root: Path) -> None:
+        first = 12 - count // 2
+        part = np.s_[..., first : first + count]
+        affine = AFFINE @ np.diag([1, 1, thick / 6, 1])
+        save(flair(root), brain()[part], affine)
+        save(seg(root), tumour()[part], affine)
+
+    return spoil
+
+
+def undeclared(header):
+    header["qform_code"] = header["sform_code"] = 0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "checks", "words"),
+    [
+        (noise_air, ["background"], "its background is not 0"),
+        (constant_air(-1), ["background"], "its background is not 0, but for 0% of the corners"),
+        (constant_air(1e-3), ["background"], "its background is not 0"),
+        (whole_head, ["brain_volume"], "holds 4,030 ml that are not 0; a brain has 400 to 2,500 ml"),
+        (lambda root: both(root, brain(), tumour(), 0.7), ["brain_volume"], "holds 306.7 ml"),
+        (stray_voxel, ["brain_extent"], "takes 132 x 132 x 342 mm; a brain has 60 to 220 mm"),
+        (lambda root: both(root, brain(), tumour(), 10), ["units"], "has voxels of 60 x 60 x 60 mm"),
+        (lambda root: both(root, brain(), tumour(), 1000), ["units"], "has voxels of 6e+03 x 6e+03 x 6e+03 mm"),
+        (lambda root: both(root, brain(), tumour(), 1e-3), ["units"], "has voxels of 0.006 x 0.006 x 0.006 mm"),
+        (
+            lambda root: both(root, brain(), tumour(), 2),
+            ["spacing", "brain_volume", "brain_extent"],
+            "has voxels of 12 x 12 x 12 mm; 0.2 to 10 mm are plausible",
+        ),
+        (few_slices(9, 10.0), ["slices"], "has 9 slice(s) along one axis; 10 are the least"),
+        (few_slices(20, 5.0), [], ""),
+        (mask_of((brain() > 0) * np.uint8(2)), ["tumour_size"], "its tumour is 100% of the brain (894 ml)"),
+        (mask_of(one_voxel()), ["tumour_size"], "its tumour has 1 voxel(s), 0.22 ml; 8 voxels"),
+        (specks, ["tumour_parts"], "parts; up to 500 are plausible"),
+        (lambda root: save(flair(root), (brain() > 0).astype(np.int16)), ["flat"], "take 1 value(s) beside 0"),
+        (
+            lambda root: save(flair(root), np.int16(300) * (brain() > 0) + tumour()),
+            ["flat"],
+            "take 4 value(s) beside 0",
+        ),
+    ],
+)
+def test_plausible_sizes(data, spoil, checks, words):
+    """Each is a finding of its own, left out by default; what the user says is plausible is used."""
+    spoil(data)
+    cases = find_cases(data, Source())
+    _, findings, _ = preflight([*cases], Source(), workers=1, accept="")
+    bad = [finding for finding in findings if finding.check in ("units", *checks)]
+    assert sorted({finding.check for finding in findings}) == sorted(checks) and len(bad) == len(findings)
+    assert all(finding.action == "left out" and finding.case == "bad" for finding in findings)
+    if checks:
+        assert words in findings[0].what and findings[0].what.startswith("bad_")
+    doubtful = set(checks) <= set(module.DOUBTS)
+    if doubtful:
+        assert all(finding.mend.endswith(f"; or ACCEPT=bad:{finding.check}") for finding in findings)
+        usable, findings, _ = preflight(cases, Source(), workers=1, strict=True, accept="bad")
+        assert [case.name for case in usable] == ["bad", "good"]
+        assert {finding.action for finding in findings} <= {"accepted"}
+    else:
+        with pytest.raises(InputError, match=r"^ACCEPT=bad: bad_flair\.nii\.gz: .*this cannot be accepted: write the"):
+            preflight(cases, Source(), workers=1, accept="bad")
+
+
+def test_sizes_in_a_header_are_looked_at_first(data):
+    """Dimensions that no memory can hold, or below 0, are told before anything is unpacked."""
+
+    def huge(header):
+        header["dim"][1:4] = 32767
+
+    def negative(header):
+        header["dim"][1] = -24
+
+    for edit, words in ((huge, "32767 x 32767 x 32767 voxels"), (negative, "-24 x 24 x 24 voxels")):
+        save(flair(data), brain(), edit=edit)
+        found = inspect_case(find_cases(data, Source())[0], Source()).findings
+        assert [finding.check for finding in found] == ["unreadable"] and words in found[0].what
+
+
+def test_two_channels_that_are_one(data):
+    for name in ("bad", "good"):
+        save(data / name / f"{name}_t1.nii.gz", brain())
+    (data / "bad/bad_t1.nii.gz").write_bytes(flair(data).read_bytes())
+    source = Source(("flair", "t1"))
+    assert run(data, source) == (["good"], [("bad", "channels", "left out")])
+    assert run(data, source, accept="bad:channels")[0] == ["bad", "good"]
+
+
+def test_orientation_that_is_not_declared(data):
+    """Front and back may be swapped where others say which is which; where none does, what is assumed is told."""
+    both(data, brain(), tumour(), edit=undeclared)
+    cases, findings, _ = preflight(find_cases(data, Source()), Source(), workers=1)
+    assert [case.name for case in cases] == ["good"] and [f.check for f in findings] == ["orientation"]
+    assert "taken to run L, A, S, where other cases declare L, P, S" in findings[0].what
+    assert run(data, accept="all:orientation") == (["bad", "good"], [("bad", "orientation", "accepted")])
+    for path, array in ((flair(data, "good"), brain()), (data / "good/good_seg.nii.gz", tumour())):
+        save(path, array, edit=undeclared)
+    assert run(data) == (["bad", "good"], [(name, "orientation", "kept") for name in ("bad", "good")])
+    las = AFFINE * [[1], [-1], [1], [1]]
+    for path, array in ((flair(data, "good"), brain()), (data / "good/good_seg.nii.gz", tumour())):
+        save(path, array, las)
+    assert run(data) == (["bad", "good"], [("bad", "orientation", "kept")])
+
+
+@pytest.mark.parametrize(
+    ("accept", "message"),
+    [
+        ("bed", "ACCEPT=bed: no such case; the nearest is bad"),
+        ("bad:tumor_size", "ACCEPT=bad:tumor_size: no such check; the nearest is tumour_size"),
+        ("bad:", "ACCEPT=bad:: no such check"),
+        ("all", "ACCEPT=all: no such case; for one check in all cases write all:CHECK"),
+        ("bad:nan", "ACCEPT=bad:nan: a case with nan cannot be used, so not accepted; replace NaN"),
+        ("'bad", r"ACCEPT='bad: cannot be read \(No closing quotation\)"),
+    ],
+)
+def test_accept_names_what_there_is(data, accept, message):
+    with pytest.raises(InputError, match=message):
+        run(data, accept=accept)
+
+
+def test_accept_one_check_or_case(data, capsys):
+    """Another doubt about an accepted case counts on; the table says how to mend or accept what was left out."""
+    both(data, np.int16(300) * (brain() > 0), one_voxel())
+    found = [("bad", "flat", "left out"), ("bad", "tumour_size", "accepted")]
+    capsys.readouterr()
+    assert run(data, accept="good bad:tumour_size") == (["good"], found)
+    printed = capsys.readouterr().out
+    assert "flat: put the MRI in place of what looks like a mask; or ACCEPT=bad:flat." in " ".join(printed.split())
+    assert "tumour_size:" not in printed
+    assert run(data, accept="bad:flat bad:tumour_size")[0] == ["bad", "good"]
+
+
+def test_same_brain_in_another_orientation(data):
+    """The first usable case stays, whatever the axes in which the copy is stored, or the border around it."""
+    image = nib.load(flair(data))
+    turned = image.as_reoriented(nib.orientations.ornt_transform(*map(nib.orientations.axcodes2ornt, ("LPS", "SRA"))))
+    array = np.pad(np.asarray(turned.dataobj), 3)
+    mask = np.pad(np.asarray(nib.load(seg(data)).dataobj), 3)
+    save(flair(data, "good"), array, turned.affine)
+    save(data / "good/good_seg.nii.gz", mask, turned.affine)
+    assert run(data) == (["bad"], [("good", "duplicate", "left out")])
+
+
+def test_identity_of_a_case(data):
+    """What is prepared and what is checked have one identity; a change of each part is told apart."""
+    source, case = Source(), find_cases(data, Source())[0]
+
+    def identity() -> Identity:
+        return inspect_case(case, source).identity
+
+    before = identity()
+    assert before == Identity.of(*read_arrays(case, source)) and before.changes(before.state()) == []
+    save(flair(data), np.asarray(nib.load(flair(data)).dataobj).astype(np.float32))  # another number type
+    assert identity() == before
+    save(seg(data), np.where(tumour() == 1, 2, tumour()))  # other tissues of the same whole tumour
+    assert identity() == before
+    save(seg(data), np.roll(tumour(), 1, axis=0))
+    assert identity().changes(before.state()) == ["mask"] and identity().content == before.content
+    moved = AFFINE.copy()
+    moved[:3, 3] += 1
+    save(seg(data), tumour(), moved)
+    save(flair(data), np.asarray(nib.load(flair(data)).dataobj), moved)
+    assert identity().changes(before.state()) == ["affine"]
+    save(flair(data), brain(), moved)
+    assert identity().changes(before.state()) == ["image", "affine"]
+    assert identity().changes({"content": before.content}) == ["image"]  # from before there were masks in it
+    assert before.changes({"content": before.content}) == before.changes({}) == []

@@ -7,6 +7,7 @@ import gzip
 import itertools
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from sbldm.cases.geometry import NativeGrid, WorkingGrid, brain_centre, from_ima
 from sbldm.cases.layouts import Source, find_cases
 from sbldm.cases.lists import read_lists
 from sbldm.cases.phantom import make_channels, write_phantoms
-from sbldm.cases.pipeline import prepare_run
+from sbldm.cases.pipeline import original_cases, prepare_run
 from sbldm.cases.prepare import load_prepared, prepare_case, prepare_cases, scale_intensity
 from sbldm.errors import DataError, InputError, StateError
 from sbldm.runs import Run, load_preset
@@ -458,8 +459,8 @@ def test_run_end_to_end(heads, tmp_path, tiny, capsys):
     assert sorted(lists["train"] + lists["validation"]) == names and len(lists["validation"]) == 1
     assert json.loads((run.folder / "lists.json").read_text())["seed"] == 3
     rows = (run.folder / "preflight.csv").read_text().splitlines()
-    assert rows[0] == "case,check,what,action"
-    assert len(rows) > 1 and all(row.startswith("Broken,unreadable,") and row.endswith(",left out") for row in rows[1:])
+    assert rows[0] == "case,check,what,action,mend"
+    assert len(rows) > 1 and all(row.startswith("Broken,unreadable,") and ",left out," in row for row in rows[1:])
     assert run.preset == tiny
     assert sorted(os.listdir(run.prepared)) == sorted(
         ["characteristics.csv", *(f"{name}.{ending}" for name in names for ending in ("json", "npz"))]
@@ -507,11 +508,77 @@ def test_run_with_lists(heads, tmp_path, tiny):
     lists = read_lists(run.folder)
     assert sorted(lists["train"]) == ["Phantom_001", "Phantom_003"] and lists["validation"] == ["Phantom_004"]
     rows = (run.folder / "preflight.csv").read_text().splitlines()
-    assert len(rows) == 2 and rows[1].startswith("Phantom_000,two_lists,") and rows[1].endswith(",left out")
+    assert (
+        len(rows) == 2
+        and rows[1].startswith("Phantom_000,two_lists,")
+        and rows[1].endswith(",left out,name the case in one list alone")
+    )
     assert {path.stem for path in run.prepared.glob("*.npz")} == {"Phantom_001", "Phantom_003", "Phantom_004"}
     with pytest.raises(StateError, match=r"lists\.json: this run holds other cases"):
         prepare_run(str(heads), run, tiny, cases=str(train))
     assert read_lists(run.folder) == lists
+
+
+def test_changed_cases_are_prepared_anew(heads, tmp_path, tiny, capsys):
+    """A corrected mask and another image are named and prepared anew, alone; not where a training used them."""
+    data, moved = (Path(shutil.copytree(heads, tmp_path / name)) for name in ("data", "moved"))
+    run = Run.at(tmp_path / "run")
+    prepare_run(str(data), run, tiny)
+    before, cases = contents(run.prepared), [original_cases(run, role) for role in ("train", "validation")]
+    assert sum(map(len, cases)) == 6
+    prepare_run(str(moved), run, tiny)  # equal files in another folder
+    assert json.loads((run.folder / "lists.json").read_text())["data"] == str(moved)
+    same = contents(run.prepared)
+    assert all(same[name] == before[name] for name in before if name.startswith("Phantom"))
+
+    (run.folder / "gate").mkdir()
+    mask, image = moved / "Phantom_000/Phantom_000_seg.nii.gz", moved / "Phantom_001/Phantom_001_flair.nii.gz"
+    for path, axis, number in ((mask, 2, np.uint8), (image, 0, np.float32)):
+        stored = nib.load(path)
+        nib.save(nib.Nifti1Image(np.roll(np.asarray(stored.dataobj), 1, axis).astype(number), stored.affine), path)
+    role = "train" if "Phantom_000" in read_lists(run.folder)["train"] else "validation"
+    with pytest.raises(DataError, match=r"Phantom_000_seg.* \(Phantom_000: mask\); put the old .*make prepare"):
+        original_cases(run, role)
+    for used in ("autoencoder", "latents", "diffusion", "gan", "nnUNet_raw"):
+        (run.folder / used).mkdir()
+        said = rf"2 case\(s\) have changed .*000: mask, Phantom_001: image\), and .* \({used}/\); choose another RUN"
+        with pytest.raises(StateError, match=said):
+            prepare_run(str(moved), run, tiny)
+        (run.folder / used).rmdir()
+    assert contents(run.prepared) == same
+    capsys.readouterr()
+    prepare_run(str(moved), run, tiny)
+    assert "(Phantom_000: mask, Phantom_001: image): prepared anew." in capsys.readouterr().out
+    after = contents(run.prepared)
+    assert {name for name in same if after[name] != same[name]} == {
+        "characteristics.csv",
+        *(f"Phantom_00{k}.{ending}" for k in (0, 1) for ending in ("npz", "json")),
+    }
+    old, new = (json.loads(files["Phantom_000.json"][1]) for files in (same, after))
+    assert new["characteristics"]["z_mm"] == pytest.approx(old["characteristics"]["z_mm"] + 4, abs=0.1)
+    assert new["content"] == old["content"] and new["mask"] != old["mask"]
+    assert not (run.folder / "gate").exists() and original_cases(run, role)
+    shutil.copy(data / "Phantom_002/Phantom_002_seg.nii.gz", moved / "Phantom_002/Phantom_002_seg.nii.gz")
+    assert original_cases(run, "train") and original_cases(run, "validation")  # written anew, but the same
+
+
+def test_runs_of_an_older_version(heads, tmp_path, tiny, capsys):
+    """Sidecars without a hash of the mask: prepared anew, or only compared by image where a training used them."""
+    run = Run.at(tmp_path / "run")
+    prepare_run(str(heads), run, tiny)
+    for path in run.prepared.glob("*.json"):
+        sidecar = json.loads(path.read_text())
+        path.write_text(json.dumps({k: v for k, v in sidecar.items() if k not in ("image", "mask", "place")}))
+    before = contents(run.prepared)
+    (run.folder / "gan").mkdir()
+    prepare_run(str(heads), run, tiny)
+    assert "6 case(s) were prepared by an older version" in (said := capsys.readouterr().out)
+    assert "only their images were compared" in said
+    assert {n for n, v in contents(run.prepared).items() if v != before[n]} == {"characteristics.csv"}
+    (run.folder / "gan").rmdir()
+    prepare_run(str(heads), run, tiny)
+    assert "prepared anew" in capsys.readouterr().out
+    assert all("mask" in json.loads(path.read_text()) for path in run.prepared.glob("*.json"))
 
 
 def test_run_keeps_its_preset(tmp_path, tiny):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -204,6 +205,32 @@ def test_datasets_that_do_not_fit(drawn_run, real, foreign):
     (foreign / "labelsTr" / "SBLDM_000000.nii.gz").unlink()
     with pytest.raises(DataError, match=r"SBLDM_000000.nii.gz: is missing"):
         pairs_of(drawn_run, real, f"gan={foreign}")
+
+
+def test_the_files_that_are_there_are_looked_at(drawn_run, tmp_path, phantom_cases):
+    """A training case over a test case of the same size and time, another mask, and a turned copy as test case."""
+    lists, data = read_json(drawn_run / "lists.json"), tmp_path / "data"
+    run = Run.at(copy_run(drawn_run, tmp_path))
+    shutil.copytree(phantom_cases, data)
+    assert set(find_real(run, str(data)).test) == set(lists["validation"])
+    trained, tested = (lists[role][0] for role in ("train", "validation"))
+    for part, found in (("flair", "image"), ("seg", "mask")):
+        path = data / tested / f"{tested}_{part}.nii.gz"
+        sound, times = path.read_bytes(), path.stat()
+        path.write_bytes((data / trained / f"{trained}_{part}.nii.gz").read_bytes())
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        with pytest.raises(DataError, match=rf"{path.name}: holds other voxels .* \({tested}: {found}\); put the old"):
+            find_real(run, str(data))
+        path.write_bytes(sound)
+    assert find_real(run, str(data))
+    other = tmp_path / "test" / "Other"
+    other.mkdir(parents=True)
+    for part in ("flair", "seg"):
+        image = nib.load(phantom_cases / trained / f"{trained}_{part}.nii.gz")
+        turn = nib.orientations.ornt_transform(*map(nib.orientations.axcodes2ornt, ("LPS", "RAS")))
+        nib.save(image.as_reoriented(turn), other / f"Other_{part}.nii")
+    with pytest.raises(DataError, match=f"Other holds the same image as the training case {trained}"):
+        find_real(run, str(data), test=str(tmp_path / "test"))
 
 
 @pytest.mark.parametrize("synth", ["sbldm", "a={0} a={0}", "sbldm@x={0}", "real={0}", "test={0}", "SBLDM={0}"])

@@ -90,17 +90,20 @@ def prepare(arguments: argparse.Namespace) -> None:
         arguments.strict not in ("", "0"),
         _whole("WORKERS", arguments.workers, 1, MOST_PROCESSES),
         arguments.labels,
+        arguments.accept,
     )
 
 
 def train(arguments: argparse.Namespace) -> None:
     """Train one stage, or all; a stopped training goes on where it was. With DATA the cases are prepared first."""
-    from sbldm.cases.pipeline import is_prepared
+    from sbldm.cases.pipeline import check_same_data, is_prepared
 
     run, seed = Run.at(arguments.run), _whole("SEED", arguments.seed, 0, MOST_SEED)
     check_model(arguments.model)
     if arguments.data and not is_prepared(run):
         prepare(arguments)
+    elif arguments.data:
+        check_same_data(run, arguments.data)
     preset = run.preset  # says what to do when nothing is prepared
     if arguments.model and arguments.model != preset["model"]:
         raise StateError(
@@ -195,6 +198,7 @@ def parser() -> argparse.ArgumentParser:
         "labels": ("", "what the numbers in the masks mean: auto, brats21, brats23, brats24, peds, or a YAML file"),
         "seed": seed,
         "strict": ("", "1: stop when pre-flight finds anything"),
+        "accept": ("", "doubts of pre-flight to overrule: CASE, CASE:check or all:check, blanks between"),
         "workers": ("2", "processes"),
     }
     command(prepare, **cases)

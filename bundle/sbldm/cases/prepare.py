@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from sbldm.cases.geometry import NativeGrid, WorkingGrid, brain_centre, from_image, to_image
-from sbldm.cases.layouts import Case, Source, content_hash, read_arrays
+from sbldm.cases.identity import Identity
+from sbldm.cases.layouts import Case, Source, read_arrays
 from sbldm.errors import StateError
 from sbldm.files import atomic_path, clear_partial, read_json, write_csv, write_json
 from sbldm.run.room import check_room
@@ -22,7 +23,7 @@ from sbldm.tumour.characteristics import measure, to_dict
 
 PACKED = 0.25  # a prepared case compressed, over its arrays: .10 to .24 on real cases and the presets
 
-__all__ = ["load_prepared", "prepare_case", "prepare_cases", "scale_intensity"]
+__all__ = ["load_prepared", "prepare_case", "prepare_cases", "read_sidecar", "scale_intensity"]
 
 
 def scale_intensity(
@@ -43,8 +44,8 @@ def prepare_case(case: Case, source: Source, grid: WorkingGrid, intensity: dict[
 
     Returns:
         `image` float32 `[C, X, Y, Z]` in [0, 1], `occupancy` uint8 `[L, X, Y, Z]` (255 = the whole voxel is that label)
-        and `sidecar`: native and working grid (the way back), intensities, brain extents and tumour characteristics,
-        the latter measured on the native mask in the frame of the working grid.
+        and `sidecar`: what its files hold (`Identity`), native and working grid (the way back), intensities, brain
+        extents and tumour characteristics, the latter measured on the native mask in the frame of the working grid.
     """
     image, labels, affine = read_arrays(case, source)
     brain = (image != 0).any(axis=0)
@@ -67,7 +68,7 @@ def prepare_case(case: Case, source: Source, grid: WorkingGrid, intensity: dict[
     sidecar = {
         "case": case.name,
         "layout": case.layout,
-        "content": content_hash(image[0]),
+        **Identity.of(image, labels, affine).state(),
         "native": native.state(),
         "working": placed.state(),
         "intensities": intensities,
@@ -101,26 +102,31 @@ def prepare_cases(
     grid: dict[str, Any],
     intensity: dict[str, Any],
     workers: int,
+    anew: Collection[str] = (),
 ) -> list[dict[str, Any]]:
-    """Prepare all cases that are not yet in `folder`, several at a time, and return their sidecars.
+    """Prepare all cases that are not in `folder` or have changed, several at a time, and return their sidecars.
 
     Args:
         cases: what pre-flight let through.
         folder: where `NAME.npz` and `NAME.json` go; finished cases are kept.
         data, grid, intensity: the parts of the preset of those names.
         workers: processes, each with one case in memory.
+        anew: names of finished cases whose files have changed since.
 
     Raises:
         StateError: a case in `folder` was prepared with other values.
     """
     settings = {"data": data, "grid": grid, "intensity": intensity}
     clear_partial(folder)
-    for case in cases:
-        sidecar = folder / f"{case.name}.json"
-        if sidecar.exists() and read_json(sidecar)["settings"] != settings:
-            raise StateError(f"{sidecar}: prepared with other settings; choose another RUN or remove {folder}.")
-    endings = (".npz", ".json")
-    missing = [case for case in cases if not all((folder / f"{case.name}{ending}").exists() for ending in endings)]
+    held = {case.name: read_sidecar(folder, case.name) for case in cases}
+    for name, sidecar in held.items():
+        if sidecar and sidecar["settings"] != settings:
+            raise StateError(
+                f"{folder / name}.json: prepared with other settings; choose another RUN or remove {folder}."
+            )
+    missing = [
+        case for case in cases if case.name in anew or not held[case.name] or not (folder / f"{case.name}.npz").exists()
+    ]
     if missing:
         work = partial(_prepare_to, folder, settings, Source.from_config(**data), WorkingGrid.from_config(**grid))
         voxels = float(np.prod(grid["size"]))
@@ -130,6 +136,15 @@ def prepare_cases(
     sidecars = [read_json(folder / f"{case.name}.json") for case in cases]
     write_csv(folder / "characteristics.csv", [{"case": s["case"]} | s["characteristics"] for s in sidecars])
     return sidecars
+
+
+def read_sidecar(folder: Path, name: str) -> dict[str, Any] | None:
+    """What is known of a prepared case; None when it is not prepared, or its sidecar is damaged."""
+    try:
+        sidecar = read_json(folder / f"{name}.json")
+        return sidecar if "settings" in sidecar else None
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def load_prepared(folder: Path, name: str) -> tuple[np.ndarray, dict[str, Any]]:

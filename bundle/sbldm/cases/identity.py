@@ -1,0 +1,92 @@
+"""What tells a case from another, whatever its files are called: hashes of its voxels, its mask and its place."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from sbldm.cases.layouts import Case, content_hash
+
+__all__ = ["IDENTITY", "Identity", "brightness_hash", "stamp"]
+
+PARTS = {"image": "image", "mask": "mask", "place": "affine"}  # of an identity, in the words of messages
+
+
+def _hash(value: Any) -> str:
+    return hashlib.blake2b(repr(value).encode(), digest_size=20).hexdigest()
+
+
+def brightness_hash(volume: np.ndarray) -> str:
+    """Fingerprint of the non-zero voxels of a volume in the order of their brightness.
+
+    The same for a copy that is stored with other axes, mirrored, padded or cropped, under whatever affine.
+    """
+    voxels = volume.ravel("K")
+    voxels = voxels[voxels != 0].astype(np.float32)
+    voxels.sort()
+    return hashlib.blake2b(voxels, digest_size=20).hexdigest()
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Hashes of one case, from its voxels as numbers: file names, number types and compression play no part.
+
+    Attributes:
+        content: of the first image as it is stored; it stands for the case in lineages.
+        brightness: of the first image in any orientation, see `brightness_hash`.
+        image: of all channels in their order.
+        mask: of the labels, after they were mapped to those of the source.
+        place: of the affine, to 0.0001 mm.
+    """
+
+    content: str
+    brightness: str
+    image: str
+    mask: str
+    place: str
+
+    @classmethod
+    def build(cls, hashes: Sequence[str], brightness: str, labels: np.ndarray, affine: np.ndarray) -> Identity:
+        """From the content hash of each channel, the brightness hash of the first, labels `[X, Y, Z]` and affine."""
+        place = _hash((np.round(affine.astype(float), 4) + 0.0).tolist())  # + 0 turns -0 into 0
+        mask = hashlib.blake2b(repr(labels.shape).encode(), digest_size=20)
+        mask.update(np.ascontiguousarray(labels.T, np.uint8))
+        return cls(hashes[0], brightness, _hash(list(hashes)), mask.hexdigest(), place)
+
+    @classmethod
+    def of(cls, image: np.ndarray, labels: np.ndarray, affine: np.ndarray) -> Identity:
+        """From what `read_arrays` returns."""
+        return cls.build([content_hash(channel) for channel in image], brightness_hash(image[0]), labels, affine)
+
+    def state(self) -> dict[str, str]:
+        """Plain values for a sidecar; `content` among them."""
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Identity:
+        """The inverse of `state`; what else stands there is ignored."""
+        return cls(**{name: state[name] for name in IDENTITY})
+
+    def changes(self, held: Mapping[str, Any]) -> list[str]:
+        """Which parts differ from those that a sidecar holds; one from before there were masks in it tells less."""
+        if "image" not in held:
+            return ["image"] if held.get("content") not in (None, self.content) else []
+        return [word for part, word in PARTS.items() if held.get(part) != getattr(self, part)]
+
+
+IDENTITY = tuple(field.name for field in fields(Identity))
+
+
+def stamp(case: Case) -> list[Any]:
+    """What changes whenever a file of a case is written anew: size, times and number of each, and what labels mean.
+
+    Raises:
+        OSError: a file is not there.
+    """
+    files = [(path, path.stat()) for path in dict.fromkeys((*case.images, case.mask))]
+    stamps = [[str(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for path, s in files]
+    return [*stamps, repr(sorted(case.label_values.items())), list(case.volume)]
