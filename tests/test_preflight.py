@@ -570,7 +570,7 @@ def test_orientation_that_is_not_declared(data):
         ("bad:", "ACCEPT=bad:: no such check"),
         ("all", "ACCEPT=all: no such case; for one check in all cases write all:CHECK"),
         ("bad:nan", "ACCEPT=bad:nan: a case with nan cannot be used, so not accepted; replace NaN"),
-        ("'bad", r"ACCEPT='bad: cannot be read \(No closing quotation\)"),
+        ("'bad", r"ACCEPT='bad: a quotation mark has no counterpart"),
     ],
 )
 def test_accept_names_what_there_is(data, accept, message):
