@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from sbldm.errors import InputError
+from sbldm.errors import InputError, refused
 
 __all__ = ["Arm", "ArmBook", "load_budget"]
 
@@ -91,7 +91,7 @@ class ArmBook:
             paper = {name: (float(dsc), float(iou)) for name, (dsc, iou) in content.get("paper", {}).items()}
             return cls(arms, tuple(content["standard"]), content["baseline"], paper)
         except OSError as error:
-            raise InputError(f"ARMS_FILE={file}: cannot be read ({error.strerror}).") from None
+            raise InputError(f"ARMS_FILE={refused(file, error, 'read')}") from None
         except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{file}: needs arms, standard and baseline as in arms.yaml ({reason}).") from None
@@ -144,7 +144,9 @@ def load_budget(name_or_path: str, **overrides: Any) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text())
         name = name_or_path if path.parent == HERE and path.name == "budgets.yaml" else next(iter(content))
         budget = {"name": name} | content[name]
-    except (OSError, yaml.YAMLError, KeyError, TypeError, StopIteration):
+    except PermissionError as error:
+        raise InputError(refused(path, error, "read")) from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, StopIteration):
         raise InputError(
             f"BUDGET={name_or_path}: no such budget; choose one of {', '.join(known)}, or a YAML file like it."
         ) from None

@@ -27,7 +27,17 @@ from tqdm import tqdm
 from nnunet_integration.sources import Pairs, RealCases
 from sbldm.cases.layouts import Case, Source, read_arrays
 from sbldm.errors import DataError, OutputError, StateError
-from sbldm.files import atomic_path, clear_partial, make_folder, read_json, write_json, write_nifti
+from sbldm.files import (
+    atomic_path,
+    check,
+    clear_partial,
+    make_folder,
+    read_json,
+    read_nifti,
+    reading,
+    write_json,
+    write_nifti,
+)
 
 __all__ = ["Pool", "plan_and_preprocess", "require_nnunet"]
 
@@ -35,6 +45,8 @@ ENTRY = "from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints impor
 PLANS = "nnUNetPlans"
 COPIES = 4  # augmented ones of each real case: with the case itself, five times the data
 OWN = ("real__", "test__", "aug5__")  # what the pool calls its own real cases and copies
+AGAIN = "run `make nnunet-eval` again"
+PLANNED = {"plans_name": str, "configurations": {"3d_fullres": {"data_identifier": str, "architecture": dict}}}
 PoolCase = tuple[str, Case, int]  # name in the pool, files, and the number of the augmented copy (0: as it is)
 
 
@@ -121,7 +133,8 @@ class Pool:
         plan = self.budget["plan"] or {"spacing": None, "features": [32, 64, 128, 256, 320, 320]}
         total = 0.0
         for _, case, _ in work:
-            header = nib.load(case.mask).header
+            with reading(case.mask, "restore it from a copy", remove=False, error=DataError):
+                header = nib.load(case.mask).header
             spacing = header.get_zooms()[:3]
             scale = np.prod(np.divide(spacing, plan["spacing"] or spacing))
             # As raw file and preprocessed: a label takes 1 and 2 bytes, an image 2 and 4.
@@ -157,7 +170,7 @@ class Pool:
             held = self.label(name)
             if name.startswith(OWN) or not held.exists() or held.samefile(case.mask):
                 continue
-            ours, theirs = (np.asanyarray(nib.load(path).dataobj) > 0 for path in (held, case.mask))
+            ours, theirs = (np.asanyarray(read_nifti(path, AGAIN).dataobj) > 0 for path in (held, case.mask))
             if ours.sum() != theirs.sum():  # the pool may have turned it
                 raise StateError(f"{held}: holds another pair than {case.mask} does now; choose another OUT.")
 
@@ -168,7 +181,9 @@ class Pool:
         """
         for part in (self.raw, self.preprocessed):
             clear_partial(part)
-        axes = nib.aff2axcodes(nib.load(next(iter(real.train.values())).images[0]).affine)
+        first = next(iter(real.train.values())).images[0]
+        with reading(first, "restore it from a copy", remove=False, error=DataError):
+            axes = nib.aff2axcodes(nib.load(first).affine)
         missing = [item for item in work if not self.label(item[0]).exists()]
         run_all("Raw pool", partial(_write_case, self, real.source, axes), missing, workers)
         self._describe(real)
@@ -197,18 +212,20 @@ class Pool:
             print(f"nnU-Net checks and plans {len(real.train)} real training cases ...", flush=True)
             options = ["--no_pp", "-npfp", "1", "-np", "1"]
             plan_and_preprocess(self.folder, self.raw.parent / self.planned, options, self.folder / "plan.log")
-            plans = read_json(preprocessed / f"{PLANS}.json") | {"dataset_name": self.name}
+            plans = read_json(preprocessed / f"{PLANS}.json", PLANNED, AGAIN) | {"dataset_name": self.name}
             if self.budget["plan"]:
                 own = _own_configuration(plans["configurations"]["3d_fullres"], **self.budget["plan"])
                 plans["configurations"][self.configuration] = own
             make_folder(self.preprocessed)
             shutil.copyfile(preprocessed / "dataset_fingerprint.json", self.preprocessed / "dataset_fingerprint.json")
             write_json(self.preprocessed / f"{PLANS}.json", plans)
-        write_json(self.preprocessed / "dataset.json", read_json(self.raw / "dataset.json"))
+        write_json(self.preprocessed / "dataset.json", read_json(self.raw / "dataset.json", dict, AGAIN))
 
     def _preprocess(self, cases: list[str], workers: int) -> None:
         """nnU-Net's preprocessor on each case that has not been through it."""
-        plans = read_json(self.preprocessed / f"{PLANS}.json")
+        plans = read_json(self.preprocessed / f"{PLANS}.json", PLANNED, AGAIN)
+        with reading(self.preprocessed / f"{PLANS}.json", AGAIN):
+            check(plans["configurations"], {self.configuration: {}})
         inherited = plans["configurations"]["3d_fullres"] | plans["configurations"][self.configuration]
         target = make_folder(self.preprocessed / inherited["data_identifier"])
         missing = [(case,) for case in cases if not (target / f"{case}.pkl").exists()]

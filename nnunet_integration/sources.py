@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import shlex
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +16,17 @@ from tqdm import tqdm
 from sbldm.cases.layouts import Case, Source, content_hash, find_cases, plain_name, read_arrays
 from sbldm.cases.pipeline import original_cases
 from sbldm.cases.preflight import preflight
+from sbldm.cases.prepare import read_sidecar
 from sbldm.errors import DataError, InputError, StateError
 from sbldm.evaluation.copies import too_many_copies
-from sbldm.files import read_json
+from sbldm.files import read_json, read_nifti
+from sbldm.manifest import read_lineage, read_manifest, read_settings
 from sbldm.runs import Run
 
 __all__ = ["Pairs", "RealCases", "find_pairs", "find_real", "nested_subset", "pairs_for", "some"]
 
 
+MEND = "restore it from a copy, or draw the pair again, as it is not whole"
 RESERVED = ("real", "test", "synth", "aug", "aug5")  # the pool's own
 
 
@@ -96,7 +97,7 @@ def _content(case: Case, source: Source, run: Run | None) -> str:
         if not path.is_file():
             raise DataError(f"{path}: is missing; the case {case.name} was complete when it was prepared.")
     sidecar = run.prepared / f"{case.name}.json" if run else None
-    known = read_json(sidecar).get("content") if sidecar and sidecar.exists() else None
+    known = read_sidecar(run.prepared, case.name)["content"] if sidecar and sidecar.exists() else None
     return known or content_hash(read_arrays(case, source)[0][0])
 
 
@@ -209,7 +210,7 @@ def _read_pairs(generator: str, only: str, folder: Path, real: RealCases) -> Pai
     """One dataset, with every pair looked at once."""
     _check_description(folder / "dataset.json", real)
     mark, manifest = folder / "lineage.json", folder / "manifest.csv"
-    lineage = read_json(mark)["cases"] if mark.is_file() else None
+    lineage = read_lineage(folder) if mark.is_file() else None
     labels = {path.name.removesuffix(".nii.gz") for path in (folder / "labelsTr").glob("[!.]*.nii.gz")}
     images = {path.name.removesuffix("_0000.nii.gz") for path in (folder / "imagesTr").glob("[!.]*_0000.nii.gz")}
     names = sorted(labels | images)
@@ -217,8 +218,7 @@ def _read_pairs(generator: str, only: str, folder: Path, real: RealCases) -> Pai
     if lineage is None:
         print(f"Warning: {folder} does not say which real cases it was made from; make sure that none is tested on.")
     elif manifest.is_file():
-        with open(manifest, newline="") as file:
-            rows = {row["pair"]: row for row in csv.DictReader(file)}
+        rows = {row["pair"]: row for row in read_manifest(folder)}
         names = [name for name in names if name in rows]  # nothing else in the folder has this lineage
         _check_copies(folder, list(rows.values()))
         parents = {name: frozenset(rows[name]["parents"].split(";")) for name in names if "parents" in rows[name]}
@@ -241,7 +241,7 @@ def _check_copies(folder: Path, rows: list[dict[str, str]]) -> None:
     if unseen := sum(row.get("near_copy") == "" for row in rows):
         print(f"WARNING: {folder}: {unseen} pair(s) were never compared with the training cases.")
     settings = folder / "synthesis.json"
-    gate = read_json(settings).get("gate") if settings.is_file() else None
+    gate = read_settings(folder).get("gate") if settings.is_file() else None
     if gate and (verdict := too_many_copies(rows, gate["honest_cases"])):
         if gate["switch"] == "on":
             raise StateError(f"{folder}: {verdict}; leave it out, or draw it with GATE=off to use it all the same.")
@@ -251,7 +251,7 @@ def _check_copies(folder: Path, rows: list[dict[str, str]]) -> None:
 def _check_description(path: Path, real: RealCases) -> None:
     """Channels and labels must be those of the real cases, by name and number."""
     try:
-        content = read_json(path)
+        content = read_json(path, error=DataError)
         channels = [plain_name(content["channel_names"][str(k)]) for k in range(len(content["channel_names"]))]
         labels = {plain_name(name): number for name, number in content["labels"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -270,13 +270,7 @@ def _check_pair(case: Case, real: RealCases) -> str:
     """Content hash of a pair's first image, after a look at all its files; a `DataError` names what is wrong."""
     contents = []
     for path in (*case.images, case.mask):
-        try:
-            image = nib.load(path)
-            voxels = np.asarray(image.dataobj, np.float32)
-        except FileNotFoundError:
-            raise DataError(f"{path}: is missing; the pair {case.name} is not whole.") from None
-        except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
-            raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from None
+        voxels = np.asarray(read_nifti(path, MEND, remove=False, error=DataError).dataobj, np.float32)
         if (spacing := _spacing(path)) not in real.spacings:
             raise DataError(
                 f"{path}: its spacing {spacing} mm occurs in no real training case ({some(map(str, real.spacings))})."

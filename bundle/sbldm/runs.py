@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 import yaml
 
 from sbldm.errors import InputError, StateError
-from sbldm.files import atomic_path
+from sbldm.files import atomic_path, read_yaml
 from sbldm.models import check_model, kind_of
 
 __all__ = ["PRESETS", "Run", "load_preset"]
@@ -61,10 +62,8 @@ def _read_file(path: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
         raise InputError(f"PRESET={name}: no such preset; choose one of {known}, or name a YAML file.")
-    try:
-        return (yaml.safe_load(path.read_text()) or {}).get("preset", {})
-    except (yaml.YAMLError, AttributeError) as error:
-        raise InputError(f"{path}: not a readable YAML preset ({' '.join(str(error).split())}).") from None
+    mend = "correct it, or choose a preset by its name"
+    return read_yaml(path, {"preset": dict}, mend, remove=False, error=InputError)["preset"]
 
 
 def _read_named(name: str, model: str) -> tuple[Path, dict[str, Any]]:
@@ -185,6 +184,10 @@ class Run:
             raise StateError(
                 f"{self.folder}: no prepared cases here; run `make prepare DATA=/path/to/cases RUN={self.folder}`."
             )
+        again = (
+            f"run `make prepare DATA=/path/to/cases RUN={shlex.quote(str(self.folder))}` again, with the same PRESET"
+        )
+        read_yaml(self.preset_file, {"preset": {"name": str, "data": dict}}, again)
         return load_preset(str(self.preset_file))
 
     def check_preset(self, preset: dict[str, Any]) -> None:

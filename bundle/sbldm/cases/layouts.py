@@ -14,7 +14,8 @@ from typing import Any, Literal
 import nibabel as nib
 import numpy as np
 
-from sbldm.errors import DataError, InputError
+from sbldm.errors import DataError, InputError, refused
+from sbldm.files import read_nifti, reading
 
 __all__ = [
     "CHANNELS",
@@ -77,6 +78,7 @@ _UNDERSTOOD = (
     "BraTS 2018-2021 (CASE/CASE_flair.nii.gz, CASE_seg), BraTS 2023+ (CASE/CASE-t2f.nii.gz, CASE-seg), "
     "MSD Task01 (4-D imagesTr, labelsTr, dataset.json), nnU-Net raw (imagesTr/ID_0000.nii.gz, labelsTr, dataset.json)"
 )
+UNREADABLE = "restore it from a copy, or leave the case out"
 _ENDINGS = (".nii.gz", ".nii")
 
 
@@ -241,7 +243,9 @@ def _dataset_cases(root: Path, source: Source) -> list[Case]:
         values = _label_values(content["labels"])
     except FileNotFoundError:
         raise DataError(f"{path} is missing: it names the channels and labels of imagesTr and labelsTr.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise DataError(refused(path, error, "read")) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: channel_names (or modality) and labels cannot be read ({error!r}).") from None
 
     indices = []
@@ -322,8 +326,10 @@ def read_case_list(path: Path) -> list[str]:
     """
     try:
         lines = Path(path).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: this case list cannot be read ({error}).") from None
+    except OSError as error:
+        raise InputError(refused(path, error, "read")) from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: this case list cannot be read (it is no UTF-8 text); save it as such.") from None
     names = [name for line in lines if (name := line.partition("#")[0].strip())]
     if not names:
         raise InputError(f"{path}: this case list names no case; write one name a line.")
@@ -379,12 +385,13 @@ def read_arrays(case: Case, source: Source) -> tuple[np.ndarray, np.ndarray, np.
         voxel indices to mm (RAS+) of the first image.
 
     Raises:
-        DataError: unknown labels; pre-flight finds this and everything else that can be wrong with the files.
+        DataError: unknown labels, or a file that cannot be read; pre-flight finds this and all else that can be wrong.
     """
-    opened = {path: nib.load(path) for path in dict.fromkeys(case.images)}
-    channels = [
-        np.asarray(opened[path].dataobj if index is None else opened[path].dataobj[..., index], np.float32)
-        for path, index in zip(case.images, case.volume, strict=True)
-    ]
-    labels = to_labels(np.asanyarray(nib.load(case.mask).dataobj), case, source)
-    return np.stack(channels), labels, opened[case.images[0]].affine
+    channels, affines = [], []
+    for path, index in zip(case.images, case.volume, strict=True):
+        with reading(path, UNREADABLE, remove=False, error=DataError):
+            opened = nib.load(path)
+            channels.append(np.asarray(opened.dataobj if index is None else opened.dataobj[..., index], np.float32))
+            affines.append(opened.affine)
+    mask = read_nifti(case.mask, UNREADABLE, remove=False, error=DataError)
+    return np.stack(channels), to_labels(np.asanyarray(mask.dataobj), case, source), affines[0]

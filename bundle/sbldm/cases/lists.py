@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from sbldm.errors import DataError, InputError, StateError
+from sbldm.errors import DataError, InputError
 from sbldm.files import read_json, write_json
 
-__all__ = ["LISTS_FILE", "check_disjoint", "read_lists", "split_cases", "write_lists"]
+__all__ = ["LISTS_FILE", "check_disjoint", "read_lists", "read_lists_file", "split_cases", "write_lists"]
 
 LISTS_FILE = "lists.json"
 
@@ -91,11 +92,18 @@ def read_lists(folder: Path) -> dict[str, list[str]]:
     Raises:
         StateError: there is no such file, or it is damaged.
     """
-    path = Path(folder) / LISTS_FILE
-    try:
-        content = read_json(path)
-        return {"train": list(content["train"]), "validation": list(content["validation"])}
-    except FileNotFoundError:
-        raise StateError(f"{path} is missing; run `make prepare` first.") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise StateError(f"{path} is damaged ({error!r}); run `make prepare` again.") from None
+    content = read_lists_file(folder)
+    return {role: content[role] for role in ("train", "validation")}
+
+
+def read_lists_file(folder: Path) -> dict[str, Any]:
+    """All that `write_lists` left in `folder`: the roles, `seed` and `data`.
+
+    Raises:
+        StateError: there is no such file, or it is damaged.
+    """
+    again = (
+        f"run `make prepare DATA=/path/to/cases RUN={shlex.quote(str(folder))}` again, "
+        "with the same CASES, VALIDATION_CASES and SEED as before"
+    )
+    return read_json(Path(folder) / LISTS_FILE, {"train": [str], "validation": [str], "data": str}, again)

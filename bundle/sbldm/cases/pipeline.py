@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from sbldm.cases.layouts import Case, Source, find_cases, read_case_list
-from sbldm.cases.lists import LISTS_FILE, read_lists, split_cases, write_lists
+from sbldm.cases.lists import LISTS_FILE, read_lists, read_lists_file, split_cases, write_lists
 from sbldm.cases.preflight import Finding, preflight
 from sbldm.cases.prepare import prepare_cases
 from sbldm.errors import DataError, InputError, StateError
-from sbldm.files import read_json, write_csv
+from sbldm.files import write_csv
 from sbldm.runs import Run
 
 __all__ = ["is_prepared", "original_cases", "prepare_run"]
@@ -102,7 +102,7 @@ def original_cases(run: Run, role: str, data: str = "") -> list[Case]:
         InputError, DataError: the folder, or a case in it, is not there any more.
     """
     names = read_lists(run.folder)[role]
-    root = data or read_json(run.folder / LISTS_FILE).get("data", "")
+    root = data or read_lists_file(run.folder)["data"]
     if not root or not Path(root).is_dir():
         raise InputError(f"DATA={root}: the cases of {run.folder} are not there; say where with DATA=/path/to/cases.")
     return find_cases(Path(root), Source.from_config(**run.preset["data"]), names)

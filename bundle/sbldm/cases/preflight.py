@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sbldm.cases.layouts import Case, Source, content_hash, to_labels
-from sbldm.errors import DataError
+from sbldm.errors import DataError, refused
 
 __all__ = ["Finding", "inspect_case", "preflight", "print_table"]
 
@@ -57,6 +57,13 @@ class Finding:
     check: str
     what: str
     action: Literal["left out", "kept"] = "left out"
+
+
+def _why(path: Path, error: Exception) -> str:
+    """Why a file cannot be read, in words."""
+    if isinstance(error, OSError) and error.errno:
+        return refused(path, error, "read").removeprefix(f"{path}: ").rstrip(".")
+    return f"cannot be read ({error or type(error).__name__})"
 
 
 def _open(path: Path) -> nib.Nifti1Image:
@@ -160,7 +167,7 @@ def inspect_case(case: Case, source: Source) -> tuple[list[Finding], str]:
         try:
             opened[path] = _open(path)
         except _UNREADABLE as error:
-            found("unreadable", path, f"cannot be read ({error or type(error).__name__})")
+            found("unreadable", path, _why(path, error))
     for path, image in opened.items():
         volumes = None if path == case.mask else case.n_volumes
         if image.ndim != (3 if volumes is None else 4):

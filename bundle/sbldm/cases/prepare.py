@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
-import zipfile
-import zlib
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,10 +17,22 @@ from rich.progress import track
 from sbldm.cases.geometry import NativeGrid, WorkingGrid, brain_centre, from_image, to_image
 from sbldm.cases.layouts import Case, Source, content_hash, read_arrays
 from sbldm.errors import StateError
-from sbldm.files import atomic_path, clear_partial, read_json, write_csv, write_json
-from sbldm.tumour.characteristics import measure, to_dict
+from sbldm.files import atomic_path, clear_partial, read_json, read_npz, write_csv, write_json
+from sbldm.tumour.characteristics import NAMES, measure, to_dict
 
-__all__ = ["load_prepared", "prepare_case", "prepare_cases", "scale_intensity"]
+__all__ = ["load_prepared", "prepare_case", "prepare_cases", "read_sidecar", "scale_intensity"]
+
+GRID = {"size": [int], "spacing": [float], "origin": [float], "direction": [float]}
+SIDECAR = {
+    "case": str,
+    "content": str,
+    "native": GRID,
+    "working": GRID,
+    "intensities": [[float]],
+    "cropped": bool,
+    "characteristics": dict.fromkeys(NAMES, float),
+    "settings": dict,
+}
 
 
 def scale_intensity(
@@ -113,7 +124,7 @@ def prepare_cases(
     clear_partial(folder)
     for case in cases:
         sidecar = folder / f"{case.name}.json"
-        if sidecar.exists() and read_json(sidecar)["settings"] != settings:
+        if sidecar.exists() and read_sidecar(folder, case.name)["settings"] != settings:
             raise StateError(f"{sidecar}: prepared with other settings; choose another RUN or remove {folder}.")
     endings = (".npz", ".json")
     missing = [case for case in cases if not all((folder / f"{case.name}{ending}").exists() for ending in endings)]
@@ -123,7 +134,7 @@ def prepare_cases(
         with concurrent.futures.ProcessPoolExecutor(max(1, min(workers, len(missing))), mp_context=context) as pool:
             for _ in track(pool.map(work, missing), "Preparing cases", total=len(missing)):
                 pass
-    sidecars = [read_json(folder / f"{case.name}.json") for case in cases]
+    sidecars = [read_sidecar(folder, case.name) for case in cases]
     write_csv(folder / "characteristics.csv", [{"case": s["case"]} | s["characteristics"] for s in sidecars])
     return sidecars
 
@@ -136,11 +147,20 @@ def load_prepared(folder: Path, name: str) -> tuple[np.ndarray, dict[str, Any]]:
     Raises:
         StateError: the case has not been prepared, or its file is damaged.
     """
-    try:
-        with np.load(folder / f"{name}.npz") as arrays:
-            image, occupancy = arrays["image"].astype(np.float32), arrays["occupancy"].astype(np.float32) / 255
-        return 2 * np.concatenate([image, occupancy]) - 1, read_json(folder / f"{name}.json")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise StateError(
-            f"{folder / name}.npz: missing or damaged ({error}); remove it and its .json and run `make prepare`."
-        ) from None
+    again = _again(folder)
+    arrays = read_npz(folder / f"{name}.npz", ("image", "occupancy"), again)
+    image, occupancy = arrays["image"].astype(np.float32), arrays["occupancy"].astype(np.float32) / 255
+    return 2 * np.concatenate([image, occupancy]) - 1, read_sidecar(folder, name)
+
+
+def read_sidecar(folder: Path, name: str) -> dict[str, Any]:
+    """What `prepare_case` measured of one case of `folder`.
+
+    Raises:
+        StateError: the case has not been prepared, or its file is damaged.
+    """
+    return read_json(folder / f"{name}.json", SIDECAR, _again(folder))
+
+
+def _again(folder: Path) -> str:
+    return f"run `make prepare DATA=/path/to/cases RUN={shlex.quote(str(folder.parent))}` again"

@@ -19,11 +19,13 @@ import warnings
 from pathlib import Path
 
 from sbldm.cases.layouts import Case, Source, find_cases, read_case_list
-from sbldm.cases.lists import LISTS_FILE, read_lists
+from sbldm.cases.lists import read_lists, read_lists_file
 from sbldm.cases.pipeline import original_cases
 from sbldm.errors import InputError, StateError, finish
 from sbldm.evaluation.evaluate import Settings, evaluate
+from sbldm.evaluation.table import read_evaluation
 from sbldm.files import make_folder, read_json
+from sbldm.manifest import read_description, read_lineage, read_manifest, read_settings
 from sbldm.runs import Run
 
 ROLES = {"train": "train", "heldout": "validation"}  # of an evaluation, and in the lists of a run
@@ -87,6 +89,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     if not arguments.workers.isdigit() or int(arguments.workers) < 1:
         raise InputError(f"WORKERS={arguments.workers}: must be a whole number above 0.")
     manifest = folder / "manifest.csv"
+    if _is_ours(folder):  # what the datasheet needs in the end is looked at before the work
+        read_manifest(folder, {"redrawn": int}), read_settings(folder), read_lineage(folder), read_description(folder)
     predictions, problem = _predictions(arguments, folder, out)
     return Settings(
         synthetic=find_cases(folder, source),
@@ -104,6 +108,10 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     )
 
 
+def _is_ours(dataset: Path) -> bool:
+    return all((dataset / name).is_file() for name in ("synthesis.json", "lineage.json", "manifest.csv"))
+
+
 def _predictions(arguments: argparse.Namespace, synthetic: Path, out: Path) -> tuple[dict[str, Path], str]:
     """Folders of a segmentation network's predictions, as given or made with an nnU-Net model; else why not."""
     given = {role: getattr(arguments, f"predictions_{role}") for role in ("synthetic", "heldout")}
@@ -118,7 +126,7 @@ def _predictions(arguments: argparse.Namespace, synthetic: Path, out: Path) -> t
         return {}, ""
     if arguments.run:
         run = Run.at(arguments.run)
-        heldout, names = read_json(run.folder / LISTS_FILE).get("data", ""), read_lists(run.folder)["validation"]
+        heldout, names = read_lists_file(run.folder)["data"], read_lists(run.folder)["validation"]
         heldout = arguments.data or heldout
     else:
         heldout = arguments.heldout
@@ -134,7 +142,8 @@ def _predictions(arguments: argparse.Namespace, synthetic: Path, out: Path) -> t
         if problem := _segment(command, folders[role]):
             print(f"Warning: {problem}")
             return {}, problem
-    known = read_json(folders["heldout"] / "model.json").get("train") or []
+    known = read_json(folders["heldout"] / "model.json", dict, f"remove {folders['heldout']} and evaluate again", False)
+    known = known.get("train") or []
     if seen := set(known) & set(names):
         return {}, f"the network was trained on {len(seen)} of the held-back cases, {min(seen)} among them."
     return folders, ""
@@ -172,8 +181,8 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
     paths = [write_table(settings.out), *draw_figures(settings.out)]
     print(paths[0].read_text())
     folder = settings.out / settings.origin["dataset"]
-    if all((folder / name).is_file() for name in ("synthesis.json", "lineage.json", "manifest.csv")):  # one of ours
-        findings = summarise(read_json(settings.out / "evaluation.json"))
+    if _is_ours(folder):
+        findings = summarise(read_evaluation(settings.out))
         sentences = [f"{found.provenance['made']}, {len(found.pairs)} pairs."]
         sentences += [" ".join([finding.statement, *finding.evidence]) for finding in findings]
         paths.append(write_datasheet(folder.resolve(), arguments.licence, sentences))
@@ -186,7 +195,9 @@ def report_command(arguments: argparse.Namespace) -> None:
 
     out = _out(arguments)
     last = out / "evaluation.json"
-    manifest = (out / read_json(last)["provenance"]["dataset"] / "manifest.csv") if last.is_file() else None
+    manifest = (
+        (out / read_evaluation(out)["provenance"].get("dataset", "") / "manifest.csv") if last.is_file() else None
+    )
     if not manifest or (manifest.is_file() and manifest.stat().st_mtime > last.stat().st_mtime):
         evaluate_command(arguments)  # there is none, or pairs have been drawn since
     else:

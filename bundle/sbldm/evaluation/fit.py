@@ -20,6 +20,7 @@ from sbldm.cases.layouts import Case, Source, to_labels
 from sbldm.errors import DataError, StateError
 from sbldm.evaluation.protocols import Estimate, mean_estimate
 from sbldm.evaluation.segmentation import SAME_AFFINE_MM, score_case
+from sbldm.files import read_nifti
 
 __all__ = ["agreement", "compare_fit"]
 
@@ -70,11 +71,8 @@ def _compare(file: Path, case: Case, source: Source) -> dict[str, Any]:
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Voxels as stored, and the affine."""
-    try:
-        image = nib.load(path)
-        return np.asanyarray(image.dataobj), image.affine
-    except Exception as error:  # nibabel, gzip and zlib each have their own
-        raise DataError(f"{path}: cannot be read ({error or type(error).__name__}); make it again.") from None
+    image = read_nifti(path, "make it again", error=DataError)
+    return np.asanyarray(image.dataobj), image.affine
 
 
 def compare_fit(synthetic: Sequence[float], heldout: Sequence[float], seed: int = 0) -> dict[str, Estimate]:

@@ -20,6 +20,7 @@ from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 
 from sbldm.errors import DataError, StateError
+from sbldm.files import read_nifti
 
 __all__ = ["SIZE_BINS_ML", "score_case", "score_folder", "size_bin"]
 
@@ -121,11 +122,8 @@ def score_case(
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Foreground bool [X, Y, Z] and 4x4 affine in mm of a label file."""
-    try:
-        image = nib.load(path)
-        return np.asanyarray(image.dataobj) > 0, image.affine
-    except Exception as error:  # nibabel, gzip and zlib each have their own
-        raise DataError(f"{path}: cannot be read ({error or type(error).__name__}); make it again.") from None
+    image = read_nifti(path, "make it again", error=DataError)
+    return np.asanyarray(image.dataobj) > 0, image.affine
 
 
 def score_folder(

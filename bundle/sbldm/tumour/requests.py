@@ -23,7 +23,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 
-from sbldm.errors import InputError
+from sbldm.errors import InputError, refused
 from sbldm.tumour.characteristics import NAMES
 
 __all__ = ["VARIABLES", "TumourModel", "parse_request", "read_requests"]
@@ -339,9 +339,10 @@ def read_requests(path: Path) -> list[dict[str, float]]:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
             lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader if line]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be read as a CSV of requests ({reason}). {legend}") from None
+    except OSError as error:
+        raise InputError(f"{refused(path, error, 'read')} {legend}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as a CSV of requests ({error}). {legend}") from None
     if len(lines) < 2:
         raise InputError(f"{path}: holds no request, a header and at least one row are needed. {legend}")
     header = [name.lower() for name in lines[0][1]]
