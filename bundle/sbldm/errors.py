@@ -98,7 +98,7 @@ def refused(path: str | Path, error: OSError, doing: str = "read or written") ->
         other = "" if doing == "read" else f", or {ELSEWHERE}"
         return f"{start} (no permission); give yourself the right (its owner: chmod {rights} {place}){other}."
     if error.errno == errno.ENOENT:
-        return f"{start} (no such file or folder); name one that is there."
+        return f"{start} (No such file or directory); name one that is there."
     usual = "check the disk, then try again" if doing == "read" else f"free space or {ELSEWHERE}"
     reason, mend = REFUSALS.get(error.errno, (error.strerror or str(error) or type(error).__name__, usual))
     return f"{start} ({reason}); {mend}."
