@@ -27,7 +27,12 @@ DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
     "random": lambda content: random.Random(0).randbytes(len(content)),
     "removed": lambda content: None,
 }
-RUN, PREPARED, PAIRS, PASTED = ("preset.yaml", "lists.json"), "prepared/Phantom_*", "nnUNet_raw/*501*", "nnUNet_raw/*502*"
+RUN, PREPARED, PAIRS, PASTED = (
+    ("preset.yaml", "lists.json"),
+    "prepared/Phantom_*",
+    "nnUNet_raw/*501*",
+    "nnUNet_raw/*502*",
+)
 STAGES = ("autoencoder/*.pt", "diffusion/*.pt")
 DATASET = ("*.json", "*.csv", "*.md", "records/*", "imagesTr/*", "labelsTr/*")
 JOBS = "table2/jobs/real+aug_*"
@@ -170,7 +175,9 @@ def test_one_line(drawn_run, phantom_cases, tmp_path, command, name, how):
     run = linked(drawn_run, tmp_path)
     before = results(run)
     damage(run / name, how)
-    message = ends_well(commands(run, phantom_cases)[command](), run, before if "manifest" not in name else results(run))
+    message = ends_well(
+        commands(run, phantom_cases)[command](), run, before if "manifest" not in name else results(run)
+    )
     healed = "records" in name or "manifest" in name
     assert healed != bool(message) and (healed or str(run / name) in message)
 
@@ -195,7 +202,9 @@ def test_advice(drawn_run, phantom_cases, tmp_path, command, name, how):
     follow(one_line(again(), 4), run, phantom_cases)
     done = again()
     assert done.returncode == 0, done.stderr
-    assert results(run)["nnUNet_raw/Dataset501_SBLDM/manifest.csv"] == before["nnUNet_raw/Dataset501_SBLDM/manifest.csv"]
+    assert (
+        results(run)["nnUNet_raw/Dataset501_SBLDM/manifest.csv"] == before["nnUNet_raw/Dataset501_SBLDM/manifest.csv"]
+    )
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------

@@ -188,7 +188,10 @@ class Run:
             f"run `make prepare DATA=/path/to/cases RUN={shlex.quote(str(self.folder))}` again, with the same PRESET"
         )
         read_yaml(self.preset_file, {"preset": {"name": str, "data": dict}}, again)
-        return load_preset(str(self.preset_file))
+        try:
+            return load_preset(str(self.preset_file))
+        except InputError as error:  # nobody is meant to edit it
+            raise StateError(f"{str(error).partition(';')[0].rstrip('.')}; remove it and {again}.") from None
 
     def check_preset(self, preset: dict[str, Any]) -> None:
         """Refuse another preset than the one this run was prepared with; a `StateError` names both."""

@@ -54,7 +54,7 @@ def load_checkpoint(path: Path, stage: str) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT or not {"stage", "preset"} <= set(content):
         raise StateError(f"{path}: not a checkpoint of this program (format {FORMAT}); point RUN at the right run.")
     with reading_checkpoint(path):
-        check(content, {"stage": str, "preset": {"name": str}, "constants": dict})
+        check(content, {"stage": str, "preset": dict, "constants": dict})
     content["preset"] = DEFAULTS | content["preset"]
     if content["stage"] != stage:
         raise StateError(
@@ -63,7 +63,6 @@ def load_checkpoint(path: Path, stage: str) -> dict[str, Any]:
         )
     with reading_checkpoint(path):
         check(content, BEST if path.name == "best.pt" else LAST)
-        check(content["preset"], {stage: {"iterations": int, "iterations_per_epoch": int}})
     return content
 
 
@@ -113,6 +112,8 @@ def unfinished(run: Run, stage: str) -> str:
     if not os.path.lexists(path):
         return ""
     content = load_checkpoint(path, stage)
+    with reading_checkpoint(path):
+        check(content["preset"], {stage: {"iterations": int, "iterations_per_epoch": int}})
     values = content["preset"][stage]
     total = values["iterations"] // values["iterations_per_epoch"] * values["iterations_per_epoch"]
     return f"{content['iteration']} of {total} iterations" if content["iteration"] < total else ""
@@ -133,7 +134,7 @@ def require_same(path: Path, content: dict[str, Any], preset: dict[str, Any], pa
                 f"choose another RUN, or remove {_made_from(path)} and train again."
             )
         raise StateError(
-            f"{path}: trained with the preset '{held['name']}' whose '{part}' differs from this run's "
+            f"{path}: trained with the preset '{held.get('name')}' whose '{part}' differs from this run's "
             f"('{wanted['name']}'); choose another RUN, or remove {_made_from(path)} and train again."
         )
 
