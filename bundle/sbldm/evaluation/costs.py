@@ -311,7 +311,9 @@ def measured(
         "asked": _asked(sampling),
     }
     kept = (
-        read_json(path, {"measurements": [dict.fromkeys(key, str)]}, "run the same command again, which measures anew")
+        read_json(
+            path, {"measurements": [dict.fromkeys(key, object)]}, "run the same command again, which measures anew"
+        )
         if path.is_file()
         else {"measurements": []}
     )["measurements"]

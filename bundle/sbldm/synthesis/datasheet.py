@@ -79,7 +79,7 @@ def _kept(path: Path) -> dict[str, list[str]]:
 def _origin(settings: dict, rows: list[dict[str, str]]) -> list[str]:
     if "checkpoint_sha256" not in settings:
         return [f"- Generator: {settings.get('generator', 'unknown')}, seed {settings.get('seed')}; no training."]
-    sampling = ", ".join(f"{name} {value}" for name, value in settings["sampling"].items())
+    sampling = ", ".join(f"{name} {value}" for name, value in settings.get("sampling", {}).items())
     name = settings.get("model", "sbldm")
     model, extrapolated = MODELS[name], sum(bool(row.get("extrapolated")) for row in rows)
     asked = f"requests and measured tumours of every pair in `manifest.csv`; {extrapolated} requests lie beyond what "
@@ -90,7 +90,7 @@ def _origin(settings: dict, rows: list[dict[str, str]]) -> list[str]:
     unasked += "of a tumour cannot be asked for."
     return [
         f"- Generator: {model.title} (MODEL={name}), checkpoint {settings['checkpoint_sha256'][:16]}; {sampling}.",
-        f"- Seeds from {settings['seed']}; " + (asked if model.conditional else unasked),
+        f"- Seeds from {settings.get('seed')}; " + (asked if model.conditional else unasked),
     ]
 
 
