@@ -27,17 +27,13 @@ __all__ = ["locked", "made_anew", "plan_jobs", "read_done", "read_job", "run_job
 
 FOLDS = 5
 BUSY = 75  # exit code of a job that another process is at
-JOB = {
-    "job": str,
+JOB = {  # what all readers use
     "arm": str,
     "n_real": int,
     "seed": int,
     "split": int,
-    "trainer": str,
-    "budget": {"name": str, "iterations": int, "threads": int, "snapshots": list},
+    "budget": {"iterations": int},
     "train": [str],
-    "validation": [str],
-    "test": [str],
 }
 TRAINERS = {"none": "SBLDMTrainerNoAugmentation", "nnunet": "SBLDMTrainer"}
 
