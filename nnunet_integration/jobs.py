@@ -32,7 +32,7 @@ JOB = {  # what all readers use
     "n_real": int,
     "seed": int,
     "split": int,
-    "budget": {"iterations": int},
+    "budget": dict,
     "train": [str],
 }
 TRAINERS = {"none": "SBLDMTrainerNoAugmentation", "nnunet": "SBLDMTrainer"}
