@@ -13,10 +13,10 @@ from pathlib import Path
 
 from nnunet_integration.arms import ArmBook, default_budget, load_budget
 from nnunet_integration.evaluation import Question, export, queued
-from nnunet_integration.jobs import FOLDS, run_jobs
+from nnunet_integration.jobs import FOLDS, read_job, run_jobs
 from nnunet_integration.verify import verify_dataset
 from sbldm.errors import InputError, finish
-from sbldm.files import read_json, user_path
+from sbldm.files import user_path
 from sbldm.run.limits import MOST_ITERATIONS, MOST_PROCESSES, MOST_SEED
 from sbldm.runs import Run
 
@@ -115,7 +115,7 @@ def export_command(arguments: argparse.Namespace) -> None:
 def run_command(arguments: argparse.Namespace) -> None:
     """Run the queued jobs; a finished one is never run again, a stopped one goes on."""
     folders = queued(_out(arguments))
-    threads = read_json(folders[0] / "job.json")["budget"]["threads"]
+    threads = read_job(folders[0])["budget"]["threads"]
     run_jobs(folders, _jobs(arguments, threads), _shard(arguments.shard))
 
 

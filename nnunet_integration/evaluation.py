@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_integration.arms import Arm, ArmBook
-from nnunet_integration.jobs import locked, plan_jobs, split_fold, write_jobs
+from nnunet_integration.jobs import locked, plan_jobs, read_job, split_fold, write_jobs
 from nnunet_integration.pool import Pool, require_nnunet
 from nnunet_integration.sources import find_pairs, find_real, nested_subset
-from sbldm.errors import StateError
-from sbldm.files import atomic_path, read_json, user_path, write_json
+from sbldm.errors import InputError, StateError
+from sbldm.files import atomic_path, read_json, reading, user_path, write_json
 from sbldm.run.room import check_room
 from sbldm.runs import Run
 
-__all__ = ["Question", "export", "queued"]
+__all__ = ["Question", "export", "queued", "read_arms"]
 
 SETTINGS = "evaluation.json"
+HELD = {"run": str, "budget": dict, "real": {str: str}, "test": {str: str}}
+AGAIN = "run `make nnunet-eval` again"
 
 
 @dataclass(frozen=True)
@@ -79,10 +82,10 @@ def export(question: Question, out: Path, workers: int) -> list[Path]:
         "test": {name: real.content[name] for name in real.test},
         "masks": {name: [identity.mask, identity.place] for name, identity in real.identities.items()},
     }
-    held = read_json(out / SETTINGS) if (out / SETTINGS).exists() else settings
-    if changed := [key for key in settings if key != "run" and held.get(key, settings[key]) != settings[key]]:
+    held = read_json(out / SETTINGS, HELD, AGAIN) if os.path.lexists(out / SETTINGS) else settings
+    if changed := [key for key in settings if key != "run" and held[key] != settings[key]]:
         raise StateError(f"{out}: holds an evaluation with another {' and '.join(changed)}; choose another OUT.")
-    if (out / "arms.yaml").exists() and (old := ArmBook.load(str(out / "arms.yaml")).baseline) != book.baseline:
+    if os.path.lexists(out / "arms.yaml") and (old := read_arms(out).baseline) != book.baseline:
         raise StateError(f"{out}: its arms are compared with {old}, now with {book.baseline}; choose another OUT.")
     used = {job["pairs"] for job in jobs}
     work = pool.work(real, [p for p in pairs if str(p.folder) in used], any("aug5" in arm.train for arm in arms))
@@ -106,6 +109,18 @@ def export(question: Question, out: Path, workers: int) -> list[Path]:
         return write_jobs(pool, jobs)
 
 
+def read_arms(out: Path) -> ArmBook:
+    """The arms that an evaluation was made with; a `StateError` when its copy of them is missing or damaged."""
+    path = out / "arms.yaml"
+    with reading(path, AGAIN):
+        if not path.is_file():
+            raise FileNotFoundError
+        try:
+            return ArmBook.load(str(path))
+        except InputError as error:
+            raise ValueError from error
+
+
 def _with_amounts(arms: Sequence[Arm], amounts: Sequence[float], book: ArmBook) -> list[Arm]:
     """The arms with pairs at each amount; at amount 0 the arm of the same without pairs, where there is one."""
     result = {arm.name: arm for arm in arms if not arm.generator}
@@ -123,7 +138,7 @@ def queued(out: Path) -> list[Path]:
     Raises:
         StateError: there are none.
     """
-    jobs = {path.parent: read_json(path) for path in (out / "jobs").glob("*/job.json")}
+    jobs = {path.parent: read_job(path.parent) for path in (out / "jobs").glob("*/job.json")}
     if not jobs:
         raise StateError(f"{out}: no jobs are queued here; run `python -m nnunet_integration export` first.")
     return sorted(jobs, key=lambda folder: jobs[folder]["split"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import os
 import resource
@@ -17,11 +16,11 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import run_training
 
-from nnunet_integration.jobs import BUSY
+from nnunet_integration.jobs import BUSY, made_anew, read_job
 from nnunet_integration.pool import PLANS, Pool
 from sbldm.device import choose_device
 from sbldm.evaluation.segmentation import score_folder
-from sbldm.files import make_folder, read_json, write_csv, write_json
+from sbldm.files import make_folder, read_json, read_rows, write_csv, write_json
 from sbldm.run.workers import end_with_parent
 
 __all__ = ["run_job"]
@@ -48,7 +47,7 @@ def run_job(folder: Path) -> None:
     os.dup2(log.fileno(), 2)
     sys.stdout = sys.stderr = log
     try:
-        _run(folder, read_json(folder / "job.json"))
+        _run(folder, read_job(folder))
     except BaseException:
         traceback.print_exc()
         log.flush()
@@ -92,8 +91,7 @@ def _run(folder: Path, job: dict[str, Any]) -> None:
             scores, lesions = score_folder(folder / name, references, job["test"])
             write_csv(folder / "lesions.csv", lesions, ["case", "volume_ml", "found"])
             write_csv(table, [row | {"seconds": round(seconds / len(scores), 2)} for row in scores])
-        with open(table, newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_rows(table, {"case": str, "dsc": float, "seconds": float}, made_anew(table), remove=False)
         snapshots += [{"iterations": iterations} | row for row in rows]
         if not last:
             shutil.rmtree(folder / name, ignore_errors=True)

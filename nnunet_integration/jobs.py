@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import multiprocessing
 import os
+import shlex
 import signal
 import time
 from collections.abc import Sequence
@@ -20,15 +20,46 @@ from nnunet_integration.arms import Arm
 from nnunet_integration.pool import COPIES, Pool, copy_id, pair_id
 from nnunet_integration.sources import Pairs, RealCases, nested_subset, pairs_for, some
 from sbldm.errors import DataError, InputError, StateError
-from sbldm.files import make_folder, read_json, write_json
+from sbldm.files import make_folder, read_json, read_rows, write_json
 from sbldm.run.progress import Progress
 from sbldm.run.workers import start_quietly
 
-__all__ = ["locked", "plan_jobs", "run_jobs", "split_fold", "write_jobs"]
+__all__ = ["locked", "made_anew", "plan_jobs", "read_done", "read_job", "run_jobs", "split_fold", "write_jobs"]
 
 FOLDS = 5
 BUSY = 75  # exit code of a job that another process is at
+JOB = {  # what all readers use
+    "arm": str,
+    "n_real": int,
+    "seed": int,
+    "split": int,
+    "budget": dict,
+    "train": [str],
+}
 TRAINERS = {"none": "SBLDMTrainerNoAugmentation", "nnunet": "SBLDMTrainer"}
+
+
+def made_anew(path: Path) -> str:
+    """What to do when this file of a job is lost: with others from the same step it is made anew, as seldom trained."""
+    lost = {
+        "done.json": ["done.json"],
+        "snapshots.csv": ["done.json"],
+        "lesions.csv": ["scores.csv", "done.json"],
+    }.get(path.name, [path.name, "done.json"] if path.name.startswith("scores") else None)
+    gone = [shlex.quote(str(path.parent / name)) for name in lost] if lost else [shlex.quote(str(path.parent))]
+    return f"remove {' '.join(gone)} and run `make nnunet-eval` again"
+
+
+def read_job(folder: Path) -> dict[str, Any]:
+    """Definition of a job, see `plan_jobs`; a `StateError` when it is missing or damaged."""
+    path = folder / "job.json"
+    return read_json(path, JOB, made_anew(path), remove=False)
+
+
+def read_done(folder: Path) -> dict[str, Any]:
+    """What a finished job has measured of itself; a `StateError` when it is missing or damaged."""
+    path = folder / "done.json"
+    return read_json(path, {"predict_seconds": float, "peak_gb": float}, made_anew(path), remove=False)
 
 
 def plan_jobs(
@@ -160,7 +191,7 @@ def write_jobs(pool: Pool, jobs: Sequence[dict[str, Any]]) -> list[Path]:
         StateError: a job of the same name is there with another definition (the difference is named).
     """
     root = make_folder(pool.folder / "jobs")
-    held = {path.parent.name: read_json(path) for path in root.glob("*/job.json")}
+    held = {path.parent.name: read_job(path.parent) for path in root.glob("*/job.json")}
     for job in jobs:
         if old := held.get(job["job"]):
             # Where the pairs lie may change, what they are may not (see `Pool.check_pairs`).
@@ -259,15 +290,14 @@ def _start(folder: str) -> None:
 
 def _iterations(folder: Path) -> int:
     try:
-        with open(folder / "curve.csv", newline="") as file:
-            return int(list(csv.DictReader(file))[-1]["iterations"])
-    except (OSError, IndexError, ValueError):
+        return int(read_rows(folder / "curve.csv", {"iterations": int})[-1]["iterations"])
+    except (StateError, IndexError):
         return 0
 
 
 def _result(folder: Path) -> str:
-    with open(folder / "scores.csv", newline="") as file:
-        dsc = np.array([float(row["dsc"]) for row in csv.DictReader(file)])
+    path = folder / "scores.csv"
+    dsc = np.array([float(row["dsc"]) for row in read_rows(path, {"dsc": float}, made_anew(path), remove=False)])
     return f"DSC {dsc.mean():.3f} +/- {dsc.std(ddof=min(1, len(dsc) - 1)):.3f} over {len(dsc)} test cases"
 
 

@@ -22,9 +22,18 @@ import numpy as np
 
 from nnunet_integration.sources import Pairs, RealCases
 from sbldm.cases.layouts import Case, Source, read_arrays
-from sbldm.cases.volumes import load_image, whole_numbers
+from sbldm.cases.volumes import RESTORE, load_image, read_image, whole_numbers
 from sbldm.errors import DataError, StateError
-from sbldm.files import atomic_path, clear_partial, make_folder, read_json, write_json, write_nifti
+from sbldm.files import (
+    atomic_path,
+    check,
+    clear_partial,
+    make_folder,
+    read_json,
+    reading,
+    write_json,
+    write_nifti,
+)
 from sbldm.run.workers import map_in_processes, run_tied
 
 __all__ = ["Pool", "plan_and_preprocess", "require_nnunet"]
@@ -33,6 +42,8 @@ ENTRY = "from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints impor
 PLANS = "nnUNetPlans"
 COPIES = 4  # augmented ones of each real case: with the case itself, five times the data
 OWN = ("real__", "test__", "aug5__")  # what the pool calls its own real cases and copies
+AGAIN = "run `make nnunet-eval` again"
+PLANNED = {"plans_name": str, "configurations": {"3d_fullres": {"data_identifier": str, "architecture": dict}}}
 PoolCase = tuple[str, Case, int]  # name in the pool, files, and the number of the augmented copy (0: as it is)
 
 
@@ -115,7 +126,8 @@ class Pool:
         plan = self.budget["plan"] or {"spacing": None, "features": [32, 64, 128, 256, 320, 320]}
         total = 0.0
         for _, case, _ in work:
-            header = load_image(case.mask).header
+            with reading(case.mask, RESTORE, remove=False, error=DataError):
+                header = load_image(case.mask).header
             spacing = header.get_zooms()[:3]
             scale = np.prod(np.divide(spacing, plan["spacing"] or spacing))
             # As raw file and preprocessed: a label takes 1 and 2 bytes, an image 2 and 4.
@@ -141,7 +153,7 @@ class Pool:
             held = self.label(name)
             if name.startswith(OWN) or not held.exists() or held.samefile(case.mask):
                 continue
-            ours, theirs = (whole_numbers(np.asanyarray(load_image(path).dataobj)) > 0 for path in (held, case.mask))
+            ours, theirs = (whole_numbers(np.asanyarray(read_image(path).dataobj)) > 0 for path in (held, case.mask))
             if ours.sum() != theirs.sum():  # the pool may have turned it
                 raise StateError(f"{held}: holds another pair than {case.mask} does now; choose another OUT.")
 
@@ -152,7 +164,9 @@ class Pool:
         """
         for part in (self.raw, self.preprocessed):
             clear_partial(part)
-        axes = nib.aff2axcodes(load_image(next(iter(real.train.values())).images[0]).affine)
+        first = next(iter(real.train.values())).images[0]
+        with reading(first, RESTORE, remove=False, error=DataError):
+            axes = nib.aff2axcodes(load_image(first).affine)
         missing = [item for item in work if not self.label(item[0]).exists()]
         write = partial(_write_case, self, real.source, axes)
         map_in_processes(write, missing, workers, "Raw pool", begin=_one_thread)
@@ -182,18 +196,20 @@ class Pool:
             print(f"nnU-Net checks and plans {len(real.train)} real training cases ...", flush=True)
             options = ["--no_pp", "-npfp", "1", "-np", "1"]
             plan_and_preprocess(self.folder, self.raw.parent / self.planned, options, self.folder / "plan.log")
-            plans = read_json(preprocessed / f"{PLANS}.json") | {"dataset_name": self.name}
+            plans = read_json(preprocessed / f"{PLANS}.json", PLANNED, AGAIN) | {"dataset_name": self.name}
             if self.budget["plan"]:
                 own = _own_configuration(plans["configurations"]["3d_fullres"], **self.budget["plan"])
                 plans["configurations"][self.configuration] = own
             make_folder(self.preprocessed)
             shutil.copyfile(preprocessed / "dataset_fingerprint.json", self.preprocessed / "dataset_fingerprint.json")
             write_json(self.preprocessed / f"{PLANS}.json", plans)
-        write_json(self.preprocessed / "dataset.json", read_json(self.raw / "dataset.json"))
+        write_json(self.preprocessed / "dataset.json", read_json(self.raw / "dataset.json", dict, AGAIN))
 
     def _preprocess(self, cases: list[str], workers: int) -> None:
         """nnU-Net's preprocessor on each case that has not been through it."""
-        plans = read_json(self.preprocessed / f"{PLANS}.json")
+        plans = read_json(self.preprocessed / f"{PLANS}.json", PLANNED, AGAIN)
+        with reading(self.preprocessed / f"{PLANS}.json", AGAIN):
+            check(plans["configurations"], {self.configuration: {}})
         inherited = plans["configurations"]["3d_fullres"] | plans["configurations"][self.configuration]
         target = make_folder(self.preprocessed / inherited["data_identifier"])
         missing = [case for case in cases if not (target / f"{case}.pkl").exists()]
@@ -225,15 +241,15 @@ def _write_case(pool: Pool, source: Source, axes: tuple[str, ...], item: PoolCas
     if name.startswith(OWN):
         image, labels, affine = read_arrays(case, source)
     else:  # its labels are those of the pool already
-        same = nib.aff2axcodes(load_image(case.images[0]).affine) == axes
-        stored = np.asanyarray(load_image(case.mask).dataobj)
+        opened = [read_image(path) for path in case.images]
+        same = nib.aff2axcodes(opened[0].affine) == axes
+        stored = np.asanyarray(read_image(case.mask).dataobj)
         labels = whole_numbers(stored)
         same = same and np.array_equal(stored, labels)  # nnU-Net would cut 1.9999 to 1
         if same and all(path.name.endswith(".nii.gz") for path in (*case.images, case.mask)):
             for path, target in zip((*case.images, case.mask), (*images, label), strict=True):
                 _link(path, target)
             return
-        opened = [load_image(path) for path in case.images]
         image, affine = np.stack([np.asarray(o.dataobj, np.float32) for o in opened]), opened[0].affine
         labels = labels.astype(np.uint8)
     if copy:

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import re
+import shlex
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +18,27 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from nnunet_integration.jobs import read_job
 from nnunet_integration.pool import require_nnunet
 from nnunet_integration.sources import some
 from sbldm.cases.datasets import is_stacked
 from sbldm.cases.layouts import CHANNELS, Source, content_hash, find_cases, plain_name
 from sbldm.cases.lists import pick
 from sbldm.cases.naming import choose, image_files
-from sbldm.cases.volumes import load_image, split_ending
+from sbldm.cases.volumes import load_image, read_image, split_ending
 from sbldm.device import choose_device
 from sbldm.errors import DataError, InputError, StateError
-from sbldm.files import atomic_path, clear_partial, make_folder, read_json, sha256, user_path, write_json, write_nifti
+from sbldm.files import (
+    atomic_path,
+    clear_partial,
+    make_folder,
+    read_json,
+    reading,
+    sha256,
+    user_path,
+    write_json,
+    write_nifti,
+)
 from sbldm.run.progress import progress
 
 if TYPE_CHECKING:
@@ -38,6 +51,7 @@ EXTERNAL = "nnUNet_extTrainer"
 ARMS = ("real", "real+aug")  # trained on real cases alone; the later one is preferred
 CPU_THREADS = 2
 MODEL_FILE = "model.json"
+HELD = {"model": str, "checkpoints": {str: str}, "images": {str: [str]}}
 Channel = tuple[Path, int | None]  # file, and index on its 4th axis if it has one
 
 
@@ -60,17 +74,22 @@ class Model:
     @property
     def channels(self) -> list[str]:
         """Names of the image channels in their order."""
-        names = read_json(self.folder / "dataset.json")["channel_names"]
-        return [names[number] for number in sorted(names, key=int)]
+        path, again = self.folder / "dataset.json", retrain(self.job or self.folder)
+        names = read_json(path, {"channel_names": {str: str}}, again, remove=False)["channel_names"]
+        with reading(path, again, remove=False):
+            return [names[number] for number in sorted(names, key=int)]
 
     @property
     def axes(self) -> tuple[str, ...] | None:
         """Directions of the voxel axes of its training images, as in ("L", "P", "S"); None when these are not there."""
         if self.job is None:
             return None
-        case = read_json(self.job / "job.json")["train"][0]
+        case = read_job(self.job)["train"][0]
         image = self.job.parents[1] / "nnUNet_raw" / self.folder.parent.name / "imagesTr" / f"{case}_0000.nii.gz"
-        return nib.aff2axcodes(load_image(image).affine) if image.is_file() else None
+        if not image.is_file():
+            return None
+        with reading(image, "run the same command again, which then takes the images as they are"):
+            return nib.aff2axcodes(load_image(image).affine)
 
     def identity(self) -> dict[str, str]:
         """SHA-256 of each checkpoint file, by its path in the folder."""
@@ -136,7 +155,7 @@ def _best_job(path: Path, queue: Sequence[Path]) -> Path:
     """The finished job of the best real-only arm with the most real cases."""
     ranked = []
     for folder in (folder for folder in queue if (folder / "done.json").is_file()):
-        job = read_json(folder / "job.json")
+        job = read_job(folder)
         if job["arm"] in ARMS:
             ranked.append(((ARMS.index(job["arm"]), len(job["train"]), -job["seed"]), folder))
     if not ranked:
@@ -278,7 +297,7 @@ def predict_folder(
     predictor = _load(model)
     description = {"model": str(path), "trainer": predictor.trainer_name} | held
     if model.job is not None:
-        job = read_json(model.job / "job.json")
+        job = read_job(model.job)
         real = [case.removeprefix("real__") for case in job["train"] if case.startswith("real__")]
         description |= {"arm": job["arm"], "train": real}
     clear_partial(make_folder(Path(out)))
@@ -292,7 +311,7 @@ def predict_folder(
 def _check_held(out: Path, model: Model, cases: dict[str, tuple[Channel, ...]]) -> dict[str, Any]:
     """What identifies the model and all images that `out` has or will have predictions of; refuses others."""
     file, predicted = out / MODEL_FILE, {path.name.removesuffix(".nii.gz") for path in out.glob("*.nii.gz")}
-    held = read_json(file) if file.is_file() else {}
+    held = read_json(file, HELD, f"remove {shlex.quote(str(out))} and predict again", False) if file.is_file() else {}
     checkpoints = model.identity()
     if predicted and held.get("checkpoints") != checkpoints:
         raise StateError(
@@ -327,15 +346,33 @@ def _load(model: Model) -> nnUNetPredictor:
         try:
             predictor.initialize_from_trained_model_folder(str(model.folder), model.folds, model.checkpoint)
         except Exception as error:  # whatever unpickling raises, or the building of a network
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise StateError(
-                f"{model.folder}: nnU-Net cannot load this model ({reason}); train it again, or let {EXTERNAL} name "
-                "the folder of its trainer."
-            ) from error
+                f"{model.folder}: nnU-Net cannot load this model{_why(model, error)}; "
+                f"{retrain(model.job or model.folder)}, or let {EXTERNAL} name the folder of its trainer."
+            ) from None
     if before := predictor.configuration_manager.previous_stage_name:
         raise StateError(f"{model.folder}: the second stage of a cascade needs predictions of {before}; name another.")
     predictor.dataset_json = predictor.dataset_json | {"file_ending": ".nii.gz"}
     return predictor
+
+
+def retrain(folder: Path) -> str:
+    """What to do about a model that is lost: one of ours is a job of the queue."""
+    remove = f"remove {shlex.quote(str(folder))} and run `make nnunet-eval` again"
+    return remove if (folder / "job.json").is_file() else "restore it from a copy, or train it again"
+
+
+def _why(model: Model, error: Exception) -> str:
+    """Which of its files is damaged, in our words: what unpickling says is no advice to follow."""
+    for name in ("plans.json", "dataset.json"):
+        try:
+            read_json(model.folder / name, dict)
+        except StateError:
+            return f" ({name} is damaged)"
+    for path in model.identity():
+        if not zipfile.is_zipfile(model.folder / path):
+            return f" ({path} is damaged)"
+    return f" ({type(error).__name__})"
 
 
 def _predict(predictor: nnUNetPredictor, channels: Sequence[Channel], file: Path, axes: tuple[str, ...] | None) -> None:
@@ -377,10 +414,6 @@ def _check_readable(channels: Sequence[Channel]) -> None:
     """A `DataError` when the files are why nnU-Net stopped."""
     shapes = []
     for path, volume in channels:
-        try:
-            image = load_image(path)
-            shapes.append(np.asanyarray(image.dataobj).shape)
-        except Exception as error:  # nibabel, gzip and zlib each have their own
-            raise DataError(f"{path}: cannot be read ({error or type(error).__name__}).") from None
+        shapes.append(read_image(path).shape)
         if len(shapes[-1]) != (3 if volume is None else 4) or shapes[-1] != shapes[0]:
             raise DataError(f"{path}: has shape {shapes[-1]}; channels are 3-D images of one grid.")

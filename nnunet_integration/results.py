@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +10,22 @@ from typing import Any
 import numpy as np
 
 from nnunet_integration.arms import ArmBook
-from nnunet_integration.evaluation import queued
+from nnunet_integration.evaluation import queued, read_arms
+from nnunet_integration.jobs import made_anew, read_done, read_job
 from sbldm.errors import StateError
-from sbldm.files import read_json
+from sbldm.files import read_rows
 
 __all__ = ["METRICS", "ArmResults", "Results"]
 
 METRICS = ("dsc", "iou", "hd95_mm", "nsd_1mm")
+SCORES = {"case": str} | dict.fromkeys((*METRICS, "false_lesions"), float)
+CURVE = dict.fromkeys(("iterations", "train_loss", "validation_loss", "validation_dsc", "seconds"), float)
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+def _rows(folder: Path, name: str, columns: dict[str, type]) -> list[dict[str, str]]:
+    """One of the tables that a finished job has left."""
+    path = folder / name
+    return read_rows(path, columns, made_anew(path), remove=False)
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,8 @@ class ArmResults:
     @classmethod
     def load(cls, folders: list[Path]) -> ArmResults:
         """Read the jobs of one arm; the test cases of all must be the same."""
-        jobs = [read_json(folder / "job.json") for folder in folders]
-        tables = [_rows(folder / "scores.csv") for folder in folders]
+        jobs = [read_job(folder) for folder in folders]
+        tables = [_rows(folder, "scores.csv", SCORES) for folder in folders]
         cases = [row["case"] for row in tables[0]]
 
         def array(column: str) -> np.ndarray:
@@ -77,14 +80,16 @@ class ArmResults:
         snapshots: dict[int, list[list[float]]] = defaultdict(list)
         for folder in folders:
             by_iterations = defaultdict(list)
-            for row in _rows(folder / "snapshots.csv"):
+            for row in _rows(folder, "snapshots.csv", {"iterations": int, "dsc": float}):
                 by_iterations[int(row["iterations"])].append(float(row["dsc"]))
             for iterations, values in by_iterations.items():
                 snapshots[iterations].append(values)
-        lesions = [row for folder in folders for row in _rows(folder / "lesions.csv")]
+        lesions = [
+            row for folder in folders for row in _rows(folder, "lesions.csv", {"volume_ml": float, "found": float})
+        ]
         curves, minutes, peak = [], [], []
         for folder in folders:
-            epochs, done = _rows(folder / "curve.csv"), read_json(folder / "done.json")
+            epochs, done = _rows(folder, "curve.csv", CURVE), read_done(folder)
             curves.append({key: np.array([float(epoch[key]) for epoch in epochs]) for key in epochs[0]})
             minutes.append((curves[-1]["seconds"].sum() + done["predict_seconds"]) / 60)
             peak.append(done.get("peak_cuda_gb", done["peak_gb"]))
@@ -129,7 +134,7 @@ class Results:
             StateError: nothing is queued there, or nothing is finished yet.
         """
         ordered = queued(folder)
-        jobs = {path: read_json(path / "job.json") for path in ordered}
+        jobs = {path: read_job(path) for path in ordered}
         finished: dict[tuple[int, str], list[Path]] = defaultdict(list)
         for path in ordered:
             if (path / "done.json").exists():
@@ -139,7 +144,7 @@ class Results:
         return cls(
             folder,
             {key: ArmResults.load(paths) for key, paths in sorted(finished.items(), key=lambda item: item[0][0])},
-            ArmBook.load(str(folder / "arms.yaml")),
+            read_arms(folder),
             jobs[ordered[0]]["budget"],
             [path.name for path in ordered if not (path / "done.json").exists()],
         )

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import re
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from sbldm.cases.datasets import described_cases
@@ -18,10 +15,11 @@ from sbldm.cases.identity import Identity, brightness_hash
 from sbldm.cases.layouts import Case, Source, find_cases, plain_name
 from sbldm.cases.pipeline import check_unchanged, original_cases
 from sbldm.cases.preflight import preflight
-from sbldm.cases.volumes import load_image, whole_numbers
+from sbldm.cases.volumes import load_image, read_image, whole_numbers
 from sbldm.errors import DataError, InputError, StateError
 from sbldm.evaluation.copies import too_many_copies
 from sbldm.files import read_json, user_path
+from sbldm.manifest import read_lineage, read_manifest, read_settings
 from sbldm.run.progress import progress
 from sbldm.run.schema import split_words
 from sbldm.runs import Run
@@ -29,6 +27,7 @@ from sbldm.runs import Run
 __all__ = ["Pairs", "RealCases", "find_pairs", "find_real", "nested_subset", "pairs_for", "some"]
 
 
+MEND = "restore it from a copy, or draw the pair again, as it is not whole"
 RESERVED = ("real", "test", "synth", "aug", "aug5")  # the pool's own
 
 
@@ -208,16 +207,18 @@ def _read_pairs(generator: str, only: str, folder: Path, real: RealCases) -> Pai
     """One dataset, with every pair looked at once."""
     _check_description(folder / "dataset.json", real)
     mark, manifest = folder / "lineage.json", folder / "manifest.csv"
-    lineage = read_json(mark)["cases"] if mark.is_file() else None
+    lineage = read_lineage(folder) if mark.is_file() else None
     channels = range(len(real.source.channels))
-    found = {case.name: case for case in described_cases(folder, read_json(folder / "dataset.json"), channels, {})}
+    found = {
+        case.name: case
+        for case in described_cases(folder, read_json(folder / "dataset.json", error=DataError), channels, {})
+    }
     names = list(found)
     parents: dict[str, frozenset[str]] = {}
     if lineage is None:
         print(f"Warning: {folder} does not say which real cases it was made from; make sure that none is tested on.")
     elif manifest.is_file():
-        with open(manifest, newline="") as file:
-            rows = {row["pair"]: row for row in csv.DictReader(file)}
+        rows = {row["pair"]: row for row in read_manifest(folder)}
         names = [name for name in names if name in rows]  # nothing else in the folder has this lineage
         _check_copies(folder, list(rows.values()))
         parents = {name: frozenset(rows[name]["parents"].split(";")) for name in names if "parents" in rows[name]}
@@ -241,7 +242,7 @@ def _check_copies(folder: Path, rows: list[dict[str, str]]) -> None:
     if unseen := sum(row.get("near_copy") == "" for row in rows):
         print(f"WARNING: {folder}: {unseen} pair(s) were never compared with the training cases.")
     settings = folder / "synthesis.json"
-    gate = read_json(settings).get("gate") if settings.is_file() else None
+    gate = read_settings(folder).get("gate") if settings.is_file() else None
     if gate and (verdict := too_many_copies(rows, gate["honest_cases"])):
         if gate["switch"] == "on":
             raise StateError(f"{folder}: {verdict}; leave it out, or draw it with GATE=off to use it all the same.")
@@ -251,7 +252,7 @@ def _check_copies(folder: Path, rows: list[dict[str, str]]) -> None:
 def _check_description(path: Path, real: RealCases) -> None:
     """Channels and labels must be those of the real cases, by name and number."""
     try:
-        content = read_json(path)
+        content = read_json(path, error=DataError)
         channels = [plain_name(content["channel_names"][str(k)]) for k in range(len(content["channel_names"]))]
         labels = {plain_name(name): number for name, number in content["labels"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -270,13 +271,7 @@ def _check_pair(case: Case, real: RealCases) -> str:
     """Brightness hash of a pair's first image, after a look at all its files; a `DataError` names what is wrong."""
     contents = []
     for path in (*case.images, case.mask):
-        try:
-            image = load_image(path)
-            voxels = np.asarray(image.dataobj, np.float32)
-        except FileNotFoundError:
-            raise DataError(f"{path}: is missing; the pair {case.name} is not whole.") from None
-        except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
-            raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from None
+        voxels = np.asarray(read_image(path, MEND).dataobj, np.float32)
         if (spacing := _spacing(path)) not in real.spacings:
             raise DataError(
                 f"{path}: its spacing {spacing} mm occurs in no real training case ({some(map(str, real.spacings))})."

@@ -8,6 +8,7 @@ from pathlib import Path
 from nnunet_integration.pool import plan_and_preprocess
 from sbldm.errors import InputError, StateError
 from sbldm.files import read_json
+from sbldm.manifest import read_description
 from sbldm.run.workers import at_most
 
 __all__ = ["verify_dataset"]
@@ -37,12 +38,14 @@ def verify_dataset(run: Path, dataset_id: str, workers: int = 1) -> Path:
     if not found:
         raise StateError(f"{run / 'nnUNet_raw'}: no dataset {dataset_id}; draw pairs first: make synth RUN={run} N=20.")
     dataset = found[0].parent
-    count = read_json(found[0])["numTraining"]
+    count = read_description(dataset)["numTraining"]
     print(f"{dataset.name}: nnU-Net checks, plans and preprocesses {count} pairs ...", flush=True)
     processes = str(at_most(workers, count))
     options = ["-npfp", processes, "-np", processes]
     plan_and_preprocess(run, dataset, options, run / "nnunet_verify.log")
     preprocessed = run / "nnUNet_preprocessed" / dataset.name
-    plan = read_json(preprocessed / "nnUNetPlans.json")["configurations"]["3d_fullres"]
+    planned = {"configurations": {"3d_fullres": {"spacing": [float], "patch_size": [int]}}}
+    plan = read_json(preprocessed / "nnUNetPlans.json", planned, "run `make verify` again")
+    plan = plan["configurations"]["3d_fullres"]
     print(f"{preprocessed}: planned and preprocessed (spacing {plan['spacing']}, patch {plan['patch_size']}).")
     return preprocessed

@@ -13,8 +13,21 @@ from pathlib import Path
 
 import pytest
 
-from sbldm.errors import OutputError
-from sbldm.files import atomic_path, clear_partial, make_folder, read_json, sha256, write_csv, write_json
+from sbldm.errors import DamagedError, DataError, OutputError, StateError, mendable
+from sbldm.files import (
+    atomic_path,
+    clear_partial,
+    make_folder,
+    read_json,
+    read_nifti,
+    read_npz,
+    read_rows,
+    read_text,
+    read_yaml,
+    sha256,
+    write_csv,
+    write_json,
+)
 
 
 def everything(folder: Path) -> list[str]:
@@ -207,3 +220,93 @@ def test_contents(tmp_path):
     assert sha256(tmp_path / "a.csv") == hashlib.sha256((tmp_path / "a.csv").read_bytes()).hexdigest()
     write_csv(tmp_path / "empty.csv", [])
     assert (tmp_path / "empty.csv").read_text().strip() == ""
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+READERS = {
+    "json": lambda path, **more: read_json(path, {"a": [int]}, "make it", **more),
+    "yaml": lambda path, **more: read_yaml(path, {"a": [int]}, "make it", **more),
+    "npz": lambda path, **more: read_npz(path, ("a",), "make it", **more),
+    "csv": lambda path, **more: read_rows(path, {"a": int}, "make it", **more),
+    "nii": lambda path, **more: read_nifti(path, "make it", **more),
+}
+WRONG = (b"", b"{", b"[]", b"null", b'"a"', b'{"a": 1}', b"a\n1.5\n", b"a,b\n1\n", b"\xff\xfe\x00", bytes(range(256)))
+
+
+@pytest.mark.parametrize("kind", READERS)
+@pytest.mark.parametrize("content", WRONG)
+def test_damaged(tmp_path, kind, content):
+    """Whatever a file holds instead: one line that names it and the mend, and says nothing of libraries."""
+    path = tmp_path / f"file.{kind}"
+    path.write_bytes(content)
+    with pytest.raises(DamagedError, match=rf"^{path}: damaged \(.*\); remove it and make it\.$") as caught:
+        READERS[kind](path)
+    assert caught.value.exit_code == 4 and "pickle" not in str(caught.value)
+    with pytest.raises(DataError, match=rf"^{path}: cannot be read \(.*\); make it\.$"):
+        READERS[kind](path, remove=False, error=DataError)
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_not_there_to_read(tmp_path, monkeypatch, kind):
+    """Missing, a dangling link, a folder, no right: each is told as what it is, with what mends it."""
+    path = tmp_path / f"file.{kind}"
+    with pytest.raises(StateError, match=rf"^{path}: is missing; make it\.$"):
+        READERS[kind](path)
+    path.symlink_to(tmp_path / "nothing")
+    with pytest.raises(StateError, match=r"is a link to nothing; make it"):
+        READERS[kind](path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(StateError, match=rf"^{path}: "):
+        READERS[kind](path)
+    path.rmdir()
+    path.write_bytes(b"something")
+
+    def denied(*arguments: object, **keywords: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr("builtins.open", denied)
+    monkeypatch.setattr("sbldm.files.nib.load", denied)
+    with pytest.raises(StateError, match=r"cannot be read \(no permission\); give yourself the right .*chmod u\+rX"):
+        READERS[kind](path)
+
+
+def test_right_content(tmp_path):
+    """Whole files come back; a float may be written as an int; a byte order mark does not matter."""
+    (tmp_path / "a.json").write_text('{"a": 1, "b": {"x": [2]}, "more": null}')
+    form = {"a": float, "b": {str: [int]}}
+    assert read_json(tmp_path / "a.json", form) == {"a": 1, "b": {"x": [2]}, "more": None}
+    write_csv(tmp_path / "a.csv", [{"a": 1, "b": "x,y"}])
+    assert read_rows(tmp_path / "a.csv", {"a": int}) == [{"a": "1", "b": "x,y"}]
+    (tmp_path / "a.txt").write_text("\ufeffä", encoding="utf-8")
+    assert read_text(tmp_path / "a.txt") == "ä"
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EACCES, "no permission"),
+        (errno.EROFS, "Read-only file system"),
+        (errno.ENOSPC, "free space"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.ENAMETOOLONG, "choose a shorter one"),
+        (errno.EISDIR, "a folder of this name is in its place"),
+        (errno.ENOTDIR, "a file stands where one of its folders should be"),
+    ],
+)
+def test_what_the_system_refuses(tmp_path, number, said):
+    """Each refusal has its own mend, when it is met while writing and when nobody expected it."""
+    path = tmp_path / "a.txt"
+    with pytest.raises(OutputError, match=rf"a\.txt: cannot be written .*{said}"), atomic_path(path):
+        raise OSError(number, os.strerror(number), str(path))
+    known = mendable(OSError(number, os.strerror(number), str(path)))
+    assert isinstance(known, OutputError) and said in str(known) and str(path) in str(known)
+    if number == errno.EACCES:
+        assert "free space" not in str(known)
+
+
+def test_reading_inside_writing(tmp_path):
+    """A file without the right to be read is not told as the one that is written meanwhile."""
+    with pytest.raises(PermissionError), atomic_path(tmp_path / "out" / "a.txt"):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "source.txt"))

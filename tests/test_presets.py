@@ -199,7 +199,7 @@ def test_damaged_preset(tmp_path: Path, prepared_run: Path, phantom_cases: Path,
     run = copy_run(prepared_run, tmp_path)
     (run / "preset.yaml").write_text(text)
     said = one_line(call("train", "--run", run), 4)
-    assert str(run / "preset.yaml") in said and "remove it and run `make prepare` with the PRESET of before" in said
+    assert str(run / "preset.yaml") in said and "again, with the same PRESET" in said
     (run / "preset.yaml").unlink()
     prepared = snapshot(run / "prepared")
     assert call("prepare", "--data", phantom_cases, "--run", run, "--preset", TINY).returncode == 0

@@ -203,7 +203,7 @@ def test_stopped_half_way(tmp_path: Path, trained_run: Path, swept_run: Path, mo
         patch.setattr(PairSampler, "__call__", _counted([], stop_at=4))
         draw_sweeps(Run.at(run), CPU)
     (run / FOLDER / ".partial-x").mkdir()
-    with pytest.raises(StateError, match=r"6 image\(s\) of the sweeps are missing; run `python -m sbldm sweep`"):
+    with pytest.raises(StateError, match=r"6 image\(s\) of the sweeps are missing; run `make sweep RUN="):
         read_sweeps(run / FOLDER)
     drawn: list[str] = []
     monkeypatch.setattr(PairSampler, "__call__", _counted(drawn))

@@ -7,15 +7,17 @@ Exit codes (also printed by ``make help``): 0 done, 2 a variable or argument is 
 from __future__ import annotations
 
 import errno
+import os
+import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 
 from sbldm.run.progress import Progress
 
-UNWRITABLE = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT)
-
 __all__ = [
+    "DamagedError",
     "DataError",
     "InputError",
     "OutputError",
@@ -23,9 +25,30 @@ __all__ = [
     "StateError",
     "finish",
     "mendable",
+    "refused",
     "report",
     "say_in_one_line",
 ]
+
+ELSEWHERE = "choose another RUN or OUT"
+DENIED = (errno.EACCES, errno.EPERM)
+REFUSALS = {  # what the system says, in our words, and the mend
+    errno.ENOSPC: ("No space left on device", f"free space or {ELSEWHERE}"),
+    errno.EDQUOT: ("Disk quota exceeded", f"free space or {ELSEWHERE}"),
+    errno.EROFS: ("Read-only file system", ELSEWHERE),
+    errno.EMFILE: ("too many open files", "allow more (ulimit -n 4096) or use fewer WORKERS"),
+    errno.ENFILE: ("too many open files on this machine", "close other programs or use fewer WORKERS"),
+    errno.ENAMETOOLONG: ("its name is too long", "choose a shorter one"),
+    errno.EEXIST: ("a file of this name is in its place", f"remove or rename that file, or {ELSEWHERE}"),
+    errno.EISDIR: ("a folder of this name is in its place", "remove or rename that folder"),
+    errno.ENOTDIR: (
+        "a file stands where one of its folders should be",
+        "rename that file, or name another path",
+    ),
+    errno.ELOOP: ("its links run in a circle", "remove or correct the link"),
+    errno.EIO: ("the disk or the network failed", "check it, then try again"),
+    errno.ESTALE: ("the disk or the network failed", "check it, then try again"),
+}
 
 
 class SbldmError(Exception):
@@ -52,20 +75,52 @@ class StateError(SbldmError):
     exit_code = 4
 
 
+class DamagedError(StateError):
+    """A file of an earlier step holds something else than that step wrote."""
+
+
 class OutputError(SbldmError):
     """The output cannot be written: read-only, full, or in the way."""
 
     exit_code = 5
 
 
+def refused(path: str | Path, error: OSError, doing: str = "read or written") -> str:
+    """One line for what the system refused: file, reason and mend.
+
+    Args:
+        path: the file or folder.
+        error: what was raised.
+        doing: "read" or "written", where it is known.
+    """
+    start = f"{path}: cannot be {doing}"
+    if error.errno in DENIED:
+        place = shlex.quote(str(_closed(Path(path)) or (path if doing == "read" else Path(path).parent)))
+        rights = {"read": "u+rX", "written": "u+wX"}.get(doing, "u+rwX")
+        other = "" if doing == "read" else f", or {ELSEWHERE}"
+        return f"{start} (no permission); give yourself the right (its owner: chmod {rights} {place}){other}."
+    if error.errno == errno.ENOENT:
+        return f"{start} (No such file or directory); name one that is there."
+    usual = "check the disk, then try again" if doing == "read" else f"free space or {ELSEWHERE}"
+    reason, mend = REFUSALS.get(error.errno, (error.strerror or str(error) or type(error).__name__, usual))
+    return f"{start} ({reason}); {mend}."
+
+
+def _closed(path: Path) -> Path | None:
+    """The first folder on the way to a file that may not be entered, if there is one."""
+    above = reversed(Path(os.path.abspath(path)).parents)
+    return next((folder for folder in above if folder.is_dir() and not os.access(folder, os.X_OK)), None)
+
+
 def mendable(error: BaseException | None) -> SbldmError | None:
     """What a user can mend behind an exception that other libraries may have wrapped, if there is anything."""
     while error is not None and not isinstance(error, SbldmError):
-        if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            return OutputError(f"{error.filename or 'The output'}: cannot be written ({error.strerror}); free space.")
         if _is_memory(error):
             what = (str(error) or type(error).__name__).splitlines()[0][:100]
             return StateError(f"memory has run out ({what}); try BATCH=1, WORKERS=1, or a smaller PRESET in a new RUN.")
+        if isinstance(error, OSError) and (error.errno in REFUSALS or error.errno in DENIED):
+            known = error.filename and not isinstance(error.filename, int)
+            return OutputError(refused(error.filename if known else "The files of this command", error))
         error = error.__cause__
     return error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -203,13 +204,15 @@ class Run:
         """
         if not self.preset_file.is_file():
             raise StateError(
-                f"{self.folder}: no prepared cases here; run `make prepare DATA=/path/to/cases RUN={self.folder}`."
+                f"{self.folder}: no prepared cases here; run `make prepare DATA=/path/to/cases "
+                f"RUN={shlex.quote(str(self.folder))}`."
             )
         try:
             preset = load_preset(str(self.preset_file))
         except InputError as error:
             raise StateError(
-                f"{error} This file is part of the run: remove it and run `make prepare` with the PRESET of before."
+                f"{str(error).partition('; see ')[0].rstrip('.')}; this file is part of the run: remove it and run "
+                f"`make prepare DATA=/path/to/cases RUN={shlex.quote(str(self.folder))}` again, with the same PRESET."
             ) from None
         self._check_sidecar(preset)
         return preset

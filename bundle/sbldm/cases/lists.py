@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sbldm.cases.labels import join
 from sbldm.cases.naming import parse
 from sbldm.cases.volumes import split_ending
-from sbldm.errors import DataError, InputError, StateError
+from sbldm.errors import DataError, InputError
 from sbldm.files import read_json, read_text, user_path, write_json
 
-__all__ = ["LISTS_FILE", "check_disjoint", "pick", "read_case_list", "read_lists", "split_cases", "write_lists"]
+__all__ = [
+    "LISTS_FILE",
+    "check_disjoint",
+    "pick",
+    "read_case_list",
+    "read_lists",
+    "read_lists_file",
+    "split_cases",
+    "write_lists",
+]
 
 LISTS_FILE = "lists.json"
 
@@ -28,10 +38,8 @@ def read_case_list(path: str | Path) -> list[str]:
     Raises:
         InputError: the file is missing or unreadable, names no case, or one case twice.
     """
-    try:
-        lines = re.split(r"\r\n|\r|\n", read_text(user_path(path)))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: this case list cannot be read ({error}).") from None
+    text = read_text(user_path(path), "it must be a text with one case name a line", remove=False, error=InputError)
+    lines = re.split(r"\r\n|\r|\n", text)
     names = [name for line in lines if (name := re.sub(r"(^|\s)#.*", "", line).strip())]
     if not names:
         raise InputError(f"{path}: this case list names no case; write one name a line.")
@@ -161,11 +169,18 @@ def read_lists(folder: Path) -> dict[str, list[str]]:
     Raises:
         StateError: there is no such file, or it is damaged.
     """
-    path = Path(folder) / LISTS_FILE
-    try:
-        content = read_json(path)
-        return {"train": list(content["train"]), "validation": list(content["validation"])}
-    except FileNotFoundError:
-        raise StateError(f"{path} is missing; run `make prepare` first.") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise StateError(f"{path} is damaged ({error!r}); run `make prepare` again.") from None
+    content = read_lists_file(folder)
+    return {role: content[role] for role in ("train", "validation")}
+
+
+def read_lists_file(folder: Path) -> dict[str, Any]:
+    """All that `write_lists` left in `folder`: the roles, `seed` and `data`.
+
+    Raises:
+        StateError: there is no such file, or it is damaged.
+    """
+    again = (
+        f"run `make prepare DATA=/path/to/cases RUN={shlex.quote(str(folder))}` again, "
+        "with the same CASES, VALIDATION_CASES and SEED as before"
+    )
+    return read_json(Path(folder) / LISTS_FILE, {"train": [str], "validation": [str], "data": str}, again)

@@ -11,9 +11,9 @@ from typing import Any
 from sbldm.cases.identity import IDENTITY, Identity, stamp
 from sbldm.cases.labels import check_scheme, read_scheme
 from sbldm.cases.layouts import Case, Source, find_cases
-from sbldm.cases.lists import LISTS_FILE, read_case_list, read_lists, split_cases, write_lists
+from sbldm.cases.lists import LISTS_FILE, read_case_list, read_lists, read_lists_file, split_cases, write_lists
 from sbldm.cases.preflight import DOUBTS, Finding, inspect_case, preflight
-from sbldm.cases.prepare import prepare_cases, read_sidecar
+from sbldm.cases.prepare import known_sidecar, prepare_cases, read_sidecar
 from sbldm.errors import DataError, InputError, OutputError, StateError
 from sbldm.files import read_json, user_path, write_csv, write_json
 from sbldm.run.progress import progress
@@ -146,7 +146,7 @@ def _to_do_anew(run: Run, identities: Mapping[str, Identity]) -> list[str]:
     Raises:
         StateError: what was made of them in this run cannot follow.
     """
-    held = {name: sidecar for name in identities if (sidecar := read_sidecar(run.prepared, name))}
+    held = {name: sidecar for name in identities if (sidecar := known_sidecar(run.prepared, name))}
     changed = {name: parts for name in held if (parts := identities[name].changes(held[name]))}
     older = [name for name in held if "image" not in held[name] and name not in changed]
     used = _used(run)
@@ -172,7 +172,7 @@ def is_prepared(run: Run) -> bool:
 
 def check_same_data(run: Run, data: str) -> None:
     """Make sure that another folder than a run was prepared from holds the same cases; see `check_unchanged`."""
-    if str(user_path(data).absolute()) != read_json(run.folder / LISTS_FILE).get("data"):
+    if str(user_path(data).absolute()) != read_lists_file(run.folder)["data"]:
         for role in read_lists(run.folder):
             original_cases(run, role, data)
 
@@ -190,7 +190,7 @@ def original_cases(run: Run, role: str, data: str = "") -> list[Case]:
         InputError, DataError: the folder, or a case in it, is not there any more, or holds something else now.
     """
     names = read_lists(run.folder)[role]
-    root = data or read_json(run.folder / LISTS_FILE).get("data", "")
+    root = data or read_lists_file(run.folder)["data"]
     if not root or not user_path(root).is_dir():
         raise InputError(f"DATA={root}: the cases of {run.folder} are not there; say where with DATA=/path/to/cases.")
     cases = find_cases(user_path(root), Source.from_config(**run.preset["data"]), names)
@@ -217,8 +217,6 @@ def check_unchanged(run: Run, cases: Sequence[Case]) -> dict[str, Identity]:
     stamps, found = _stamps(cases), {}
     for case in progress(cases, "Reading the original cases", unit="case"):
         sidecar = read_sidecar(run.prepared, case.name)
-        if not sidecar:
-            raise StateError(f"{run.prepared / case.name}.json: missing or damaged; run `make prepare` again.")
         last = known.get(case.name)
         if last and stamps[case.name] and last["stamp"] == stamps[case.name]:
             identity = Identity.from_state(last)
@@ -257,5 +255,5 @@ def _last_read(run: Run) -> dict[str, Any]:
     try:
         kept = read_json(run.folder / FILES)
         return {name: values for name, values in kept.items() if {"stamp", *IDENTITY} <= set(values)}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (StateError, TypeError, AttributeError):
         return {}

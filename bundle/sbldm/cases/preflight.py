@@ -24,7 +24,7 @@ from scipy import ndimage
 from sbldm.cases.identity import Identity, brightness_hash
 from sbldm.cases.layouts import Case, Source, content_hash, to_labels
 from sbldm.cases.volumes import is_nifti, load_image, squeezed
-from sbldm.errors import DataError, InputError
+from sbldm.errors import DataError, InputError, refused
 from sbldm.run.progress import console_for
 from sbldm.run.schema import split_words
 from sbldm.run.workers import map_in_processes
@@ -127,6 +127,13 @@ class Inspection:
     findings: list[Finding]
     identity: Identity | None = None
     axes: str = ""
+
+
+def _why(path: Path, error: Exception) -> str:
+    """Why a file cannot be read, in words."""
+    if isinstance(error, OSError) and error.errno:
+        return refused(path, error, "read").removeprefix(f"{path}: ").rstrip(".")
+    return f"cannot be read ({error or type(error).__name__})"
 
 
 def _open(path: Path) -> nib.Nifti1Image:
@@ -295,7 +302,7 @@ def inspect_case(case: Case, source: Source) -> Inspection:
         try:
             opened[path] = _open(path)
         except _UNREADABLE as error:
-            found("unreadable", path, f"cannot be read ({error or type(error).__name__})")
+            found("unreadable", path, _why(path, error))
     for path, image in opened.items():
         volumes = None if path == case.mask else case.n_volumes
         if image.ndim != (3 if volumes is None else 4):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+import shlex
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,14 +15,25 @@ from sbldm.cases.geometry import NativeGrid, WorkingGrid, brain_centre, from_ima
 from sbldm.cases.identity import Identity
 from sbldm.cases.layouts import Case, Source, read_arrays
 from sbldm.errors import StateError
-from sbldm.files import atomic_path, clear_partial, read_json, write_csv, write_json
+from sbldm.files import atomic_path, clear_partial, read_json, read_npz, write_csv, write_json
 from sbldm.run.room import check_room
 from sbldm.run.workers import map_in_processes
-from sbldm.tumour.characteristics import measure, to_dict
+from sbldm.tumour.characteristics import NAMES, measure, to_dict
+
+__all__ = ["known_sidecar", "load_prepared", "prepare_case", "prepare_cases", "read_sidecar", "scale_intensity"]
 
 PACKED = 0.25  # a prepared case compressed, over its arrays: .10 to .24 on real cases and the presets
-
-__all__ = ["load_prepared", "prepare_case", "prepare_cases", "read_sidecar", "scale_intensity"]
+GRID = {"size": [int], "spacing": [float], "origin": [float], "direction": [float]}
+SIDECAR = {
+    "case": str,
+    "content": str,
+    "native": GRID,
+    "working": GRID,
+    "intensities": [[float]],
+    "cropped": bool,
+    "characteristics": dict.fromkeys(NAMES, float),
+    "settings": dict,
+}
 
 
 def scale_intensity(
@@ -118,7 +128,7 @@ def prepare_cases(
     """
     settings = {"data": data, "grid": grid, "intensity": intensity}
     clear_partial(folder)
-    held = {case.name: read_sidecar(folder, case.name) for case in cases}
+    held = {case.name: known_sidecar(folder, case.name) for case in cases}
     for name, sidecar in held.items():
         if sidecar and sidecar["settings"] != settings:
             raise StateError(
@@ -133,17 +143,16 @@ def prepare_cases(
         a_case = voxels * (2 * len(data["channels"]) + len(data["labels"])) * PACKED
         check_room(folder, len(missing) * a_case, "choose another RUN")
         map_in_processes(work, missing, workers, "Preparing cases", begin=_one_thread)
-    sidecars = [read_json(folder / f"{case.name}.json") for case in cases]
+    sidecars = [read_sidecar(folder, case.name) for case in cases]
     write_csv(folder / "characteristics.csv", [{"case": s["case"]} | s["characteristics"] for s in sidecars])
     return sidecars
 
 
-def read_sidecar(folder: Path, name: str) -> dict[str, Any] | None:
+def known_sidecar(folder: Path, name: str) -> dict[str, Any] | None:
     """What is known of a prepared case; None when it is not prepared, or its sidecar is damaged."""
     try:
-        sidecar = read_json(folder / f"{name}.json")
-        return sidecar if "settings" in sidecar else None
-    except (OSError, ValueError, TypeError):
+        return read_sidecar(folder, name)
+    except StateError:
         return None
 
 
@@ -155,11 +164,20 @@ def load_prepared(folder: Path, name: str) -> tuple[np.ndarray, dict[str, Any]]:
     Raises:
         StateError: the case has not been prepared, or its file is damaged.
     """
-    try:
-        with np.load(folder / f"{name}.npz") as arrays:
-            image, occupancy = arrays["image"].astype(np.float32), arrays["occupancy"].astype(np.float32) / 255
-        return 2 * np.concatenate([image, occupancy]) - 1, read_json(folder / f"{name}.json")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise StateError(
-            f"{folder / name}.npz: missing or damaged ({error}); remove it and its .json and run `make prepare`."
-        ) from None
+    again = _again(folder)
+    arrays = read_npz(folder / f"{name}.npz", ("image", "occupancy"), again)
+    image, occupancy = arrays["image"].astype(np.float32), arrays["occupancy"].astype(np.float32) / 255
+    return 2 * np.concatenate([image, occupancy]) - 1, read_sidecar(folder, name)
+
+
+def read_sidecar(folder: Path, name: str) -> dict[str, Any]:
+    """What `prepare_case` measured of one case of `folder`.
+
+    Raises:
+        StateError: the case has not been prepared, or its file is damaged.
+    """
+    return read_json(folder / f"{name}.json", SIDECAR, _again(folder))
+
+
+def _again(folder: Path) -> str:
+    return f"run `make prepare DATA=/path/to/cases RUN={shlex.quote(str(folder.parent))}` again"

@@ -10,9 +10,21 @@ import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
 
 from sbldm.cases.geometry import LPS_FROM_RAS
+from sbldm.errors import DataError
+from sbldm.files import reading
 
-__all__ = ["ENDINGS", "is_nifti", "load_image", "same_volume", "split_ending", "squeezed", "whole_numbers"]
+__all__ = [
+    "ENDINGS",
+    "is_nifti",
+    "load_image",
+    "read_image",
+    "same_volume",
+    "split_ending",
+    "squeezed",
+    "whole_numbers",
+]
 
+RESTORE = "restore it from a copy, or leave the case out"
 NIFTI = (".nii.gz", ".nii")
 _ITK = {".nrrd": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO", ".gipl": "GiplImageIO"}
 ENDINGS = (*NIFTI, *_ITK)
@@ -47,6 +59,17 @@ def load_image(path: Path) -> nib.spatialimages.SpatialImage:
     """
     path = Path(path)
     return squeezed(nib.load(path) if is_nifti(path) else _load_itk(path))
+
+
+def read_image(path: Path, mend: str = RESTORE) -> nib.spatialimages.SpatialImage:
+    """The same with all of its voxels in memory, so that a damaged end shows here and not later.
+
+    Raises:
+        DataError: it cannot be read; the file and the `mend` are named.
+    """
+    with reading(path, mend, remove=False, error=DataError):
+        image = load_image(path)
+        return type(image)(np.asanyarray(image.dataobj), image.affine, image.header)
 
 
 def squeezed(image: nib.spatialimages.SpatialImage) -> nib.spatialimages.SpatialImage:

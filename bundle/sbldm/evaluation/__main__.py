@@ -22,11 +22,13 @@ from pathlib import Path
 
 from sbldm.cases.labels import read_scheme
 from sbldm.cases.layouts import Case, Source, find_cases
-from sbldm.cases.lists import LISTS_FILE, read_case_list, read_lists
+from sbldm.cases.lists import read_case_list, read_lists, read_lists_file
 from sbldm.cases.pipeline import original_cases
 from sbldm.errors import InputError, StateError, finish
 from sbldm.evaluation.evaluate import Settings, evaluate
+from sbldm.evaluation.table import read_evaluation
 from sbldm.files import make_folder, read_json, user_path
+from sbldm.manifest import read_description, read_lineage, read_manifest, read_settings
 from sbldm.run.limits import MOST_PROCESSES
 from sbldm.run.schema import split_words
 from sbldm.run.workers import killed_with_parent
@@ -94,6 +96,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     if not re.fullmatch("[0-9]{1,4}", arguments.workers) or not 1 <= int(arguments.workers) <= MOST_PROCESSES:
         raise InputError(f"WORKERS={arguments.workers}: must be a whole number from 1 to {MOST_PROCESSES}.")
     manifest = folder / "manifest.csv"
+    if _is_ours(folder):  # what the datasheet needs in the end is looked at before the work
+        read_manifest(folder, {"redrawn": int}), read_settings(folder), read_lineage(folder), read_description(folder)
     predictions, problem = _predictions(arguments, folder, out)
     return Settings(
         synthetic=find_cases(folder, replace(source, scheme="auto")),  # pairs say themselves what they hold
@@ -111,6 +115,10 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     )
 
 
+def _is_ours(dataset: Path) -> bool:
+    return all((dataset / name).is_file() for name in ("synthesis.json", "lineage.json", "manifest.csv"))
+
+
 def _predictions(arguments: argparse.Namespace, synthetic: Path, out: Path) -> tuple[dict[str, Path], str]:
     """Folders of a segmentation network's predictions, as given or made with an nnU-Net model; else why not."""
     given = {role: getattr(arguments, f"predictions_{role}") for role in ("synthetic", "heldout")}
@@ -125,7 +133,7 @@ def _predictions(arguments: argparse.Namespace, synthetic: Path, out: Path) -> t
         return {}, ""
     if arguments.run:
         run = Run.at(arguments.run)
-        heldout, names = read_json(run.folder / LISTS_FILE).get("data", ""), read_lists(run.folder)["validation"]
+        heldout, names = read_lists_file(run.folder)["data"], read_lists(run.folder)["validation"]
         heldout = arguments.data or heldout
     else:
         heldout = arguments.heldout
@@ -141,7 +149,8 @@ def _predictions(arguments: argparse.Namespace, synthetic: Path, out: Path) -> t
         if problem := _segment(command, folders[role]):
             print(f"Warning: {problem}")
             return {}, problem
-    known = read_json(folders["heldout"] / "model.json").get("train") or []
+    known = read_json(folders["heldout"] / "model.json", dict, f"remove {folders['heldout']} and evaluate again", False)
+    known = known.get("train") or []
     if seen := set(known) & set(names):
         return {}, f"the network was trained on {len(seen)} of the held-back cases, {min(seen)} among them."
     return folders, ""
@@ -179,8 +188,8 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
     paths = [write_table(settings.out), *draw_figures(settings.out)]
     print(paths[0].read_text())
     folder = settings.out / settings.origin["dataset"]
-    if all((folder / name).is_file() for name in ("synthesis.json", "lineage.json", "manifest.csv")):  # one of ours
-        findings = summarise(read_json(settings.out / "evaluation.json"))
+    if _is_ours(folder):
+        findings = summarise(read_evaluation(settings.out))
         sentences = [f"{found.provenance['made']}, {len(found.pairs)} pairs."]
         sentences += [" ".join([finding.statement, *finding.evidence]) for finding in findings]
         paths.append(write_datasheet(folder.resolve(), arguments.licence, sentences))
@@ -193,7 +202,9 @@ def report_command(arguments: argparse.Namespace) -> None:
 
     out = _out(arguments)
     last = out / "evaluation.json"
-    manifest = (out / read_json(last)["provenance"]["dataset"] / "manifest.csv") if last.is_file() else None
+    manifest = (
+        (out / read_evaluation(out)["provenance"].get("dataset", "") / "manifest.csv") if last.is_file() else None
+    )
     if not manifest or (manifest.is_file() and manifest.stat().st_mtime > last.stat().st_mtime):
         evaluate_command(arguments)  # there is none, or pairs have been drawn since
     else:

@@ -21,7 +21,7 @@ from sbldm.evaluation.features import Extractor, features_of, load_extractor
 from sbldm.evaluation.slices import adjacent_curve, slice_measures
 from sbldm.evaluation.tumours import heat_map, tumour_measures
 from sbldm.evaluation.volumes import Volume, read_volume, spacing_of
-from sbldm.files import atomic_path, read_npz
+from sbldm.files import atomic_path, cached_npz
 from sbldm.run.workers import Workers
 
 __all__ = ["Cohort", "describe", "read_image", "workers"]
@@ -184,7 +184,7 @@ def _measured(volume: Volume, cache: Path) -> dict[str, Any]:
     """All but the features, from the cache or anew."""
     key = hashlib.sha256(f"{DESCRIPTION} {volume.image.shape} {volume.spacing}".encode()).hexdigest()[:12]
     path = cache / f"{volume.content}-{key}.npz"
-    flat = read_npz(path)
+    flat = cached_npz(path)
     if flat is None:
         flat = _measure(volume)
         with atomic_path(path) as temporary:

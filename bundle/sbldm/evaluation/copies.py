@@ -22,7 +22,7 @@ from scipy.stats import binomtest, gumbel_r
 
 from sbldm.errors import DataError, StateError
 from sbldm.evaluation.protocols import Estimate
-from sbldm.files import atomic_path, read_npz
+from sbldm.files import atomic_path, cached_npz
 
 __all__ = [
     "SURE",
@@ -290,7 +290,7 @@ class Memory:
         Raises:
             StateError: the file is missing, damaged or of another version.
         """
-        content = read_npz(path)
+        content = cached_npz(path)
         try:
             if content is None:
                 raise ValueError("missing or damaged")

@@ -311,7 +311,13 @@ def measured(
         "device": name_of(device),
         "asked": _asked(sampling),
     }
-    kept = read_json(path)["measurements"] if path.is_file() else []
+    kept = (
+        read_json(
+            path, {"measurements": [dict.fromkeys(key, object)]}, "run the same command again, which measures anew"
+        )
+        if path.is_file()
+        else {"measurements": []}
+    )["measurements"]
     for row in kept:
         if all(row[name] == value for name, value in key.items()):
             return row

@@ -29,7 +29,7 @@ from torch import nn
 from sbldm.device import choose_device
 from sbldm.errors import DataError, InputError
 from sbldm.evaluation.volumes import Volume
-from sbldm.files import atomic_path, read_npz, sha256, user_path
+from sbldm.files import atomic_path, cached_npz, sha256, user_path
 
 __all__ = ["Extractor", "features_of", "imagenet_classifier", "load_extractor", "slices_of"]
 
@@ -115,7 +115,7 @@ def features_of(volume: Volume, extractor: Extractor, cache: Path) -> dict[str, 
 
 def _read(path: Path, planes: tuple[str, ...]) -> dict[str, np.ndarray] | None:
     """Feature vectors from a cache file, None if there is none or it is damaged."""
-    stored = read_npz(path)
+    stored = cached_npz(path)
     if stored is None or not stored.keys() >= set(planes):
         return None
     features = {plane: stored[plane] for plane in planes}

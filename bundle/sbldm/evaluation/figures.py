@@ -6,7 +6,6 @@ patient's left is on the left of every picture, anterior is up in axial planes a
 
 from __future__ import annotations
 
-import csv
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,10 +24,11 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from sbldm.cases.volumes import load_image, whole_numbers
-from sbldm.errors import DataError, StateError
+from sbldm.errors import DataError
 from sbldm.evaluation.protocols import MEASURES, Score
-from sbldm.evaluation.table import read_scores
-from sbldm.files import atomic_path
+from sbldm.evaluation.table import EVALUATE_AGAIN, read_scores
+from sbldm.files import atomic_path, read_npz, read_rows, reading
+from sbldm.manifest import DRAWN_BY
 from sbldm.tumour.characteristics import NAMES
 
 __all__ = ["animation", "draw_figures", "side_by_side"]
@@ -160,15 +160,11 @@ def draw_figures(out: Path) -> list[Path]:
 
 
 def _read(out: Path) -> _Found:
-    if missing := [name for name in ("arrays.npz", "evaluation.json") if not (out / name).is_file()]:
-        raise StateError(f"{out / missing[0]}: is missing; evaluate first: make evaluate.")
-    with np.load(out / "arrays.npz") as file:
-        arrays = dict(file)
+    arrays = read_npz(out / "arrays.npz", again=EVALUATE_AGAIN, remove=False)
     scores = {score.protocol: score for score in read_scores(out)}
     pairs = []
     if (out / "pairs.csv").is_file():
-        with open(out / "pairs.csv", newline="") as file:
-            pairs = [row["pair"] for row in csv.DictReader(file)]
+        pairs = [row["pair"] for row in read_rows(out / "pairs.csv", {"pair": str}, EVALUATE_AGAIN, remove=False)]
     return _Found(arrays, scores, pairs)
 
 
@@ -489,11 +485,9 @@ def _read_pair(dataset: Path, name: str) -> _Pair:
 
 def _read_canonical(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Voxels and spacing, axes running to the right, anterior and superior."""
-    try:
+    with reading(path, DRAWN_BY, error=DataError):
         file = nib.as_closest_canonical(load_image(path))
         return np.asarray(file.dataobj, np.float32), np.array(file.header.get_zooms()[:3], np.float64)
-    except Exception as error:  # nibabel, gzip and zlib each have their own
-        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from None
 
 
 def side_by_side(methods: Mapping[str, Path], path: Path, rows: int = 3) -> Path:

@@ -21,6 +21,7 @@ from sbldm.cases.volumes import load_image, whole_numbers
 from sbldm.errors import DataError, StateError
 from sbldm.evaluation.protocols import Estimate, mean_estimate
 from sbldm.evaluation.segmentation import SAME_AFFINE_MM, score_case
+from sbldm.files import reading
 
 __all__ = ["agreement", "compare_fit"]
 
@@ -71,11 +72,9 @@ def _compare(file: Path, case: Case, source: Source) -> dict[str, Any]:
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Voxels as stored, and the affine."""
-    try:
+    with reading(path, "make it again", error=DataError):
         image = load_image(path)
         return whole_numbers(np.asanyarray(image.dataobj)), image.affine
-    except Exception as error:  # nibabel, gzip and zlib each have their own
-        raise DataError(f"{path}: cannot be read ({error or type(error).__name__}); make it again.") from None
 
 
 def compare_fit(synthetic: Sequence[float], heldout: Sequence[float], seed: int = 0) -> dict[str, Estimate]:

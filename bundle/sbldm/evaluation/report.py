@@ -9,7 +9,7 @@ margin; else the cases are too few, and the page says so.
 from __future__ import annotations
 
 import base64
-import csv
+import contextlib
 import hashlib
 import io
 import math
@@ -22,25 +22,28 @@ from typing import Any, Literal, NamedTuple
 
 import jinja2
 import numpy as np
-import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from sbldm.cases.lists import LISTS_FILE
+from sbldm.cases.lists import LISTS_FILE, read_lists
 from sbldm.errors import DataError, StateError
 from sbldm.evaluation.figures import animation, draw_figures, side_by_side
 from sbldm.evaluation.protocols import Score, protocol
-from sbldm.evaluation.table import GROUPS, number, read_scores
+from sbldm.evaluation.table import EVALUATE_AGAIN, GROUPS, number, read_evaluation, read_scores
 from sbldm.evaluation.table1 import report_rows
-from sbldm.files import atomic_path, read_json, sha256
+from sbldm.files import atomic_path, read_rows, read_text, reading, sha256
+from sbldm.manifest import read_manifest, read_settings
 from sbldm.runs import Run
+from sbldm.synthesis.datasheet import SHEET_AGAIN
 from sbldm.synthesis.sweep import read_sweeps, sweep_figure
+from sbldm.training.checkpoints import load_checkpoint, read_history
 
 __all__ = ["Finding", "summarise", "write_report"]
 
 Mark = Literal["good", "mixed", "bad", "unknown"]
 Standing = Literal["alike", "worse", "much worse", "unclear"]
 
+DRAWN_ANEW = "run the same command again, which draws it anew or leaves it out"
 LARGE_SD = 0.8  # a large effect (Cohen 1988); for slices and tumours
 LARGE_SHARE = 0.25  # of precision and recall
 LARGE_DSC = 0.05
@@ -522,8 +525,8 @@ def _nearest_pairs(out: Path) -> dict[str, Any] | None:
     """The pairs nearest to a training case, as numbers."""
     if not (out / "pairs.csv").is_file():
         return None
-    with open(out / "pairs.csv", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("nearest_correlation")]
+    rows = read_rows(out / "pairs.csv", {"pair": str}, EVALUATE_AGAIN, remove=False)
+    rows = [row for row in rows if row.get("nearest_correlation")]
     if not rows:
         return None
     rows.sort(key=lambda row: -float(row["nearest_correlation"]))
@@ -558,7 +561,7 @@ def _uri(data: bytes, kind: str) -> str:
 
 def _inlined(path: Path) -> _Picture:
     """A picture as a data URI, plots and animations as they are; of an animation the middle frame too."""
-    with Image.open(path) as image:
+    with reading(path, DRAWN_ANEW), Image.open(path) as image:
         still = ""
         if path.suffix == ".gif":
             image.seek(image.n_frames // 2)
@@ -568,7 +571,7 @@ def _inlined(path: Path) -> _Picture:
 
 def _photograph(path: Path) -> _Picture:
     """A picture of brains as JPEG, which takes a fraction of its PNG."""
-    with Image.open(path) as image:
+    with reading(path, DRAWN_ANEW), Image.open(path) as image:
         return _Picture(_encoded(image.convert("RGB"), "jpeg", quality=88, subsampling=0), *image.size)
 
 
@@ -608,9 +611,8 @@ def _shows_real(folder: Path, declared: bool) -> str:
 def _manifest(folder: Path) -> list[dict[str, str]]:
     """Rows of a manifest; none where there is none that can be read."""
     try:
-        with open(folder / "manifest.csv", newline="", encoding="utf-8-sig") as file:
-            return list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error):
+        return read_manifest(folder)
+    except StateError:
         return []
 
 
@@ -727,15 +729,12 @@ def _costs(run: Run | None, rows: Sequence[Mapping[str, str]], minutes: float | 
 def _stage(run: Run, stage: str) -> dict[str, str]:
     """Iterations, time and parameters of one stage of training; only what its files say."""
     folder, found = run.folder / stage, {}
-    if (folder / "history.csv").is_file():
-        with open(folder / "history.csv", newline="") as file:
-            history = list(csv.DictReader(file))
-        if history and "iteration" in history[-1]:
-            found["iterations"] = f"{int(history[-1]['iteration']):,}"
+    if history := read_history(run, stage):
+        found["iterations"] = f"{int(history[-1]['iteration']):,}"
     if hours := _hours(folder / "tensorboard"):
         found["time"] = f"{hours:.1f} h" if hours >= 2 else f"{60 * hours:.0f} min"
     if run.checkpoint(stage).is_file():
-        content = torch.load(run.checkpoint(stage), map_location="cpu", weights_only=True, mmap=True)
+        content = load_checkpoint(run.checkpoint(stage), stage)
         found["parameters"] = f"{sum(value.numel() for value in content['network'].values()):,}"
     return found
 
@@ -744,7 +743,9 @@ def _hours(logs: Path) -> float:
     """Hours in which a training wrote its logs: of each session from the first entry to the last, overlaps once."""
     spans = []
     for path in logs.glob("events.out.tfevents.*"):
-        times = [event.wall_time for event in EventFileLoader(str(path)).Load()]
+        times: list[float] = []
+        with contextlib.suppress(Exception):  # of a damaged log, what can be read before the damage
+            times.extend(event.wall_time for event in EventFileLoader(str(path)).Load())
         if times:
             spans.append((min(times), max(times)))
     total, end = 0.0, -math.inf
@@ -780,7 +781,7 @@ def _provenance(content: Mapping[str, Any], rows: Sequence[Mapping[str, str]], d
         counts = Counter(row[key].partition(":")[0] for row in rows if row.get(key))
         found[term] = ", ".join(counts if len(counts) == 1 else (f"{value} ({n} pairs)" for value, n in counts.items()))
     if (dataset / "synthesis.json").is_file():
-        settings = {key: _plain(value) for key, value in read_json(dataset / "synthesis.json").items()}
+        settings = {key: _plain(value) for key, value in read_settings(dataset).items()}
         found |= {f"Synthesis, {key.replace('_', ' ')}": value for key, value in settings.items()}
     return [(term, value) for term, value in found.items() if value]
 
@@ -790,8 +791,8 @@ def _lists(run: Run | None, contents: Mapping[str, Sequence[str]]) -> list[dict[
     titles = {"synthetic": "Synthetic pairs", "train": "Training cases", "heldout": "Held-back cases"}
     names: dict[str, list[str]] = {}
     if run is not None and (run.folder / LISTS_FILE).is_file():
-        held = read_json(run.folder / LISTS_FILE)
-        names = {"train": held.get("train", []), "heldout": held.get("validation", [])}
+        held = read_lists(run.folder)
+        names = {"train": held["train"], "heldout": held["validation"]}
     return [
         {
             "title": titles[role],
@@ -806,7 +807,7 @@ def _lists(run: Run | None, contents: Mapping[str, Sequence[str]]) -> list[dict[
 def _licence(dataset: Path, provenance: Mapping[str, Any]) -> str:
     """The licence note of the datasheet, or of the provenance."""
     sheet = dataset / "datasheet.md"
-    text = sheet.read_text(encoding="utf-8") if sheet.is_file() else ""
+    text = read_text(sheet, SHEET_AGAIN) if sheet.is_file() else ""
     _, _, part = text.partition("## Licence note\n")
     lines = [line.removeprefix("- ").strip() for line in part.partition("\n## ")[0].splitlines()]
     return " ".join(filter(None, lines)) or provenance.get("licence", "")
@@ -835,8 +836,8 @@ def write_report(out: Path, run: Run | None) -> Path:
     out = Path(out)
     if not (out / "evaluation.json").is_file():
         raise StateError(f"{out}: holds no evaluation; evaluate first: make evaluate.")
-    content = read_json(out / "evaluation.json")
-    scores, provenance = [Score.from_row(row) for row in content["scores"]], content["provenance"]
+    content = read_evaluation(out)
+    scores, provenance = read_scores(out), content["provenance"]
     by_group = {group: [score for score in scores if score.group == group] for group in GROUPS}
     left_out = [(key, _sentence(why)) for key, why in content["left_out"]]
     *findings, advice = summarise(content)

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from sbldm.errors import DataError
+from sbldm.errors import DataError, refused
 from sbldm.evaluation.protocols import Estimate
 from sbldm.tumour.characteristics import NAMES
 
-__all__ = ["fidelity", "read_given_up", "read_manifest", "shuffled", "spread"]
+__all__ = ["fidelity", "read_manifest", "shuffled", "spread"]
 
 FOLLOWED = {name.split("_")[0]: i for i, name in enumerate(NAMES) if name != "surface_mm2"}
 """What slopes and rank correlations are of; the surface follows from volume and sphericity."""
@@ -42,9 +42,10 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
         with open(path, newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file, strict=True)
             columns, rows = table.fieldnames or [], [(table.line_num, row) for row in table]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: cannot be read as a manifest ({reason}). {mend}") from None
+    except OSError as error:
+        raise DataError(refused(path, error, "read")) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as a manifest ({error}). {mend}") from None
     if "pair" not in columns or not rows:
         raise DataError(f"{path}: lists no pairs. {mend}")
     if not any(column.startswith("requested_") for column in columns):
@@ -62,14 +63,6 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
             raise DataError(f"{path}, line {line}: {error}. {mend}") from None
         found[parsed["pair"]] = parsed
     return list(found.values())
-
-
-def read_given_up(path: Path) -> list[int]:
-    """Attempts of each pair that was refused every time, from `given_up.csv`; without that file there are none."""
-    if not path.is_file():
-        return []
-    with open(path, newline="") as file:
-        return [int(row["attempts"]) for row in csv.DictReader(file)]
 
 
 def _parse(row: dict[str, Any]) -> dict[str, Any]:

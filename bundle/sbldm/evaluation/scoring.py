@@ -14,6 +14,7 @@ from sbldm.errors import DataError, StateError
 from sbldm.evaluation import copies, distribution, fit, requests, similarity, slices, tumours
 from sbldm.evaluation.cohort import Cohort, read_image
 from sbldm.evaluation.protocols import MEASURES, Estimate, Score, mean_estimate
+from sbldm.manifest import read_given_up
 from sbldm.run.workers import Workers
 from sbldm.tumour.characteristics import NAMES
 
@@ -397,7 +398,7 @@ def score_requests(found: Evaluation, synthetic: Cohort, manifest: Path | None) 
     for k, row in asked.items():
         found.pairs[k] |= {name: row[name] for name in row if name.startswith("requested_")}
         found.pairs[k] |= {"extrapolated": row["extrapolated"], "redrawn": row["redrawn"]}
-    given_up = requests.read_given_up(manifest.with_name("given_up.csv"))
+    given_up = read_given_up(manifest.parent)
     drawn = len(rows) + sum(row["redrawn"] for row in rows.values()) + sum(given_up)
     found.remarks.append(f"{drawn} pairs were drawn and {len(rows)} accepted ({100 * len(rows) / drawn:.0f} %).")
     if given_up:

@@ -21,6 +21,7 @@ from scipy import ndimage
 
 from sbldm.cases.volumes import load_image, whole_numbers
 from sbldm.errors import DataError, StateError
+from sbldm.files import reading
 
 __all__ = ["SIZE_BINS_ML", "score_case", "score_folder", "size_bin"]
 
@@ -122,11 +123,9 @@ def score_case(
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Foreground bool [X, Y, Z] and 4x4 affine in mm of a label file."""
-    try:
+    with reading(path, "make it again", error=DataError):
         image = load_image(path)
         return whole_numbers(np.asanyarray(image.dataobj)) > 0, image.affine
-    except Exception as error:  # nibabel, gzip and zlib each have their own
-        raise DataError(f"{path}: cannot be read ({error or type(error).__name__}); make it again.") from None
 
 
 def score_folder(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 from sbldm.evaluation.protocols import Score, protocol
-from sbldm.files import atomic_path, read_json
+from sbldm.files import atomic_path, read_json, reading
 
-__all__ = ["GROUPS", "number", "read_scores", "write_table"]
+EVALUATE_AGAIN = "run `make evaluate` again"
+
+__all__ = ["EVALUATE_AGAIN", "GROUPS", "number", "read_evaluation", "read_scores", "write_table"]
 
 GROUPS = {
     "distribution": "Do the images come from the same distribution?",
@@ -22,9 +25,23 @@ GROUPS = {
 """Groups of scores in the order of a reader's questions."""
 
 
+EVALUATED = {"scores": [dict], "provenance": dict}
+
+
+def read_evaluation(out: Path) -> dict[str, Any]:
+    """What `evaluation.json` says in an evaluation folder.
+
+    Raises:
+        StateError: it is missing or damaged.
+    """
+    return read_json(out / "evaluation.json", EVALUATED, EVALUATE_AGAIN, remove=False)
+
+
 def read_scores(out: Path) -> list[Score]:
-    """The scores of an evaluation folder."""
-    return [Score.from_row(row) for row in read_json(out / "evaluation.json")["scores"]]
+    """The scores of an evaluation folder; a `StateError` when they are missing or damaged."""
+    rows = read_evaluation(out)["scores"]
+    with reading(out / "evaluation.json", EVALUATE_AGAIN, remove=False):
+        return [Score.from_row(row) for row in rows]
 
 
 def number(value: float, unit: str = "") -> str:
@@ -43,7 +60,7 @@ def _with_interval(value: float, low: float, high: float, unit: str) -> str:
 
 def write_table(out: Path) -> Path:
     """Write `scores.md` from `evaluation.json`: every score beside its floor, with n and 95 % intervals."""
-    content = read_json(out / "evaluation.json")
+    content = read_evaluation(out)
     scores, cases = read_scores(out), content["provenance"]["cases"]
     lines = [
         f"# {content['provenance']['synthetic']}: {cases['synthetic']} synthetic pairs",

@@ -6,7 +6,6 @@ runs of the same cases, grid, channels and labels go into one table, and only ev
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 import time
@@ -25,11 +24,12 @@ from sbldm.evaluation import figures
 from sbldm.evaluation.costs import measured, model_costs
 from sbldm.evaluation.evaluate import ROLES
 from sbldm.evaluation.protocols import Score, protocol
-from sbldm.evaluation.requests import read_given_up
-from sbldm.evaluation.table import number
+from sbldm.evaluation.table import number, read_evaluation, read_scores
 from sbldm.files import atomic_path, read_json, user_path, write_csv, write_json
+from sbldm.manifest import read_given_up, read_lineage, read_manifest, read_settings
 from sbldm.models import MODELS
 from sbldm.runs import Run
+from sbldm.training.checkpoints import read_history
 
 __all__ = [
     "Entry",
@@ -48,6 +48,14 @@ HEAD, GREY_FIELD, PICTURE_DPI = 0.24, 0.45, 270  # inches, inches, and finer tha
 CLOCKS = {"seconds": "minutes", "cpu_seconds": "cpu_minutes"}  # columns of a training's history
 EQUAL_BUDGET = 0.15  # largest difference of training times that still counts as equal
 MANY_STEPS, QUICK = 200, {"repeats": 1, "batches": (1,)}  # beyond so many steps a volume is timed once
+TABLE1 = {  # what the report needs of it
+    "made": str,
+    "header": [str],
+    "table": [{"method": str, "cells": [{"ours": str, "paper": str}]}],
+    "budget": {"sentence": str},
+    "notes": [str],
+    "remarks": [str],
+}
 SAME_FLOOR = 1e-3  # relative; floors of equal cases differ by rounding alone
 
 
@@ -178,7 +186,7 @@ def _entry(text: str) -> Entry:
         )
     dataset = found[0].parent
     mark = dataset / "synthesis.json"
-    settings = read_json(mark) if mark.is_file() else {}
+    settings = read_settings(dataset) if mark.is_file() else {}
     model = settings.get("model") or settings.get("generator") or "sbldm"
     if not settings or model not in (run.preset["model"], "copypaste"):
         raise StateError(
@@ -245,8 +253,7 @@ def _differences(a: Entry, b: Entry) -> str:
 
 def _lineage(entry: Entry) -> dict[str, str]:
     """Training cases and their content hashes, as the pairs carry them along; empty where they do not."""
-    path = entry.dataset / "lineage.json"
-    return read_json(path)["cases"] if path.is_file() else {}
+    return read_lineage(entry.dataset) if (entry.dataset / "lineage.json").is_file() else {}
 
 
 def _some(names: Iterable[str], most: int = 3) -> str:
@@ -279,7 +286,7 @@ def update_evaluations(entries: Sequence[Entry], evaluate: Callable[[Entry], Non
 
 def _unlike(newest: Entry, entry: Entry) -> str:
     """In what two evaluations were not made alike, in words; empty where they were."""
-    ours, theirs = (read_json(each.evaluation)["provenance"] for each in (newest, entry))
+    ours, theirs = (read_evaluation(each.evaluation.parent)["provenance"] for each in (newest, entry))
     for key, words in (("features", "other features"), ("spacing_mm", "another grid"), ("first_channel", "a channel")):
         if ours.get(key) != theirs.get(key):
             return f"{words} ({theirs.get(key)}, not {ours.get(key)})"
@@ -292,17 +299,9 @@ def _unlike(newest: Entry, entry: Entry) -> str:
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV table; none where there is no such file."""
-    if not path.is_file():
-        return []
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        return list(csv.DictReader(file))
-
-
 def _scores(entry: Entry) -> dict[str, Score]:
     """The scores of the table that the evaluation of an entry has, by key."""
-    known = {row["protocol"]: Score.from_row(row) for row in read_json(entry.evaluation)["scores"]}
+    known = {score.protocol: score for score in read_scores(entry.evaluation.parent)}
     return {key: known[name] for key, (_, name) in SCORES.items() if name in known}
 
 
@@ -313,7 +312,7 @@ def _training(entry: Entry) -> dict[str, Any]:
     that trains nothing. `aim` is what the preset aims at.
     """
     run, stages = entry.run, MODELS[entry.model].stages
-    last = {stage: (_rows(run.folder / stage / "history.csv") or [{}])[-1] for stage in stages}
+    last = {stage: (read_history(run, stage) or [{}])[-1] for stage in stages}
     spent = {name: sum(float(row.get(name) or "nan") for row in last.values()) / 60 for name in CLOCKS}
     return {
         **{CLOCKS[name]: value if math.isfinite(value) else None for name, value in spent.items()},
@@ -325,12 +324,12 @@ def _training(entry: Entry) -> dict[str, Any]:
 
 def _drawing(entry: Entry) -> dict[str, Any]:
     """How many pairs there are, how many the gate refused before, and the median seconds of one as it was drawn."""
-    rows = _rows(entry.dataset / "manifest.csv")
+    rows = read_manifest(entry.dataset)
     seconds = [float(row["seconds"]) for row in rows if row.get("seconds")]
     found = {"pairs": len(rows), "seconds": float(np.median(seconds)) if seconds else None}
     if entry.model == "copypaste" or not all(row.get("redrawn") for row in rows):
         return found | {"drawn": None, "refused": None, "overridden": 0}  # there is no gate, or no record of it
-    refused = sum(int(row["redrawn"]) for row in rows) + sum(read_given_up(entry.dataset / "given_up.csv"))
+    refused = sum(int(row["redrawn"]) for row in rows) + sum(read_given_up(entry.dataset))
     overridden = sum(row.get("gate", "").startswith("OVERRIDDEN") for row in rows)
     return found | {"drawn": len(rows) + refused, "refused": refused, "overridden": overridden}
 
@@ -618,10 +617,10 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _hidden(entry: Entry) -> str:
     """Why pictures of these pairs could show a real case; empty when they cannot."""
-    rows = _rows(entry.dataset / "manifest.csv")
+    rows = read_manifest(entry.dataset)
     if rows and "parents" in rows[0]:
         return "each pair repeats a real brain: not shown"
-    content = read_json(entry.evaluation)
+    content = read_evaluation(entry.evaluation.parent)
     synthetic, *real = ({c[:32] for c in content["provenance"]["contents"][role]} for role in ROLES)
     if synthetic & set().union(*real):
         return "some pairs hold the voxels of a real case: not shown"
@@ -648,9 +647,7 @@ def draw_methods(entries: Sequence[Entry], path: Path) -> Path:
     """
     hidden = {entry.label: _hidden(entry) for entry in entries}
     pairs = {
-        entry.label: [
-            figures._read_pair(entry.dataset, name) for name in _accepted(_rows(entry.dataset / "manifest.csv"))
-        ]
+        entry.label: [figures._read_pair(entry.dataset, name) for name in _accepted(read_manifest(entry.dataset))]
         for entry in entries
         if not hidden[entry.label]
     }
@@ -738,7 +735,7 @@ def write_table1(entries: Sequence[Entry], out: Path, device: str = "") -> list[
     rows = [_row(entry, device) for entry in entries]
     floors, remarks = _floors(rows)
     budget = _budget(rows)
-    counts = read_json(entries[0].evaluation)["provenance"]["cases"]
+    counts = read_evaluation(entries[0].evaluation.parent)["provenance"]["cases"]
     cases = f"{counts['train']} to train on, {counts['heldout']} held back"
     real = {"method": REAL, "cells": [{"ours": _words(floors.get(key)), "paper": ""} for key in ("psnr", "ssim")]}
     real["cells"] += [{"ours": "-", "paper": ""}] * 2
@@ -770,7 +767,7 @@ def report_rows(run: Run) -> dict[str, Any] | None:
     path = run.folder / "table1" / "table1.json"
     if not path.is_file():
         return None
-    content = read_json(path)
+    content = read_json(path, TABLE1, "run `make table1` again", remove=False)
     picture = path.with_name("methods.png")
     found = {name: content[name] for name in ("made", "header", "remarks")}
     found["notes"] = [note.replace("`", "") for note in content["notes"]]  # which are written for Markdown

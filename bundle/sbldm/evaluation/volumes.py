@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from sbldm.cases.geometry import NativeGrid, WorkingGrid, brain_centre, from_ima
 from sbldm.cases.layouts import Case, Source, content_hash, to_labels
 from sbldm.cases.volumes import load_image
 from sbldm.errors import DataError
+from sbldm.files import reading
 from sbldm.tumour.characteristics import measure
 
 __all__ = ["FOV_MM", "Volume", "common_spacing", "evaluation_grid", "read_volume", "spacing_of", "to_volume"]
@@ -23,6 +23,7 @@ __all__ = ["FOV_MM", "Volume", "common_spacing", "evaluation_grid", "read_volume
 FOV_MM = (192.0, 224.0, 176.0)  # along L, P, S: holds any adult brain
 PERCENTILES = (0.5, 99.8)
 DARKEST = 1e-3
+MEND = "the case is left out; restore the file from a copy"
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,9 @@ def spacing_of(case: Case) -> tuple[float, float, float]:
     Raises:
         DataError: the file cannot be read.
     """
-    try:
-        return tuple(
-            round(float(s), 3) for s in nib.as_closest_canonical(load_image(case.images[0])).header.get_zooms()
-        )[:3]
-    except Exception as error:  # nibabel, gzip and zlib each have their own
-        raise DataError(f"{case.images[0]}: cannot be read ({' '.join(str(error).split())}).") from None
+    with reading(case.images[0], MEND, remove=False, error=DataError):
+        zooms = nib.as_closest_canonical(load_image(case.images[0])).header.get_zooms()
+        return tuple(round(float(s), 3) for s in zooms)[:3]
 
 
 def common_spacing(cases: Sequence[Case]) -> tuple[float, float, float]:
@@ -151,24 +149,18 @@ def to_volume(name: str, image: np.ndarray, mask: np.ndarray | None, affine: np.
 
 def _read(case: Case, channel: int) -> tuple[np.ndarray, np.ndarray]:
     path, index = case.images[channel], case.volume[channel]
-    try:
+    with reading(path, MEND, remove=False, error=DataError):
         file = load_image(path)
         voxels = np.asarray(file.dataobj if index is None else file.dataobj[..., index], np.float32)
-    except FileNotFoundError:
-        raise DataError(f"{path}: is missing; the case {case.name} is left out.") from None
-    except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
-        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())}); left out.") from None
     if voxels.ndim != 3:
         raise DataError(f"{path}: has {voxels.ndim} dimensions, not 3; left out.")
     return voxels, file.affine
 
 
 def _read_labels(case: Case, source: Source, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
-    try:
+    with reading(case.mask, MEND, remove=False, error=DataError):
         file = load_image(case.mask)
         stored = np.asanyarray(file.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError) as error:
-        raise DataError(f"{case.mask}: cannot be read ({' '.join(str(error).split())}); left out.") from None
     if stored.shape != shape:
         raise DataError(f"{case.mask}: has shape {stored.shape}, its image {shape}; left out.")
     if not np.allclose(file.affine, affine, atol=0.01):

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sbldm.errors import InputError
+from sbldm.errors import InputError, refused
 
 __all__ = ["Values", "checked", "nearest", "read_yaml", "refuse_expressions", "split_words"]
 
@@ -70,10 +70,8 @@ def read_yaml(path: Path, what: str) -> Any:
     """
     try:
         content = yaml.load(path.read_bytes(), _Loader)
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file.") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
+        raise InputError(refused(path, error, "read")) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not readable as YAML ({' '.join(str(error).split())}).") from None
     refuse_expressions(content, f"{path}: ", what)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
@@ -18,15 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from sbldm.cases.geometry import NativeGrid
 from sbldm.cases.layouts import Source, content_hash, read_arrays
 from sbldm.cases.pipeline import original_cases
-from sbldm.errors import DataError, StateError
-from sbldm.files import read_json
+from sbldm.cases.prepare import read_sidecar
+from sbldm.errors import DataError
 from sbldm.run.progress import Progress
 from sbldm.runs import Run
 from sbldm.synthesis.datasheet import write_datasheet
@@ -182,7 +180,7 @@ class _Training:
         preset = run.preset
         self.source = Source.from_config(**preset["data"])
         self.cases = {case.name: case for case in original_cases(run, "train", data)}
-        self.sidecars = {case: self._sidecar(run, case) for case in self.cases}
+        self.sidecars = {case: read_sidecar(run.prepared, case) for case in self.cases}
         grids = {k: str([np.round(s["native"][part], 4) + 0.0 for part in GRID]) for k, s in self.sidecars.items()}
         common, _ = Counter(grids.values()).most_common(1)[0]
         self.names = [case for case in grids if grids[case] == common]
@@ -196,17 +194,7 @@ class _Training:
         self.read = lru_cache(maxsize=4)(self._read)
 
     def _load(self, case: str) -> tuple[np.ndarray, np.ndarray]:
-        try:
-            return read_arrays(self.cases[case], self.source)[:2]
-        except (OSError, EOFError, zlib.error, ImageFileError) as error:
-            raise DataError(f"{case}: cannot be read ({' '.join(str(error).split())}).") from None
-
-    def _sidecar(self, run: Run, case: str) -> dict[str, Any]:
-        try:
-            sidecar = read_json(run.prepared / f"{case}.json")
-        except (OSError, ValueError):
-            raise StateError(f"{run.prepared / case}.json: missing or damaged; run `make prepare` again.") from None
-        return sidecar if "content" in sidecar else sidecar | {"content": content_hash(self._load(case)[0][0])}
+        return read_arrays(self.cases[case], self.source)[:2]
 
     def _read(self, case: str) -> tuple[np.ndarray, np.ndarray]:
         """Image `[C, X, Y, Z]` and labels; intensities that int16 cannot hold well are spread over 1 to 1000."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from sbldm.evaluation.copies import too_many_copies
-from sbldm.evaluation.requests import read_given_up
-from sbldm.files import atomic_path, read_json
+from sbldm.files import atomic_path, read_text
+from sbldm.manifest import read_description, read_given_up, read_lineage, read_manifest, read_settings
 from sbldm.models import MODELS
 
-__all__ = ["write_datasheet"]
+__all__ = ["SHEET_AGAIN", "write_datasheet"]
 
+SHEET_AGAIN = "run `make synth` and `make evaluate` again"
 UNKNOWN = "not stated; the pairs fall under the terms of the real cases they were made from"
 
 
@@ -25,10 +25,8 @@ def write_datasheet(folder: Path, licence: str = "", findings: list[str] | None 
     """
     path = folder / "datasheet.md"
     kept = _kept(path)
-    with open(folder / "manifest.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    settings, lineage = (read_json(folder / f"{name}.json") for name in ("synthesis", "lineage"))
-    description = read_json(folder / "dataset.json")
+    rows, settings, lineage = read_manifest(folder, {"redrawn": int}), read_settings(folder), read_lineage(folder)
+    description = read_description(folder)
     channels = ", ".join(description["channel_names"].values())
     labels = ", ".join(name for name in description["labels"] if name != "background")
     if findings is None:
@@ -39,7 +37,7 @@ def write_datasheet(folder: Path, licence: str = "", findings: list[str] | None 
         f"{len(rows)} **synthetic** pairs of image ({channels}) and mask ({labels}); nobody was scanned for them.",
         "",
         "## Made from",
-        f"- {len(lineage['cases'])} real training cases, by name and content hash in `lineage.json`.",
+        f"- {len(lineage)} real training cases, by name and content hash in `lineage.json`.",
         *_origin(settings, rows),
         "",
         "## Licence note",
@@ -62,7 +60,7 @@ def write_datasheet(folder: Path, licence: str = "", findings: list[str] | None 
         "- Whether pairs help must be measured (`make nnunet-eval`); it cannot be seen.",
     ]
     with atomic_path(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n")
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
@@ -70,7 +68,7 @@ def _kept(path: Path) -> dict[str, list[str]]:
     """Bullets of the parts of an earlier sheet that other commands filled in."""
     kept: dict[str, list[str]] = {"Licence note": [], "Evaluation": []}
     part = ""
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in read_text(path, SHEET_AGAIN).splitlines() if path.is_file() else []:
         if line.startswith("## "):
             part = line.removeprefix("## ")
         elif part in kept and line.startswith("- ") and UNKNOWN not in line and "not evaluated" not in line:
@@ -81,7 +79,7 @@ def _kept(path: Path) -> dict[str, list[str]]:
 def _origin(settings: dict, rows: list[dict[str, str]]) -> list[str]:
     if "checkpoint_sha256" not in settings:
         return [f"- Generator: {settings.get('generator', 'unknown')}, seed {settings.get('seed')}; no training."]
-    sampling = ", ".join(f"{name} {value}" for name, value in settings["sampling"].items())
+    sampling = ", ".join(f"{name} {value}" for name, value in settings.get("sampling", {}).items())
     name = settings.get("model", "sbldm")
     model, extrapolated = MODELS[name], sum(bool(row.get("extrapolated")) for row in rows)
     asked = f"requests and measured tumours of every pair in `manifest.csv`; {extrapolated} requests lie beyond what "
@@ -92,7 +90,7 @@ def _origin(settings: dict, rows: list[dict[str, str]]) -> list[str]:
     unasked += "of a tumour cannot be asked for."
     return [
         f"- Generator: {model.title} (MODEL={name}), checkpoint {settings['checkpoint_sha256'][:16]}; {sampling}.",
-        f"- Seeds from {settings['seed']}; " + (asked if model.conditional else unasked),
+        f"- Seeds from {settings.get('seed')}; " + (asked if model.conditional else unasked),
     ]
 
 
@@ -102,7 +100,7 @@ def _checks(folder: Path, rows: list[dict[str, str]], settings: dict) -> list[st
         return ["- Pairs of this kind pass no gate: each repeats the brain of a real case by design."]
     if not rows or "gate" not in rows[0]:
         return ["- Nothing: these pairs were drawn before there was a gate."]
-    given_up = read_given_up(folder / "given_up.csv")
+    given_up = read_given_up(folder)
     drawn = len(rows) + sum(int(row["redrawn"]) for row in rows) + sum(given_up)
     overridden = [row for row in rows if row["gate"].startswith("OVERRIDDEN")]
     unseen = sum(row["near_copy"] == "" for row in rows)

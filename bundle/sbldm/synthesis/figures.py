@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import nibabel as nib
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from sbldm.files import atomic_path
+from sbldm.manifest import read_manifest, read_pair_file
 from sbldm.tumour.characteristics import NAMES
 
 __all__ = ["contact_sheet", "request_plot", "summarise"]
@@ -18,13 +18,12 @@ __all__ = ["contact_sheet", "request_plot", "summarise"]
 
 def contact_sheet(dataset: Path, path: Path, most: int = 8) -> None:
     """Draw the first pairs of a raw dataset in three planes through the tumour's centre, the mask as an outline."""
-    with open(dataset / "manifest.csv", newline="") as file:
-        names = [row["pair"] for row in csv.DictReader(file)][:most]
+    names = [row["pair"] for row in read_manifest(dataset)][:most]
     figure = Figure(figsize=(1.7 * len(names), 5.4), facecolor="black")
     axes = figure.subplots(3, len(names), squeeze=False)
     for column, name in zip(axes.T, names, strict=True):
-        file = nib.as_closest_canonical(nib.load(dataset / "imagesTr" / f"{name}_0000.nii.gz"))
-        label = nib.as_closest_canonical(nib.load(dataset / "labelsTr" / f"{name}.nii.gz"))
+        file = nib.as_closest_canonical(read_pair_file(dataset / "imagesTr" / f"{name}_0000.nii.gz"))
+        label = nib.as_closest_canonical(read_pair_file(dataset / "labelsTr" / f"{name}.nii.gz"))
         image, mask = file.get_fdata(), label.get_fdata() > 0
         box = tuple(slice(b.min(), b.max() + 1) for b in np.nonzero(image))
         centre = np.rint(np.mean(np.nonzero(mask), axis=1)).astype(int)
@@ -48,8 +47,8 @@ def contact_sheet(dataset: Path, path: Path, most: int = 8) -> None:
 
 def _read_manifest(manifest: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
     """Requested and measured characteristics by name, and the seconds of each pair."""
-    with open(manifest, newline="") as file:
-        rows = list(csv.DictReader(file))
+    columns = {f"{kind}_{name}": float for kind in ("requested", "measured") for name in NAMES}
+    rows = read_manifest(manifest.parent, columns | {"seconds": float})
     asked, drawn = (
         {n: np.array([float(r[f"{k}_{n}"]) for r in rows]) for n in NAMES} for k in ("requested", "measured")
     )

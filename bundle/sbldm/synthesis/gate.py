@@ -17,7 +17,7 @@ from scipy.stats import t as student
 
 from sbldm.cases.geometry import NativeGrid, WorkingGrid
 from sbldm.cases.lists import read_lists
-from sbldm.cases.prepare import load_prepared
+from sbldm.cases.prepare import load_prepared, read_sidecar
 from sbldm.errors import DataError, InputError, StateError
 from sbldm.evaluation.copies import Memory, fingerprint
 from sbldm.evaluation.tumours import tumour_measures
@@ -214,21 +214,18 @@ def _yardstick(run: Run, grid: WorkingGrid) -> tuple[Memory, dict[str, tuple[flo
     contents = json.dumps({role: sorted(found.values()) for role, found in cases.items()})
     key = hashlib.sha256(f"{VERSION} {grid} {contents}".encode()).hexdigest()
     try:
-        kept = read_json(folder / "ranges.json")
+        kept = read_json(folder / "ranges.json", {"key": str, "ranges": {str: [float]}})
         memory = Memory.load(folder / "memory.npz")
         if kept["key"] != key:
             raise ValueError
-    except (StateError, OSError, ValueError, KeyError):  # not there, damaged, or of other cases
+    except (StateError, ValueError):  # not there, damaged, or of other cases
         kept, memory = _measure(run, cases, grid, folder, key)
     return memory, {name: tuple(limits) for name, limits in kept["ranges"].items()}
 
 
 def _prepared(run: Run, names: list[str]) -> dict[str, str]:
     """Content hash of each prepared case."""
-    try:
-        return {name: read_json(run.prepared / f"{name}.json")["content"] for name in names}
-    except (OSError, ValueError, KeyError) as error:
-        raise StateError(f"{run.prepared}: a prepared case is missing or damaged ({error}).") from None
+    return {name: read_sidecar(run.prepared, name)["content"] for name in names}
 
 
 def _measure(

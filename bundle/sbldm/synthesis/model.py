@@ -19,7 +19,7 @@ from sbldm.files import sha256
 from sbldm.models import kind_of, refuse_requests
 from sbldm.networks import SliceVAE, VolumeVAE, build_denoiser, build_generator
 from sbldm.runs import Run
-from sbldm.training.checkpoints import load_checkpoint, require_same, unfinished
+from sbldm.training.checkpoints import load_checkpoint, reading_checkpoint, require_same, unfinished
 from sbldm.training.latents import load_autoencoder
 from sbldm.tumour.normaliser import Normaliser
 from sbldm.tumour.requests import TumourModel
@@ -64,10 +64,12 @@ class Model:
         autoencoder = load_autoencoder(run, device) if "autoencoder" in stages else None
         if autoencoder and sha256(run.checkpoint("autoencoder")) != content["constants"]["autoencoder_sha256"]:
             raise StateError(
-                f"{path}: trained on the latents of another autoencoder; remove {path.parent} and train again."
+                f"{path}: trained on the latents of another autoencoder; remove {path.parent} "
+                f"{run.latents} and train again."
             )
         network = (build_denoiser if autoencoder else build_generator)(content["preset"])
-        network.load_state_dict(content["network"])
+        with reading_checkpoint(path):
+            network.load_state_dict(content["network"])
         network = network.to(device).eval().requires_grad_(False)
         return cls(network, autoencoder, content["preset"], content["constants"], sha256(path))
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from sbldm.errors import InputError, OutputError, StateError
+from sbldm.errors import DamagedError, InputError, OutputError, StateError
 from sbldm.files import clear_partial, make_folder, read_json, write_csv, write_json, write_nifti
+from sbldm.manifest import DRAWN_BY, GIVEN_UP, RECORD, read_settings
 from sbldm.run.room import free_bytes, gigabytes, lasting
 
 # Bytes of a compressed voxel: 130 real cases at 2 mm and 10 at 1 mm have .24 to .26 and .007 to .009 in the mean.
@@ -75,7 +76,7 @@ class RawDataset:
         if others:
             raise StateError(f"{others[0]}: number {dataset_id} is taken by this dataset; choose another DATASET.")
         mark = folder / "synthesis.json"
-        if mark.exists() and (held := read_json(mark)) != settings:
+        if mark.exists() and (held := read_settings(folder)) != settings:
             key = next(k for k in held | settings if held.get(k) != settings.get(k))
             raise StateError(
                 f"{folder}: holds pairs drawn with {key} = {held.get(key)}, now it is {settings.get(key)}; "
@@ -84,7 +85,7 @@ class RawDataset:
         return cls(folder, name, tuple(channels), tuple(labels), np.asarray(affine), settings, lineage)
 
     def begin(self) -> None:
-        """Make the folders, and clear away what a killed run left: partial files, and own pairs without a record.
+        """Make the folders, and clear away partial files, damaged records, and own pairs without a record.
 
         Files under other names, such as real cases put beside the pairs, are not touched.
         """
@@ -93,7 +94,13 @@ class RawDataset:
         clear_partial(self.folder)
         write_json(self.folder / "synthesis.json", self.settings)
         write_json(self.folder / "lineage.json", {"cases": self.lineage})
-        finished = {path.stem for path in (self.folder / "records").glob("*.json")}
+        finished = set()
+        for path in (self.folder / "records").rglob("*.json"):
+            if _is_whole(path):
+                finished.add(path.stem)
+            else:  # this pair is drawn again, and is the same
+                path.unlink()
+        finished -= {path.stem for path in (self.folder / "records" / "given_up").glob("*.json")}
         own = re.compile(rf"({re.escape(self.prefix)}_\d{{6,}})(_\d{{4}})?\.nii\.gz")
         for part in ("imagesTr", "labelsTr"):
             for path in (self.folder / part).iterdir():
@@ -136,7 +143,7 @@ class RawDataset:
         name, folder = self.name(seed), self.folder
         files = [folder / "records" / f"{name}.json", folder / "labelsTr" / f"{name}.nii.gz"]
         files += [folder / "imagesTr" / f"{name}_{k:04d}.nii.gz" for k in range(len(self.channels))]
-        return all(path.exists() for path in files)
+        return all(path.is_file() for path in files) and _is_whole(files[0])
 
     def write(self, seed: int, image: np.ndarray, labels: np.ndarray, record: dict[str, Any]) -> None:
         """Write one pair: `image` `[C, X, Y, Z]` int16, `labels` `[X, Y, Z]` uint8, and its record."""
@@ -156,10 +163,11 @@ class RawDataset:
 
     def compile(self) -> int:
         """Write `manifest.csv`, `given_up.csv` and `dataset.json` from the records; return the number of pairs."""
-        records = [read_json(path) for path in sorted((self.folder / "records").glob("*.json"))]
+        records = [read_json(path, RECORD, DRAWN_BY) for path in sorted((self.folder / "records").glob("*.json"))]
         if records:
             write_csv(self.folder / "manifest.csv", records)
-        if given_up := [read_json(path) for path in sorted((self.folder / "records" / "given_up").glob("*.json"))]:
+        refused = sorted((self.folder / "records" / "given_up").glob("*.json"))
+        if given_up := [read_json(path, GIVEN_UP, DRAWN_BY) for path in refused]:
             write_csv(self.folder / "given_up.csv", given_up)
         labels = {"background": 0} | {name: k + 1 for k, name in enumerate(self.labels)}
         channels = {str(k): name.upper() for k, name in enumerate(self.channels)}
@@ -168,3 +176,12 @@ class RawDataset:
             {"channel_names": channels, "labels": labels, "numTraining": len(records), "file_ending": ".nii.gz"},
         )
         return len(records)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a record under `records/` says what it should."""
+    try:
+        read_json(path, GIVEN_UP if path.parent.name == "given_up" else RECORD)
+    except DamagedError:
+        return False
+    return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import time
 from typing import Any
@@ -14,6 +13,7 @@ from monai.engines import Evaluator
 from sbldm.errors import StateError
 from sbldm.evaluation.copies import too_many_copies
 from sbldm.files import clear_partial
+from sbldm.manifest import read_manifest
 from sbldm.run.progress import Progress
 from sbldm.synthesis.datasheet import write_datasheet
 from sbldm.synthesis.figures import contact_sheet, request_plot, summarise
@@ -158,9 +158,8 @@ def run(evaluator: Evaluator, requests: PairRequests, writer: PairWriter, output
             print(summarise(manifest))
             request_plot(manifest, figures / f"{output.folder.name}_requests.png")
         write_datasheet(output.folder)
-        with open(manifest, newline="") as file:
-            if warning := too_many_copies(list(csv.DictReader(file)), writer.gate.settings["honest_cases"]):
-                print(f"WARNING: {warning}; `make nnunet-eval` will refuse these pairs.")
+        if warning := too_many_copies(read_manifest(output.folder), writer.gate.settings["honest_cases"]):
+            print(f"WARNING: {warning}; `make nnunet-eval` will refuse these pairs.")
         contact_sheet(output.folder, figures / f"{output.folder.name}.png")
     if writer.extrapolated:
         count, first = len(writer.extrapolated), writer.extrapolated[0]

@@ -6,6 +6,7 @@ draws fresh noise each time. Nothing is chosen or drawn again: a failed pair is 
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from functools import partial
 from pathlib import Path
@@ -18,13 +19,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sbldm.errors import StateError
-from sbldm.files import atomic_path, clear_partial, read_json, write_json, write_nifti
+from sbldm.files import atomic_path, clear_partial, read_json, read_nifti, write_json, write_nifti
 from sbldm.models import refuse_requests
 from sbldm.run.progress import progress
 from sbldm.runs import Run
 from sbldm.synthesis.model import Model
 from sbldm.synthesis.pairs import Pair, finish_pair
-from sbldm.tumour.characteristics import sphere_surface, to_dict
+from sbldm.tumour.characteristics import NAMES, sphere_surface, to_dict
 from sbldm.tumour.requests import TumourModel
 
 __all__ = ["draw_sweeps", "plan_sweeps", "read_sweeps", "sweep_figure"]
@@ -35,6 +36,9 @@ PERCENTILES = (10, 90)  # of the training tumours: ends of the sweeps, so that n
 DRAWS = 500  # tumours of the joint model that percentiles and the typical shape are taken from
 CENTRE = ("x_mm", "y_mm", "z_mm")
 SUMMARY = "sweeps.json"
+PLACED = dict.fromkeys(NAMES, float)
+STEP = {"name": str, "sweep": str, "requested": PLACED, "measured": dict | None, "fault": str, "frame": [[float]]}
+SUMMARISED = {"channels": [str], "seed": int, "checkpoint_sha256": str, "steps": [STEP]}
 
 
 def plan_sweeps(tumours: TumourModel) -> list[dict[str, Any]]:
@@ -161,8 +165,8 @@ def _files(folder: Path, name: str, channels: int) -> list[Path]:
 def _finished(folder: Path, settings: dict[str, Any], plan: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Records, by name, of the images that are there as planned and with the same settings."""
     try:
-        held = read_json(folder / SUMMARY)
-    except (OSError, ValueError):
+        held = _read_summary(folder)
+    except StateError:
         return {}
     if {name: held.get(name) for name in settings} != settings:
         return {}
@@ -187,14 +191,11 @@ def read_sweeps(folder: Path) -> list[dict[str, Any]]:
     Raises:
         StateError: there are none, or not all (the command that draws them is named).
     """
-    try:
-        held = read_json(folder / SUMMARY)
-        files = [_files(folder, step["name"], len(held["channels"])) for step in held["steps"]]
-    except (OSError, ValueError, KeyError):
-        held, files = {}, []
+    held = _read_summary(folder)
+    files = [_files(folder, step["name"], len(held["channels"])) for step in held["steps"]]
     missing = SIZES + len(PLACES) - sum(all(path.exists() for path in paths) for paths in files)
     if missing:
-        raise StateError(f"{folder}: {missing} image(s) of the sweeps are missing; run `python -m sbldm sweep` first.")
+        raise StateError(f"{folder}: {missing} image(s) of the sweeps are missing; {_again(folder)}.")
     shared = {name: held[name] for name in ("seed", "checkpoint_sha256")}
     return [
         step | shared | {"frame": np.array(step["frame"]), "load": partial(_load, paths)}
@@ -204,8 +205,18 @@ def read_sweeps(folder: Path) -> list[dict[str, Any]]:
 
 def _load(files: list[Path]) -> tuple[np.ndarray, np.ndarray]:
     """Image `[C, X, Y, Z]` and labels `[X, Y, Z]`."""
-    labels, *image = (np.asarray(nib.load(path).dataobj) for path in files)
+    again = _again(files[0].parent)
+    labels, *image = (np.asarray(read_nifti(path, again).dataobj) for path in files)
     return np.stack(image), labels
+
+
+def _read_summary(folder: Path) -> dict[str, Any]:
+    """What `sweeps.json` says."""
+    return read_json(folder / SUMMARY, SUMMARISED, _again(folder))
+
+
+def _again(folder: Path) -> str:
+    return f"run `make sweep RUN={shlex.quote(str(folder.parents[1]))}` again"
 
 
 def sweep_figure(folder: Path, path: Path) -> None:

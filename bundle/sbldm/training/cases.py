@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sbldm.files import read_json
+from sbldm.cases.prepare import read_sidecar
 from sbldm.runs import Run
 
 __all__ = ["measure_cases"]
@@ -16,7 +16,7 @@ __all__ = ["measure_cases"]
 def measure_cases(folder: str | Run, lists: dict[str, list[str]]) -> dict[str, Any]:
     """Median intensities, the grids to write in, both lists, and the content hash of each training case."""
     run = folder if isinstance(folder, Run) else Run.at(folder)
-    sidecars = [read_json(run.prepared / f"{name}.json") for name in lists["train"]]
+    sidecars = [read_sidecar(run.prepared, name) for name in lists["train"]]
     return {
         "intensities": np.median([s["intensities"] for s in sidecars], axis=0).tolist(),
         "grids": _template(sidecars),

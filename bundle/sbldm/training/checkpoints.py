@@ -7,9 +7,12 @@ the last epoch and never a checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import math
-import pickle
+import os
+import shlex
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +20,84 @@ import torch
 from ignite.engine import Engine, Events
 
 from sbldm.errors import StateError
-from sbldm.files import atomic_path, clear_partial, write_csv
+from sbldm.files import atomic_path, check, clear_partial, read_rows, reading, write_csv
 from sbldm.runs import DEFAULTS, Run
 from sbldm.training.handlers import losses_of
 
-__all__ = ["FORMAT", "RunCheckpoint", "load_checkpoint", "require_same", "unfinished"]
+__all__ = [
+    "FORMAT",
+    "RunCheckpoint",
+    "load_checkpoint",
+    "read_history",
+    "reading_checkpoint",
+    "require_same",
+    "unfinished",
+]
 
 FORMAT = 1
+BEST = {"network": dict}
+LAST = {"states": dict, "epoch": int, "iteration": int, "best": float, "history": [dict]}
 CLOCKS = {"seconds": time.monotonic, "cpu_seconds": time.process_time}  # the second heeds no other work beside
 
 
 def load_checkpoint(path: Path, stage: str) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
+    """Read a checkpoint onto the CPU; objects other than tensors and plain values are never unpickled.
 
     Raises:
         StateError: there is none (the command that trains one is named), it is damaged, or of another stage or format.
     """
-    if not path.is_file():
+    if not os.path.lexists(path) and not os.path.lexists(path.with_name("last.pt")):
         model = {"diffusion": "diffusion model"}.get(stage, stage)
-        raise StateError(f"{path}: no {model} has been trained here; run `make train RUN={path.parents[1]}` first.")
-    try:
+        raise StateError(f"{path}: no {model} has been trained here; run `{_train(path)}` first.")
+    with reading_checkpoint(path):
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
-        raise StateError(f"{path}: damaged or not a checkpoint of this program ({reason}); train again.") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT or not {"stage", "preset"} <= set(content):
         raise StateError(f"{path}: not a checkpoint of this program (format {FORMAT}); point RUN at the right run.")
+    with reading_checkpoint(path):
+        check(content, {"stage": str, "preset": dict, "constants": dict})
     content["preset"] = DEFAULTS | content["preset"]
     if content["stage"] != stage:
         raise StateError(
             f"{path}: this is the checkpoint of another training ({content['stage']} of "
             f"MODEL={content['preset']['model']}), not of the {stage}; point RUN at the right run."
         )
+    with reading_checkpoint(path):
+        check(content, BEST if path.name == "best.pt" else LAST)
     return content
+
+
+@contextlib.contextmanager
+def reading_checkpoint(path: Path) -> Iterator[None]:
+    """`reading`, with the way out of a lost checkpoint: nothing but training makes another."""
+    train = _train(path)
+    if path.name == "last.pt":
+        again = f"remove it: `make synth` then takes best.pt as it is, and `{train}` begins this training anew"
+    else:
+        again = f"restore it from a copy, or remove {_made_from(path)} and train again: `{train}`"
+    with reading(path, again, remove=False):
+        yield
+
+
+def _train(path: Path) -> str:
+    return f"make train RUN={shlex.quote(str(path.parents[1]))}"
+
+
+def _made_from(path: Path) -> str:
+    """The folders that fall with a checkpoint: its own, and those of what was made with it."""
+    run, stage = Run(path.parents[1]), path.parent.name
+    folders = [path.parent, run.latents, run.folder / "diffusion"] if stage == "autoencoder" else [path.parent]
+    return " ".join(shlex.quote(str(folder)) for folder in folders if folder.exists())
+
+
+def read_history(run: Run, stage: str) -> list[dict[str, str]]:
+    """One row an epoch of the training of a stage; none where `history.csv` is not there.
+
+    Raises:
+        StateError: it is damaged.
+    """
+    path = run.folder / stage / "history.csv"
+    again = "run the same command again, which then leaves out what it said"
+    return read_rows(path, {"epoch": int, "iteration": int}, again) if path.is_file() else []
 
 
 def unfinished(run: Run, stage: str) -> str:
@@ -61,9 +109,11 @@ def unfinished(run: Run, stage: str) -> str:
         StateError: the checkpoint is damaged.
     """
     path = run.checkpoint(stage, "last")
-    if not path.exists():
+    if not os.path.lexists(path):
         return ""
     content = load_checkpoint(path, stage)
+    with reading_checkpoint(path):
+        check(content["preset"], {stage: {"iterations": int, "iterations_per_epoch": int}})
     values = content["preset"][stage]
     total = values["iterations"] // values["iterations_per_epoch"] * values["iterations_per_epoch"]
     return f"{content['iteration']} of {total} iterations" if content["iteration"] < total else ""
@@ -81,11 +131,11 @@ def require_same(path: Path, content: dict[str, Any], preset: dict[str, Any], pa
         if held["model"] != wanted["model"]:
             raise StateError(
                 f"{path}: this is a checkpoint of MODEL={held['model']}, and the run holds MODEL={wanted['model']}; "
-                "choose another RUN or remove the file."
+                f"choose another RUN, or remove {_made_from(path)} and train again."
             )
         raise StateError(
-            f"{path}: trained with the preset '{held['name']}' whose '{part}' differs from this run's "
-            f"('{wanted['name']}'); choose another RUN or remove the file."
+            f"{path}: trained with the preset '{held.get('name')}' whose '{part}' differs from this run's "
+            f"('{wanted['name']}'); choose another RUN, or remove {_made_from(path)} and train again."
         )
 
 
@@ -174,14 +224,19 @@ class RunCheckpoint:
         """
         clear_partial(self.folder)
         path = self.folder / "last.pt"
-        if not path.exists():
+        if not os.path.lexists(path):
             return 0
         content = load_checkpoint(path, self.stage)
         require_same(path, content, self.preset, tuple(self.preset))
         if content["constants"] != self.constants:
-            raise StateError(f"{path}: trained on other cases or latents; choose another RUN or remove {self.folder}.")
-        for name, item in self.states.items():
-            item.load_state_dict(content["states"][name])
+            raise StateError(
+                f"{path}: trained on other cases or latents; choose another RUN, or remove {_made_from(path)} and "
+                "train again."
+            )
+        load_checkpoint(self.folder / "best.pt", self.stage)  # a lost one would not come back
+        with reading_checkpoint(path):
+            for name, item in self.states.items():
+                item.load_state_dict(content["states"][name])
         self.best, self.history = content["best"], content["history"]
         self.spent = {name: self.history[-1].get(name, 0.0) for name in CLOCKS}
         engine.state.epoch, engine.state.iteration = content["epoch"], content["iteration"]

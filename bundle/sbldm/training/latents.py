@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+import os
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from sbldm.cases.prepare import load_prepared
+from sbldm.cases.prepare import load_prepared, read_sidecar
 from sbldm.errors import StateError
-from sbldm.files import atomic_path, clear_partial, read_json, sha256, write_csv, write_json
+from sbldm.files import atomic_path, clear_partial, read_json, read_npz, sha256, write_csv, write_json
 from sbldm.networks import SliceVAE, VolumeVAE, build_autoencoder
 from sbldm.run.progress import progress
 from sbldm.runs import Run
 from sbldm.training.cases import measure_cases
-from sbldm.training.checkpoints import load_checkpoint, require_same, unfinished
+from sbldm.training.checkpoints import load_checkpoint, reading_checkpoint, require_same, unfinished
 from sbldm.training.data import LatentDataset
 from sbldm.tumour.characteristics import NAMES
 from sbldm.tumour.normaliser import Normaliser
@@ -25,6 +25,16 @@ from sbldm.tumour.requests import TumourModel
 
 __all__ = ["LatentStore", "load_autoencoder", "reconstruction_scores"]
 
+CONSTANTS = {
+    "autoencoder_sha256": str,
+    "latent_mean": [float],
+    "latent_std": [float],
+    "latent_shape": [int],
+    "normaliser": dict,
+    "tumours": dict,
+    "lists": {str: [str]},
+    "content": {str: str},
+}
 MIRRORED = np.array([-1.0 if name == "x_mm" else 1.0 for name in NAMES])
 
 
@@ -38,7 +48,8 @@ def load_autoencoder(run: Run, device: torch.device) -> SliceVAE | VolumeVAE:
     content = load_checkpoint(path, "autoencoder")
     require_same(path, content, run.preset, ("data", "grid", "intensity", "autoencoder"))
     network = build_autoencoder(content["preset"])
-    network.load_state_dict(content["network"])
+    with reading_checkpoint(path):
+        network.load_state_dict(content["network"])
     return network.to(device).eval().requires_grad_(False)
 
 
@@ -82,14 +93,18 @@ class LatentStore:
             raise StateError(f"{run.folder / 'autoencoder'}: only {so_far} done; `make train-autoencoder` goes on.")
         fingerprint = sha256(run.checkpoint("autoencoder"))
         mark, finished = run.latents / "autoencoder.json", run.latents / "constants.json"
-        if mark.exists() and read_json(mark) != {"autoencoder_sha256": fingerprint}:
-            raise StateError(f"{run.latents}: these latents come from another autoencoder; remove them to encode anew.")
-        if not finished.exists():
+        if os.path.lexists(mark) and _read(run, mark.name) != {"autoencoder_sha256": fingerprint}:
+            later = [folder for folder in (run.latents, run.folder / "diffusion") if folder.exists()]
+            raise StateError(
+                f"{run.latents}: these latents come from another autoencoder; remove "
+                f"{' '.join(shlex.quote(str(folder)) for folder in later)} to encode and train anew."
+            )
+        if not os.path.lexists(finished):
             clear_partial(run.latents)
             write_json(mark, {"autoencoder_sha256": fingerprint})
             _encode_cases(run, preset, lists, network, device)
             write_json(finished, _measure_constants(run, preset, lists, fingerprint))
-        return cls(run, lists, preset["mirror"], read_json(finished))
+        return cls(run, lists, preset["mirror"], _read(run, finished.name, CONSTANTS))
 
     def dataset(self, role: str, seed: int, mode: str, repeats: int = 1) -> LatentDataset:
         """Latents of a role as a data set; mirrored brains only in training, each case `repeats` times."""
@@ -134,16 +149,22 @@ def _encode_cases(
 
 
 def _characteristics(run: Run, name: str) -> np.ndarray:
-    values = read_json(run.prepared / f"{name}.json")["characteristics"]
+    values = read_sidecar(run.prepared, name)["characteristics"]
     return np.array([values[n] for n in NAMES])
 
 
 def _load_latents(run: Run, name: str) -> np.ndarray:
-    try:
-        with np.load(run.latents / f"{name}.npz") as arrays:
-            return arrays["latents"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise StateError(f"{run.latents / name}.npz: missing or damaged ({error}); remove {run.latents}.") from None
+    return read_npz(run.latents / f"{name}.npz", ("latents",), _encoded_anew(run), remove=False)["latents"]
+
+
+def _read(run: Run, name: str, form: Any = dict) -> Any:
+    return read_json(run.latents / name, form, _encoded_anew(run), remove=False)
+
+
+def _encoded_anew(run: Run) -> str:
+    """The way out when a file of the store is lost: it is made in one go."""
+    folder, command = shlex.quote(str(run.latents)), f"make train RUN={shlex.quote(str(run.folder))}"
+    return f"remove {folder} and run `{command}` again, which encodes the cases anew"
 
 
 def _measure_constants(

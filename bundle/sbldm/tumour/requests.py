@@ -337,12 +337,13 @@ def read_requests(path: Path) -> list[dict[str, float]]:
         InputError: the file cannot be read or is empty, or a column or cell is wrong; file, line and column are named.
     """
     legend = f"The columns are any of {', '.join(NAMES)}."
+    legend_of_file = f"it must be a CSV table of requests. {legend.removesuffix('.')}"
+    text = read_text(user_path(path), legend_of_file, remove=False, error=InputError)
     try:
-        reader = csv.reader(io.StringIO(read_text(user_path(path)), newline=""), strict=True)
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader if line]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be read as a CSV of requests ({reason}). {legend}") from None
+    except csv.Error as error:
+        raise InputError(f"{path}: cannot be read as a CSV of requests ({error}). {legend}") from None
     if len(lines) < 2:
         raise InputError(f"{path}: holds no request, a header and at least one row are needed. {legend}")
     header = [name.lower() for name in lines[0][1]]

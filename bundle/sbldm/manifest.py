@@ -1,0 +1,96 @@
+"""What lies in a raw dataset of pairs beside the images: one reader for each file, used by all who read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+
+from sbldm.errors import DamagedError
+from sbldm.files import check, read_json, read_nifti, read_rows, reading
+
+__all__ = [
+    "ANEW",
+    "DRAWN_BY",
+    "GIVEN_UP",
+    "RECORD",
+    "read_description",
+    "read_given_up",
+    "read_lineage",
+    "read_manifest",
+    "read_pair_file",
+    "read_settings",
+]
+
+DRAWN_BY = "run the command that drew these pairs again (make synth or copypaste, the same N and SEED)"
+ANEW = f"{DRAWN_BY}: it keeps the pairs and writes this file anew"
+RECORD = {"pair": str, "seed": int, "redrawn": int, "seconds": float}
+GIVEN_UP = {"pair": str, "attempts": int}
+
+
+def read_manifest(dataset: Path, columns: Mapping[str, type] | None = None) -> list[dict[str, str]]:
+    """Rows of the `manifest.csv` of a dataset, one a pair, with `columns` (see `read_rows`) beside `pair`.
+
+    Raises:
+        StateError: it is missing or damaged, or lists nothing.
+    """
+    path = dataset / "manifest.csv"
+    rows = read_rows(path, {"pair": str} | dict(columns or {}), ANEW, remove=False)
+    if not rows:
+        raise DamagedError(f"{path}: lists no pairs; {ANEW}.")
+    return rows
+
+
+def read_settings(dataset: Path) -> dict[str, Any]:
+    """What all pairs of a dataset have in common, from `synthesis.json`.
+
+    Raises:
+        StateError: it is missing or damaged.
+    """
+    path, again = dataset / "synthesis.json", DRAWN_BY
+    content = read_json(path, dict, again)
+    known = {"checkpoint_sha256": str, "sampling": dict, "gate": {"honest_cases": int, "switch": str}}
+    with reading(path, again):
+        check(content, {name: form for name, form in known.items() if name in content})
+    return content
+
+
+def read_lineage(dataset: Path) -> dict[str, str]:
+    """Real cases that the pairs of a dataset descend from and the content hash of each, from `lineage.json`.
+
+    Raises:
+        StateError: it is missing or damaged.
+    """
+    return read_json(dataset / "lineage.json", {"cases": {str: str}}, ANEW, remove=False)["cases"]
+
+
+def read_description(dataset: Path) -> dict[str, Any]:
+    """Channels and labels of a dataset of ours, from `dataset.json`.
+
+    Raises:
+        StateError: it is missing or damaged.
+    """
+    form = {"channel_names": {str: str}, "labels": dict, "numTraining": int}
+    return read_json(dataset / "dataset.json", form, ANEW, remove=False)
+
+
+def read_pair_file(path: Path) -> nib.Nifti1Image:
+    """Image or label file of a pair of ours, with its voxels in memory.
+
+    Raises:
+        StateError: it is missing or damaged.
+    """
+    return read_nifti(path, DRAWN_BY)
+
+
+def read_given_up(dataset: Path) -> list[int]:
+    """Attempts of each pair that was refused every time, from `given_up.csv`; without that file there are none.
+
+    Raises:
+        StateError: it is damaged.
+    """
+    path = dataset / "given_up.csv"
+    rows = read_rows(path, {"pair": str, "attempts": int}, ANEW, remove=False) if path.is_file() else []
+    return [int(row["attempts"]) for row in rows]
