@@ -27,7 +27,7 @@ from sbldm.files import atomic_path, read_npz
 
 __all__ = ["Cohort", "describe", "read_image", "workers"]
 
-DESCRIPTION = 2  # raise it when anything below measures differently
+DESCRIPTION = 3  # raise it when anything below measures differently
 
 
 @dataclass
