@@ -16,7 +16,7 @@ import numpy as np
 __all__ = ["BRIGHTEST", "SPREAD", "describe_written", "to_unit", "whole_numbers", "written_by", "written_ranges"]
 
 BRIGHTEST = int(np.iinfo(np.int16).max)
-LEVELS = 256.0  # grey levels between the percentiles of a brain that whole numbers must leave
+LEVELS, LEAST_LEVELS = 256.0, 100.0  # grey levels that whole numbers must leave the usual brain, and every one
 HEADROOM = 2.5  # brightest voxel over the upper percentile; 130 BraTS 2020 cases: 1.35 in the middle, 2.45 at most
 SPREAD = (100.0, 1000.0)  # room below for what is darker than the lower percentile, and above for 32 times the upper
 
@@ -30,8 +30,10 @@ def written_ranges(intensities: Sequence[Sequence[Sequence[float]]] | np.ndarray
         intensities: `[N, C, 2]`, the two percentiles of each training case (see `scale_intensity`).
     """
     low, high = np.moveaxis(np.asarray(intensities, dtype=float), -1, 0)
-    kept = (low >= 1) & (high - low >= LEVELS) & (high * HEADROOM <= BRIGHTEST)
-    return [None if fits else list(SPREAD) for fits in kept.all(axis=0)]
+    levels = high - low
+    kept = ((low >= 1) & (levels >= LEAST_LEVELS) & (high * HEADROOM <= BRIGHTEST)).all(axis=0)
+    kept &= np.median(levels, axis=0) >= LEVELS
+    return [None if fits else list(SPREAD) for fits in kept]
 
 
 def written_by(constants: Mapping[str, Any]) -> list[list[float] | None]:

@@ -51,7 +51,7 @@ UNLIKE = {
 MOST = 0.5  # share of the brain that no tumour fills, whatever is asked for (BraTS 2020: .27 at most)
 FACTOR = 3.0  # off the volume asked for; after an hour's training on real cases pairs are off by 16 % in the middle
 AWAY = 0.5  # off the place asked for, as a share of the brain's extents
-ACROSS = 0.25  # the same from left to right, for a tumour drawn on the other side
+ACROSS = 1 / 3  # the same from left to right, for a tumour drawn on the other side
 ASKED = 1.25  # a request allows its own value and this factor of it, however few real tumours are like it
 
 
