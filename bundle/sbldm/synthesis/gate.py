@@ -39,8 +39,8 @@ SIZES = ("volume_ml", "sphericity", "w_mm", "h_mm", "d_mm", "brain_ml", "brain_l
 VERSION = 6  # raise it when the gate measures differently
 FORMS = ("largest", "thickness", "depth")  # of the mask (`shape_measures`), in logarithms as sizes
 SHARES = ("specks", "hollow")
-MEASURES = (*SIZES, "contrast", *FORMS, *SHARES)
-MULTIFOCAL = 2.0  # by which the largest lesion may be a smaller share of the tumour than in any training case
+MEASURES = ("volume_ml", *SHARES, *FORMS, *SIZES[1:], "contrast")  # the first that is wrong is named
+MULTIFOCAL = 2.0  # equal lesions that each one of the training cases may be: the largest is that much less of them all
 UNLIKE = {
     "specks": "the mask is made of specks",
     "largest": "the mask lies scattered in pieces",
@@ -329,8 +329,9 @@ def _measure(
             continue  # the real cases say nothing about it
         logarithmic = name in (*SIZES, *FORMS)
         ranges[name] = np.exp(_limits(np.log(values))).tolist() if logarithmic else _limits(values)
-    if "largest" in ranges:
-        ranges["largest"][0] /= MULTIFOCAL
+    for name, factor in {"largest": MULTIFOCAL, "thickness": np.cbrt(MULTIFOCAL), "depth": np.cbrt(MULTIFOCAL)}.items():
+        if name in ranges:
+            ranges[name][0] /= float(factor)
     memory = Memory.build(prints["train"], prints["validation"])
     memory.save(folder / "memory.npz")
     kept = {"key": key, "ranges": ranges}
