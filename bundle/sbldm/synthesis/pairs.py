@@ -60,8 +60,6 @@ def finish_pair(volume: np.ndarray, model: Model) -> Pair:
     volume_ml = tumour.sum() * np.prod(native.spacing) / 1000
     if not sound:
         fault = "voxels that are no numbers"
-    elif not brain.any() and (occupancy > 0.5).any():
-        fault = "empty image"
     elif volume_ml < LEAST_ML:
         fault = "empty mask"
     elif outside > OUTSIDE:
