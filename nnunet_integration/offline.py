@@ -34,7 +34,7 @@ def augmented_copy(image: np.ndarray, labels: np.ndarray, seed: int, copy: int) 
     torch.manual_seed(state)
     brain = (image != 0).any(axis=0)
     mean = np.array([channel[brain].mean() for channel in image])[:, None, None, None]
-    std = np.array([max(channel[brain].std(), 1e-6) for channel in image])[:, None, None, None]
+    std = np.array([channel[brain].std() or 1 for channel in image])[:, None, None, None]
     normalised = np.where(brain, (image - mean) / std, 0).astype(np.float32)
     transforms = nnUNetTrainer.get_training_transforms(
         patch_size=labels.shape,

@@ -279,16 +279,6 @@ def test_other_grid(tmp_path: Path, prepared_run: Path) -> None:
     assert odd not in (run / DATASET / "lineage.json").read_text()
 
 
-def test_normalised_data(tmp_path: Path, prepared_run: Path, phantom_cases: Path) -> None:
-    """Intensities around 0 come out as whole numbers above 0, the background as 0."""
-    run, name = copy_run(prepared_run, tmp_path), train_names(prepared_run)[0]
-    training = _Training(Run.at(run), "")
-    scanned, _ = training.read(name)
-    training.sidecars[name]["intensities"] = [[-2.0, 3.0]]
-    image, _ = training._read(name)
-    assert image[scanned > 0].min() >= 1 and (image[scanned == 0] == 0).all()
-
-
 # --- what a user can mend -------------------------------------------------------------------------------------------
 
 

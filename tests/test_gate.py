@@ -2,12 +2,14 @@
 
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import call, copy_run, one_line
+from scipy import ndimage
 
 from nnunet_integration.sources import find_pairs, find_real
 from sbldm.cases.geometry import NativeGrid
@@ -15,11 +17,14 @@ from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import load_prepared
 from sbldm.errors import InputError, StateError
 from sbldm.evaluation.copies import Memory, too_many_copies
+from sbldm.evaluation.tumours import shape_measures
+from sbldm.evaluation.volumes import evaluation_grid, to_volume
 from sbldm.files import read_json, write_csv, write_json
 from sbldm.runs import Run
 from sbldm.synthesis import Gate, Pair, finish_pair, session
 from sbldm.synthesis.datasheet import write_datasheet
-from sbldm.synthesis.gate import Tolerance, _limits
+from sbldm.synthesis.gate import MEASURES, Tolerance, _limits, _unlike_request
+from sbldm.synthesis.gate import _measures as gate_measures
 from sbldm.tumour.characteristics import NAMES, measure, to_dict
 
 REQUEST = dict(zip(NAMES, (30.0, 5000.0, 0.8, 10.0, 0.0, 0.0, 40.0, 40.0, 40.0), strict=True))
@@ -103,6 +108,127 @@ def test_implausible_pairs_are_refused(run: Run, gate: Gate) -> None:
     rng = np.random.default_rng(0)
     flat = np.where(brain, rng.integers(400, 600, brain.shape), 0).astype(np.int16)[None]
     assert "implausible: contrast" in gate.judge(Pair(flat, pair.labels, pair.measured, ""), affine, request).fault
+
+
+def planted(run: Run, kind: str) -> tuple[Pair, np.ndarray, dict[str, float]]:
+    """A real-like brain with a mask that is no tumour, its affine, and a request for just that."""
+    pair, affine, request = drawn_as(run, read_lists(run.folder)["validation"][0])
+    image, tumour, brain = pair.image.copy(), pair.labels > 0, pair.image[0] > 0
+    voxels = np.array(np.meshgrid(*map(np.arange, brain.shape), indexing="ij"))
+    deep = ndimage.binary_erosion(brain, iterations=3)
+    middle = tuple(np.rint(np.argwhere(tumour).mean(axis=0)).astype(int))
+    dotted = deep & (voxels % 3 == 0).all(axis=0)
+    blocks = deep & (voxels % 5 < 2).all(axis=0)  # of .5 ml each: no specks, but no tumour either
+    far = np.linalg.norm((voxels.T - middle).T, axis=0)
+    masks = {
+        "lost": far < 1.1,
+        "specks": dotted,
+        "pieces": blocks,
+        "sheet": deep & (voxels[2] == middle[2]),
+        "rim": brain & ~ndimage.binary_erosion(brain),
+        "shell": deep & ~ndimage.binary_erosion(deep),
+        "hollow": ndimage.binary_dilation(tumour) & ~ndimage.binary_erosion(tumour, iterations=2) & brain,
+        "tumour and specks": tumour | (dotted & (far > 8)),
+        "whole brain": brain,
+        "air": np.roll(brain, 12, axis=0) & ~brain,
+    }
+    mask = masks.get(kind, tumour)
+    if kind == "no brain":
+        image[:] = 0
+    elif kind == "constant":
+        image[:, brain] = 500
+    elif kind == "nan":
+        image = np.where(brain, np.nan, 0.0)[None]
+    measured = measure(mask, affine)
+    request = (
+        request | dict(zip(NAMES[:3], measured[:3], strict=True)) | dict(zip(NAMES[6:], measured[6:], strict=True))
+    )
+    return Pair(image, mask.astype(np.uint8), measured, ""), affine, request
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [
+        ("specks", "implausible: the mask is made of specks: specks 1 "),
+        ("pieces", "implausible: the mask lies scattered in pieces: largest 0.0"),
+        ("sheet", "implausible: the mask is a sheet or a shell: thickness 0."),
+        ("rim", "implausible: the mask is hollow"),
+        ("shell", "implausible: the mask is"),
+        ("hollow", "implausible: the mask is hollow"),
+        ("tumour and specks", "implausible: the mask is made of specks"),
+        ("whole brain", "implausible: "),
+        ("air", "100 % of the mask outside the brain"),
+        ("no brain", "empty image"),
+        ("constant", "channel 0 is the same all over the brain"),
+        ("nan", "voxels that are no numbers"),
+    ],
+)
+def test_what_is_no_tumour(run: Run, gate: Gate, kind: str, fault: str) -> None:
+    """Refused for its shape, or for what cannot be measured, though it was asked for."""
+    verdict = gate.judge(*planted(run, kind))
+    assert verdict.refused and verdict.fault.startswith(fault), verdict
+
+
+def test_lost_on_the_coarse_grid(run: Run, gate: Gate) -> None:
+    """A mask that is nothing there is judged by what it is on its own grid; asked for, only its contrast is left."""
+    pair, affine, request = planted(run, "lost")
+    coarse = replace(gate, grid=evaluation_grid((9.0, 9.0, 9.0)))
+    volume = to_volume("", pair.image[0], pair.labels > 0, affine, coarse.grid)
+    assert not volume.mask.any() and pair.measured[0] < 0.5
+    verdict = coarse.judge(pair, affine, request | {"volume_ml": 40.0})
+    assert verdict.refused and "implausible: volume_ml" in verdict.fault
+    found = gate_measures(volume, pair, affine)
+    assert found["volume_ml"] == pytest.approx(pair.measured[0]) and all(np.isfinite(found[name]) for name in MEASURES)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_what_cannot_be_measured_is_refused(run: Run, gate: Gate, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a single measure may be missing."""
+    pair, affine, request = drawn_as(run, read_lists(run.folder)["validation"][0])
+    monkeypatch.setattr("sbldm.synthesis.gate._measures", lambda *a: gate_measures(*a) | {name: np.nan})
+    assert gate.judge(pair, affine, request).fault == f"implausible: {name} cannot be measured"
+
+
+def test_two_lesions_pass(run: Run, gate: Gate) -> None:
+    """A tumour beside a second one of its size, as multi-focal disease has it, is not scattered."""
+    pair, _, _ = drawn_as(run, read_lists(run.folder)["validation"][0])
+    tumour = ndimage.binary_erosion(pair.labels > 0)
+    both = tumour | tumour[::-1]
+    assert ndimage.label(both)[1] == 2
+    found = shape_measures(both, (4.0, 4.0, 4.0))
+    assert found["largest"] == 0.5 and not found["specks"]
+    assert all(gate.ranges[key][0] <= found[key] <= gate.ranges[key][1] for key in found)
+
+
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        ({}, ""),
+        ({"volume_ml": 2.9}, ""),
+        ({"volume_ml": 3.2}, "ml instead of"),
+        ({"volume_ml": 1 / 3.2}, "ml instead of"),
+        ({"y_mm": 60}, ""),
+        ({"y_mm": 100}, "mm from its place"),
+        ({"x_mm": -60}, "on the other side"),
+        ({"x_mm": -25}, ""),
+    ],
+)
+def test_not_what_was_asked_for(changed: dict[str, float], fault: str) -> None:
+    """Three times the volume, half a brain away, or clearly in the other half: no tolerance has to say so."""
+    found = REQUEST | {"x_mm": 10.0, "brain_l_mm": 140.0, "brain_p_mm": 170.0, "brain_s_mm": 140.0}
+    found |= {key: value * (found[key] if key == "volume_ml" else 1) for key, value in changed.items()}
+    said = _unlike_request(found, REQUEST)
+    assert said == fault == "" or (said.startswith("not what was asked for: ") and fault and fault in said)
+    assert _unlike_request(found, {}) == ""  # models that take no requests
+
+
+def test_far_from_the_request(run: Run, gate: Gate) -> None:
+    """An honest pair, asked for as something else."""
+    pair, affine, request = drawn_as(run, read_lists(run.folder)["validation"][0])
+    verdict = gate.judge(pair, affine, request | {"volume_ml": request["volume_ml"] * 4})
+    assert verdict.refused and verdict.fault.startswith("not what was asked for: ")
+    overridden = replace(gate, enforced=False).judge(pair, affine, request | {"x_mm": -request["x_mm"] * 3})
+    assert not overridden.refused
 
 
 def test_the_gate_is_measured_once(run: Run, gate: Gate) -> None:

@@ -485,11 +485,20 @@ def test_known_ball() -> None:
 
 
 def test_small_intensities_keep_their_contrast() -> None:
-    """Data that were normalised before (here -1 to 3) come out between 1 and 1000."""
+    """Data that were normalised before (here -1 to 3) come out with the percentiles at 100 and 1000."""
     pair = finish_pair(decoded(ball((0, 0, 0), 15)), model(intensities=(-1.0, 3.0)))
-    assert pair.image[0, 39, 47, 34] == round(1 + 0.5 / 0.9 * 999)
+    assert pair.image[0, 39, 47, 34] == round(100 + 0.5 / 0.9 * 900)
     dark = finish_pair(decoded(ball((0, 0, 0), 15), brightness=0.15), model(intensities=(-1.0, 3.0)))
-    assert dark.image[0, 39, 47, 34] == round(1 + 0.05 / 0.9 * 999)  # dark brain keeps its contrast
+    assert dark.image[0, 39, 47, 34] == round(100 + 0.05 / 0.9 * 900)  # dark brain keeps its contrast
+
+
+def test_no_numbers() -> None:
+    """What a model that has diverged decodes is no pair; nothing of it reaches a file."""
+    volume = decoded(ball((0, 0, 0), 15))
+    for value in (np.nan, np.inf):
+        spoilt = volume.copy()
+        spoilt[0, 20, 24, 17] = value
+        assert finish_pair(spoilt, model()).fault == "voxels that are no numbers"
 
 
 def test_two_labels() -> None:

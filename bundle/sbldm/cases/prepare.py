@@ -13,6 +13,7 @@ import SimpleITK as sitk
 
 from sbldm.cases.geometry import NativeGrid, WorkingGrid, brain_centre, from_image, to_image
 from sbldm.cases.identity import Identity
+from sbldm.cases.intensity import to_unit
 from sbldm.cases.layouts import Case, Source, read_arrays
 from sbldm.errors import StateError
 from sbldm.files import atomic_path, clear_partial, read_json, read_npz, write_csv, write_json
@@ -45,7 +46,7 @@ def scale_intensity(
     and the two intensities (scanner units) that undo it.
     """
     low, high = np.percentile(image[brain], percentiles)
-    scaled = floor + (1 - floor) * ((image - low) / max(high - low, 1e-6)).clip(0, 1)
+    scaled = floor + (1 - floor) * to_unit(image, low, high).clip(0, 1)
     return np.where(brain, scaled, 0).astype(np.float32), (float(low), float(high))
 
 

@@ -26,7 +26,7 @@ from sbldm.run.workers import Workers
 
 __all__ = ["Cohort", "describe", "read_image", "workers"]
 
-DESCRIPTION = 2  # raise it when anything below measures differently
+DESCRIPTION = 3  # raise it when anything below measures differently
 
 
 @dataclass

@@ -23,10 +23,12 @@ from matplotlib.ticker import Formatter, LogLocator, MaxNLocator, NullLocator
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from sbldm.cases.intensity import to_unit
 from sbldm.cases.volumes import load_image, whole_numbers
 from sbldm.errors import DataError
 from sbldm.evaluation.protocols import MEASURES, Score
 from sbldm.evaluation.table import EVALUATE_AGAIN, read_scores
+from sbldm.evaluation.volumes import PERCENTILES
 from sbldm.files import atomic_path, read_npz, read_rows, reading
 from sbldm.manifest import DRAWN_BY
 from sbldm.tumour.characteristics import NAMES
@@ -476,10 +478,12 @@ def _read_pairs(dataset: Path, count: int) -> list[_Pair]:
 def _read_pair(dataset: Path, name: str) -> _Pair:
     image, spacing = _read_canonical(dataset / "imagesTr" / f"{name}_0000.nii.gz")
     mask, _ = _read_canonical(dataset / "labelsTr" / f"{name}.nii.gz")
-    if image.shape != mask.shape or not (image > 0).any():
+    brain = image != 0
+    if image.shape != mask.shape or not brain.any():
         raise DataError(f"{dataset}: the image of {name} is empty or has another shape than its mask.")
-    box = ndimage.find_objects(((image > 0) | (mask > 0)).astype(np.uint8))[0]
-    scaled = (image[box] / np.percentile(image[image > 0], 99.8)).clip(0, 1)
+    box = ndimage.find_objects((brain | (mask > 0)).astype(np.uint8))[0]
+    low, high = np.percentile(image[brain], PERCENTILES)  # of any data: where brain can be below 0, so is its black
+    scaled = np.where(brain[box], to_unit(image[box], min(0.0, low), high).clip(0, 1), 0)
     return _Pair(scaled, whole_numbers(mask[box]) > 0, spacing)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -13,7 +13,7 @@ from sbldm.evaluation.protocols import Estimate
 from sbldm.evaluation.volumes import Volume
 from sbldm.tumour.characteristics import NAMES
 
-__all__ = ["HEAT_CELLS", "compare", "heat_distance", "heat_map", "tumour_measures"]
+__all__ = ["HEAT_CELLS", "compare", "heat_distance", "heat_map", "shape_measures", "tumour_contrast", "tumour_measures"]
 
 HEAT_CELLS = (32, 38, 32)
 """Cells of the heat map along L, P, S: cubes of about 4.5 mm in a brain of ordinary size."""
@@ -31,14 +31,19 @@ def tumour_measures(volume: Volume) -> dict[str, float]:
         contrast: mean of the image in the tumour minus that of the tumour-free brain up to 10 mm from it (between voxel
         centres), in SDs of the whole tumour-free brain, all inside the brain; NaN where one of them is missing;
         outside: share of the tumour's voxels that lie outside the brain.
-        Without a tumour components is 0 and all others are NaN.
+        Without a tumour components is 0 and all others are NaN; where the tumour is lost on the evaluation grid, the
+        nine are still there, as they are measured on the file's own.
     """
     mask = volume.mask
-    if volume.characteristics is None or mask is None or not mask.any():
-        return dict.fromkeys((*NAMES, "contrast", "outside"), math.nan) | {"components": 0.0}
-    return dict(zip(NAMES, map(float, volume.characteristics), strict=True)) | {
+    found = dict.fromkeys((*NAMES, "contrast", "outside"), math.nan) | {"components": 0.0}
+    if volume.characteristics is None or mask is None:
+        return found
+    found |= dict(zip(NAMES, map(float, volume.characteristics), strict=True))
+    if not mask.any():
+        return found
+    return found | {
         "components": _components(mask, volume.spacing),
-        "contrast": _contrast(volume.image, mask, volume.spacing),
+        "contrast": tumour_contrast(volume.image, mask, volume.spacing),
         "outside": float(1 - (mask & volume.brain).sum() / mask.sum()),
     }
 
@@ -49,7 +54,42 @@ def _components(mask: np.ndarray, spacing: tuple[float, float, float]) -> float:
     return float((millilitres >= COMPONENT_ML).sum())
 
 
-def _contrast(image: np.ndarray, mask: np.ndarray, spacing: tuple[float, float, float]) -> float:
+def shape_measures(mask: np.ndarray, spacing: Sequence[float]) -> dict[str, float]:
+    """What tells a lesion from specks, sheets and shells; of a ball 0, 1, 1, 1 and 0, whatever its size.
+
+    Args:
+        mask: `[X, Y, Z]` bool, some of it True; a grid coarse against what is looked for hides it.
+        spacing: of the axes, mm.
+
+    Returns:
+        specks: share of the volume in 26-connected components below 0.1 ml;
+        largest: share of the volume in the largest component;
+        thickness: radius of the largest ball inside the mask over that of the ball of its volume;
+        depth: mean distance from the outline over that in the ball of its volume;
+        hollow: share of holes, closed off from all sides, in the volume with them.
+    """
+    spacing = np.asarray(spacing, dtype=float)
+    mask = np.pad(mask[ndimage.find_objects(mask.astype(np.uint8))[0]], 1)
+    labels, _ = ndimage.label(mask, np.ones((3, 3, 3)))
+    sizes = np.bincount(labels.ravel())[1:]
+    volume = sizes.sum()
+    small = sizes[sizes * spacing.prod() / 1000 < COMPONENT_ML]
+    radius = np.cbrt(3 * volume * spacing.prod() / (4 * np.pi))
+    # To the faces of the outermost voxels rather than to the first centre beyond; thin sheets keep half a voxel.
+    depth = ndimage.distance_transform_edt(mask, spacing)[mask] - spacing.min() / 2
+    rest, _ = ndimage.label(~mask)  # the padding is part of what lies outside
+    filled = mask.size - (rest == rest[0, 0, 0]).sum()
+    return {
+        "specks": float(small.sum() / volume),
+        "largest": float(sizes.max() / volume),
+        "thickness": float(depth.max() / radius),
+        "depth": float(4 * depth.mean() / radius),
+        "hollow": float(1 - volume / filled),
+    }
+
+
+def tumour_contrast(image: np.ndarray, mask: np.ndarray, spacing: Sequence[float]) -> float:
+    """Contrast as in `tumour_measures`, of an image `[X, Y, Z]` in any units, its background 0 and its brain above."""
     # Distances are needed near the tumour alone; of the whole grid they would cost seconds a case.
     reach = [math.ceil(SURROUNDINGS_MM / s) for s in spacing]
     box = ndimage.find_objects(mask.astype(np.uint8))[0]

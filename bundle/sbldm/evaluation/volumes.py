@@ -12,13 +12,23 @@ import numpy as np
 import SimpleITK as sitk
 
 from sbldm.cases.geometry import NativeGrid, WorkingGrid, brain_centre, from_image, to_image
+from sbldm.cases.intensity import to_unit
 from sbldm.cases.layouts import Case, Source, content_hash, to_labels
 from sbldm.cases.volumes import load_image
 from sbldm.errors import DataError
 from sbldm.files import reading
 from sbldm.tumour.characteristics import measure
 
-__all__ = ["FOV_MM", "Volume", "common_spacing", "evaluation_grid", "read_volume", "spacing_of", "to_volume"]
+__all__ = [
+    "FOV_MM",
+    "PERCENTILES",
+    "Volume",
+    "common_spacing",
+    "evaluation_grid",
+    "read_volume",
+    "spacing_of",
+    "to_volume",
+]
 
 FOV_MM = (192.0, 224.0, 176.0)  # along L, P, S: holds any adult brain
 PERCENTILES = (0.5, 99.8)
@@ -125,7 +135,7 @@ def to_volume(name: str, image: np.ndarray, mask: np.ndarray | None, affine: np.
     content = content_hash(image)[:32] + place[:16]
     brain = image != 0
     low, high = np.percentile(image[brain], PERCENTILES)
-    scaled = np.where(brain, ((image - low) / max(high - low, 1e-6)).clip(DARKEST, 1), 0).astype(np.float32)
+    scaled = np.where(brain, to_unit(image, low, high).clip(DARKEST, 1), 0).astype(np.float32)
     oriented = sitk.DICOMOrient(to_image(scaled, affine), "LPS")
     array = sitk.GetArrayFromImage(oriented).T
     centre, _ = brain_centre(array > 0, oriented)

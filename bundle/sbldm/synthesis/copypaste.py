@@ -21,6 +21,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from sbldm.cases.geometry import NativeGrid
+from sbldm.cases.intensity import BRIGHTEST, describe_written, to_unit, whole_numbers, written_ranges
 from sbldm.cases.layouts import Source, content_hash, read_arrays
 from sbldm.cases.pipeline import original_cases
 from sbldm.cases.prepare import read_sidecar
@@ -47,7 +48,6 @@ INSIDE = 0.97  # least share of the tumour inside the brain
 CLEAR_MM = 4.0  # gap between the two tumours that first tries keep
 OVERLAP = 0.25  # most of the pasted tumour that may lie closer to the receiver's, or in it, at the last try
 GRID = ("size", "spacing", "direction")  # what cases must share; each may have its own origin
-BRIGHTEST = np.iinfo(np.int16).max
 
 
 def _carve(
@@ -191,21 +191,23 @@ class _Training:
             raise DataError(f"{run.folder}: {len(self.names)} training case(s) on one grid; two are the least.")
         self.native = NativeGrid.from_state(self.sidecars[self.names[0]]["native"])
         self.lineage = {case: self.sidecars[case]["content"] for case in self.names}
+        self.written = written_ranges([s["intensities"] for s in self.sidecars.values()])
         self.read = lru_cache(maxsize=4)(self._read)
 
     def _load(self, case: str) -> tuple[np.ndarray, np.ndarray]:
         return read_arrays(self.cases[case], self.source)[:2]
 
     def _read(self, case: str) -> tuple[np.ndarray, np.ndarray]:
-        """Image `[C, X, Y, Z]` and labels; intensities that int16 cannot hold well are spread over 1 to 1000."""
+        """Image `[C, X, Y, Z]` int16, in the intensities that pairs are written in (`cases.intensity`), and labels."""
         image, labels = self._load(case)
         if content_hash(image[0]) != self.lineage[case]:
             raise DataError(f"{self.cases[case].images[0]}: holds other voxels than when it was prepared.")
         brain = (image != 0).any(axis=0)
-        for channel, (low, high) in zip(image, self.sidecars[case]["intensities"], strict=True):
-            if low < 1 or high > BRIGHTEST or (high < 256 and (channel % 1).any()):
-                channel[brain] = (1 + 999 * (channel[brain] - low) / max(high - low, 1e-6)).clip(1, BRIGHTEST)
-        return image, labels
+        own = self.sidecars[case]["intensities"]
+        for channel, limits, written in zip(image, own, self.written, strict=True):
+            if written:
+                channel[:] = written[0] + to_unit(channel, *limits) * (written[1] - written[0])
+        return np.stack([whole_numbers(channel, brain) for channel in image]), labels
 
     def draw(self, seed: int) -> tuple[np.ndarray, np.ndarray, dict[str, Any]] | None:
         """Image, labels and record of one pair; None where no tumour finds a place."""
@@ -263,6 +265,7 @@ def draw_pairs(run: Run, data: str, n: int | str, seed: int, dataset_id: str, na
         settings={
             "generator": "copypaste",
             "seed": seed,
+            "intensities": describe_written(training.written, training.source.channels),
             "train": hashlib.sha256(json.dumps(training.lineage).encode()).hexdigest(),
         },
         lineage=training.lineage,

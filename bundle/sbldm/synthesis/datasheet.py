@@ -39,6 +39,7 @@ def write_datasheet(folder: Path, licence: str = "", findings: list[str] | None 
         "## Made from",
         f"- {len(lineage)} real training cases, by name and content hash in `lineage.json`.",
         *_origin(settings, rows),
+        *_intensities(settings),
         "",
         "## Licence note",
         f"- {licence or ' '.join(kept['Licence note']) or UNKNOWN}",
@@ -92,6 +93,14 @@ def _origin(settings: dict, rows: list[dict[str, str]]) -> list[str]:
         f"- Generator: {model.title} (MODEL={name}), checkpoint {settings['checkpoint_sha256'][:16]}; {sampling}.",
         f"- Seeds from {settings.get('seed')}; " + (asked if model.conditional else unasked),
     ]
+
+
+def _intensities(settings: dict) -> list[str]:
+    """In what the images are written."""
+    written = settings.get("intensities", {})  # datasets of before have none
+    return [f"- Intensities of {channel.upper()}: {words}." for channel, words in written.items()] + [
+        "- Real cases beside them may be in other units: nnU-Net brings each image to mean 0 and SD 1 on its own."
+    ] * bool(written)
 
 
 def _checks(folder: Path, rows: list[dict[str, str]], settings: dict) -> list[str]:

@@ -1,13 +1,15 @@
 """The gate: what a pair must pass before it is written. No copies, no empty masks, nothing unlike all real cases.
 
-The yardstick is the run's own prepared cases. It is measured once and kept in `RUN/gate/`.
+The yardstick is the run's own prepared cases. It is measured once and kept in `RUN/gate/`. Size and shape of a tumour
+are measured on the pair's own grid, where nothing is lost; its contrast and the brain on the coarse grid on which real
+cases are measured. What cannot be measured is refused: a pair passes by its numbers alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,21 +22,36 @@ from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import load_prepared, read_sidecar
 from sbldm.errors import DataError, InputError, StateError
 from sbldm.evaluation.copies import Memory, fingerprint
-from sbldm.evaluation.tumours import tumour_measures
+from sbldm.evaluation.tumours import shape_measures, tumour_contrast, tumour_measures
 from sbldm.evaluation.volumes import Volume, evaluation_grid, to_volume
 from sbldm.files import read_json, write_json
 from sbldm.models import kind_of, refuse_requests
 from sbldm.run.progress import progress
 from sbldm.runs import Run
-from sbldm.synthesis.pairs import Pair
+from sbldm.synthesis.pairs import OUTSIDE, Pair
 
 __all__ = ["Gate", "Tolerance", "Verdict"]
 
+LEAST_CASES = 3  # that a range is learnt from
 SLACK = 0.1  # by which real ranges are wider at least: in logarithms of sizes, in SD of the brain for the contrast
 UNLIKELY = 0.01  # share of honest pairs that a measure may refuse, were its (logarithmic) values normal
 SIZES = ("volume_ml", "sphericity", "w_mm", "h_mm", "d_mm", "brain_ml", "brain_l_mm", "brain_p_mm", "brain_s_mm")
-VERSION = 5  # raise it when the gate measures differently
-MEASURES = (*SIZES, "contrast")
+VERSION = 6  # raise it when the gate measures differently
+FORMS = ("largest", "thickness", "depth")  # of the mask (`shape_measures`), in logarithms as sizes
+SHARES = ("specks", "hollow")
+MEASURES = ("volume_ml", *SHARES, *FORMS, *SIZES[1:], "contrast")  # the first that is wrong is named
+MULTIFOCAL = 2.0  # equal lesions that each one of the training cases may be: the largest is that much less of them all
+UNLIKE = {
+    "specks": "the mask is made of specks",
+    "largest": "the mask lies scattered in pieces",
+    "thickness": "the mask is a sheet or a shell",
+    "depth": "the mask is thin or ragged",
+    "hollow": "the mask is hollow",
+}
+MOST = 0.5  # share of the brain that no tumour fills, whatever is asked for (BraTS 2020: .27 at most)
+FACTOR = 3.0  # off the volume asked for; after an hour's training on real cases pairs are off by 16 % in the middle
+AWAY = 0.5  # off the place asked for, as a share of the brain's extents
+ACROSS = 1 / 3  # the same from left to right, for a tumour drawn on the other side
 ASKED = 1.25  # a request allows its own value and this factor of it, however few real tumours are like it
 
 
@@ -169,6 +186,8 @@ class Gate:
         """
         if pair.fault or pair.measured is None:
             return Verdict(pair.fault, True)
+        if fault := _broken(pair):
+            return Verdict(fault, True)
         if request and (fault := self.tolerance.fault(pair.measured, request)):
             return Verdict(fault, True)
         volume = to_volume("", pair.image[0], pair.labels > 0, affine, self.grid)
@@ -176,31 +195,85 @@ class Gate:
         if found and found.correlation > self.memory.copy:
             fault = f"copy of a training case (correlation {found.correlation:.2f})"
         else:
-            fault = self._implausible(volume, request)
+            measured = _measures(volume, pair, affine)
+            fault = self._implausible(measured, request) or _unlike_request(measured, request)
         seen = (float(found.correlation), bool(found.correlation > self.memory.near)) if found else ()
         return Verdict(fault, bool(fault) and self.enforced, *seen)
 
-    def _implausible(self, volume: Volume, request: Mapping[str, float]) -> str:
-        """The first measure beyond its real range, if any."""
-        for name, value in _measures(volume).items():
-            if name not in self.ranges:
-                continue
-            low, high = self.ranges[name]
+    def _implausible(self, found: Mapping[str, float], request: Mapping[str, float]) -> str:
+        """The first measure that is missing or beyond its real range, if any; nothing without a yardstick."""
+        if not self.ranges:
+            return ""
+        for name in MEASURES:
+            value = found[name]
+            if not np.isfinite(value):
+                return f"implausible: {name} cannot be measured"
+            low, high = self.ranges.get(name, (-np.inf, np.inf))
             if name in request:
                 low, high = min(low, request[name] / ASKED), max(high, request[name] * ASKED)
             if not low <= value <= high:
-                return f"implausible: {name} {value:.3g} is not within {low:.3g} to {high:.3g}"
+                limits = f"{name} {value:.3g} is not within {low:.3g} to {high:.3g}"
+                return f"implausible: {UNLIKE[name]}: {limits}" if name in UNLIKE else f"implausible: {limits}"
+        share = found["volume_ml"] / found["brain_ml"]
+        return f"implausible: the tumour fills {100 * share:.0f} % of the brain" if share > MOST else ""
+
+
+def _broken(pair: Pair) -> str:
+    """Why nothing can be measured on a pair, or it is none."""
+    image, tumour = np.asarray(pair.image), pair.labels > 0
+    brain = (image != 0).any(axis=0)
+    if not np.isfinite(image).all():
+        return "voxels that are no numbers"
+    if not brain.any():
+        return "empty image"
+    if not tumour.any():
+        return "empty mask"
+    for k, channel in enumerate(image):
+        if not np.ptp(channel[brain]):
+            return f"channel {k} is the same all over the brain"
+    outside = (tumour & ~brain).sum() / tumour.sum()
+    return f"{100 * outside:.0f} % of the mask outside the brain" if outside > OUTSIDE else ""
+
+
+def _unlike_request(found: Mapping[str, float], request: Mapping[str, float]) -> str:
+    """Why a pair is not at all what was asked for, with no tolerance given."""
+    if not request:
         return ""
+    volume, asked = found["volume_ml"], request["volume_ml"]
+    if not asked / FACTOR <= volume <= asked * FACTOR:
+        return f"not what was asked for: {volume:.3g} ml instead of {asked:.3g} ml"
+    centre, wanted = (np.array([values[name] for name in ("x_mm", "y_mm", "z_mm")]) for values in (found, request))
+    extents = np.array([found[f"brain_{axis}_mm"] for axis in "lps"])
+    across = abs(centre[0] - wanted[0]) > ACROSS * extents[0]
+    if centre[0] * wanted[0] < 0 and across:
+        return f"not what was asked for: on the other side (x {centre[0]:.0f} mm instead of {wanted[0]:.0f} mm)"
+    if np.linalg.norm((centre - wanted) / extents) > AWAY:
+        return f"not what was asked for: {np.linalg.norm(centre - wanted):.0f} mm from its place"
+    return ""
 
 
-def _measures(volume: Volume) -> dict[str, float]:
-    """What the gate knows the real range of."""
+def _brain_measures(volume: Volume) -> dict[str, float]:
+    """Volume and extents of the brain on the evaluation grid."""
     brain, spacing = volume.brain, np.array(volume.spacing)
     bounds = [np.flatnonzero(brain.any(axis=tuple({0, 1, 2} - {axis})))[[0, -1]] for axis in range(3)]
     extents = (np.ptp(bounds, axis=1) + 1) * spacing
-    found = tumour_measures(volume) | {"brain_ml": brain.sum() * spacing.prod() / 1000}
-    found |= {f"brain_{axis}_mm": extent for axis, extent in zip("lps", extents, strict=True)}
-    return {name: float(found[name]) for name in MEASURES if np.isfinite(found[name])}
+    found = {f"brain_{axis}_mm": float(extent) for axis, extent in zip("lps", extents, strict=True)}
+    return found | {"brain_ml": float(brain.sum() * spacing.prod() / 1000)}
+
+
+def _measures(volume: Volume, pair: Pair, affine: np.ndarray) -> dict[str, float]:
+    """Size, place and shape of a pair's tumour on its own grid, its contrast on the evaluation grid if it is there."""
+    mask, spacing = pair.labels > 0, np.linalg.norm(affine[:3, :3], axis=0)
+    found = _brain_measures(volume) | tumour_measures(volume) | shape_measures(mask, spacing)
+    if not np.isfinite(found["contrast"]):  # too small for that grid
+        found["contrast"] = tumour_contrast(pair.image[0], mask, spacing)
+    return found
+
+
+def _real_measures(volume: Volume, mask: np.ndarray, spacing: Sequence[float]) -> dict[str, float]:
+    """The same of a prepared case, its shape on the working grid: that of pairs comes from there."""
+    found = _brain_measures(volume) | tumour_measures(volume)
+    return found | shape_measures(mask, spacing) if mask.any() else found
 
 
 def _yardstick(run: Run, grid: WorkingGrid) -> tuple[Memory, dict[str, tuple[float, float]]]:
@@ -245,11 +318,17 @@ def _measure(
             found = to_volume(name, image, mask, affine, grid)
             prints[role][name] = fingerprint(found.image, found.spacing)
             if role == "train":
-                measured.append(_measures(found))
+                measured.append(_real_measures(found, mask, sidecar["working"]["spacing"]))
     ranges = {}
     for name in MEASURES:
-        values = np.array([found[name] for found in measured if name in found])
-        ranges[name] = np.exp(_limits(np.log(values))).tolist() if name in SIZES else _limits(values)
+        values = np.array([found[name] for found in measured if np.isfinite(found.get(name, np.nan))])
+        if len(values) < LEAST_CASES:
+            continue  # the real cases say nothing about it
+        logarithmic = name in (*SIZES, *FORMS)
+        ranges[name] = np.exp(_limits(np.log(values))).tolist() if logarithmic else _limits(values)
+    for name, factor in {"largest": MULTIFOCAL, "thickness": np.cbrt(MULTIFOCAL), "depth": np.cbrt(MULTIFOCAL)}.items():
+        if name in ranges:
+            ranges[name][0] /= float(factor)
     memory = Memory.build(prints["train"], prints["validation"])
     memory.save(folder / "memory.npz")
     kept = {"key": key, "ranges": ranges}

@@ -13,6 +13,7 @@ from monai.inferers import Inferer
 from torch import nn
 
 from sbldm.cases.geometry import NativeGrid
+from sbldm.cases.intensity import describe_written, written_by
 from sbldm.diffusion import SAMPLERS, Noise, Schedule, guided, time_steps
 from sbldm.errors import InputError, StateError
 from sbldm.files import sha256
@@ -122,6 +123,11 @@ class Model:
     def working(self) -> NativeGrid:
         """Where the working grid lies in it."""
         return NativeGrid.from_state(self.constants["grids"]["working"])
+
+    @property
+    def intensities(self) -> dict[str, str]:
+        """In what intensities its pairs are written, by channel."""
+        return describe_written(written_by(self.constants), self.preset["data"]["channels"])
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

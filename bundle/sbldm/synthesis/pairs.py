@@ -8,6 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from sbldm.cases.geometry import WorkingGrid, brain_centre, to_native
+from sbldm.cases.intensity import whole_numbers, written_by
 from sbldm.synthesis.model import Model
 from sbldm.tumour.characteristics import measure
 
@@ -22,8 +23,8 @@ class Pair:
     """One synthetic pair in the native grid.
 
     Attributes:
-        image: `[C, X, Y, Z]` int16, background exactly 0: scanner units of the training data, or 1 to 1000 where those
-            are too small for whole numbers (data that were normalised before).
+        image: `[C, X, Y, Z]` int16, background exactly 0, brain 1 or more: in scanner units of the training data, or
+            spread (see `cases.intensity`).
         labels: `[X, Y, Z]` uint8, 0 background, k the k-th label.
         measured: characteristics `[9]`, positions from the centre of the brain's bounding box; None without a tumour.
         fault: why it is no pair at all, or an empty string (more is looked at by `Gate`).
@@ -39,7 +40,8 @@ def finish_pair(volume: np.ndarray, model: Model) -> Pair:
     """Bring a decoded volume `[C + L, X, Y, Z]` in [-1, 1] back to the native grid, cut it to the brain, measure it."""
     channels, floor = len(model.preset["data"]["channels"]), model.preset["intensity"]["floor"]
     native, working = model.native, model.working
-    volume = (volume + 1) / 2
+    sound = bool(np.isfinite(volume).all())
+    volume = (np.nan_to_num(volume, nan=-1, posinf=-1, neginf=-1) + 1) / 2
     # At the floor of brain intensities the brain keeps its volume (-0.3 % on real cases there and back).
     brain = to_native(_largest_body(volume[:channels].max(axis=0) > floor), working, native, 0) > 0.5
     occupancy = np.stack([to_native(v, working, native, 0) for v in volume[channels:]])
@@ -49,14 +51,16 @@ def finish_pair(volume: np.ndarray, model: Model) -> Pair:
     labels = np.where(tumour, occupancy.argmax(axis=0) + 1, 0).astype(np.uint8)
 
     images = []
-    for scaled, (low, high) in zip(volume[:channels], model.constants["intensities"], strict=True):
-        if high < 256 or low < 1:
-            low, high = 1, 1000
+    usual = model.constants["intensities"]  # of the training cases, in scanner units
+    for scaled, limits, written in zip(volume[:channels], usual, written_by(model.constants), strict=True):
+        low, high = written or limits
         image = low + (to_native(scaled, working, native, 0) - floor) / (1 - floor) * (high - low)
-        images.append(np.where(brain, image.clip(1, np.iinfo(np.int16).max), 0))
+        images.append(whole_numbers(image, brain))
 
     volume_ml = tumour.sum() * np.prod(native.spacing) / 1000
-    if volume_ml < LEAST_ML:
+    if not sound:
+        fault = "voxels that are no numbers"
+    elif volume_ml < LEAST_ML:
         fault = "empty mask"
     elif outside > OUTSIDE:
         fault = f"{100 * outside:.0f} % of the mask outside the brain"
@@ -67,7 +71,7 @@ def finish_pair(volume: np.ndarray, model: Model) -> Pair:
         centre, _ = brain_centre(brain, native.image())
         grid = WorkingGrid.from_config(working.size, np.multiply(working.size, working.spacing))
         measured = measure(tumour, native.frame(grid.placed(centre, working.direction)))
-    return Pair(np.rint(np.stack(images)).astype(np.int16), labels, measured, fault)
+    return Pair(np.stack(images), labels, measured, fault)
 
 
 def _largest_body(mask: np.ndarray) -> np.ndarray:

@@ -108,6 +108,7 @@ def draw_sweeps(run: Run, device: torch.device, steps: int | None = None, seed: 
         "sampling": sampler.settings,
         "seed": seed,
         "channels": list(model.preset["data"]["channels"]),
+        "intensities": model.intensities,
     }
     clear_partial(folder)
     records = _finished(folder, settings, plan)

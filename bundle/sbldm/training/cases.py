@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sbldm.cases.intensity import written_ranges
 from sbldm.cases.prepare import read_sidecar
 from sbldm.runs import Run
 
@@ -14,11 +15,15 @@ __all__ = ["measure_cases"]
 
 
 def measure_cases(folder: str | Run, lists: dict[str, list[str]]) -> dict[str, Any]:
-    """Median intensities, the grids to write in, both lists, and the content hash of each training case."""
+    """Median intensities and those to write (`written_ranges`), the grids to write in, both lists, and the content hash
+    of each training case.
+    """
     run = folder if isinstance(folder, Run) else Run.at(folder)
     sidecars = [read_sidecar(run.prepared, name) for name in lists["train"]]
+    intensities = [s["intensities"] for s in sidecars]
     return {
-        "intensities": np.median([s["intensities"] for s in sidecars], axis=0).tolist(),
+        "intensities": np.median(intensities, axis=0).tolist(),
+        "written": written_ranges(intensities),
         "grids": _template(sidecars),
         "lists": lists,
         "content": {s["case"]: s["content"] for s in sidecars},
