@@ -23,7 +23,6 @@ from sbldm.files import (
     read_npz,
     read_rows,
     read_text,
-    read_yaml,
     sha256,
     write_csv,
     write_json,
@@ -226,7 +225,6 @@ def test_contents(tmp_path):
 
 READERS = {
     "json": lambda path, **more: read_json(path, {"a": [int]}, "make it", **more),
-    "yaml": lambda path, **more: read_yaml(path, {"a": [int]}, "make it", **more),
     "npz": lambda path, **more: read_npz(path, ("a",), "make it", **more),
     "csv": lambda path, **more: read_rows(path, {"a": int}, "make it", **more),
     "nii": lambda path, **more: read_nifti(path, "make it", **more),
