@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import TINY, call, copy_run, one_line, run_cli
 
 from nnunet_integration import __main__ as toolkit
 from sbldm.cases.phantom import write_phantoms
 from sbldm.evaluation import __main__ as evaluation
-from tests.conftest import TINY, call, copy_run, one_line, run_cli
 
 DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
     "empty": lambda content: b"",
@@ -213,7 +213,7 @@ def test_advice(drawn_run, phantom_cases, tmp_path, command, name, how):
 @pytest.fixture(scope="module")
 def finished_run(drawn_run: Path, phantom_cases: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with everything in it that a command can leave there."""
-    from tests.test_nnunet_eval import BUDGET
+    from test_nnunet_eval import BUDGET
 
     run = copy_run(drawn_run, tmp_path_factory.mktemp("finished"))
     budget = {"tiny": BUDGET["tiny"] | {"iterations": 20, "snapshots": [10]}}

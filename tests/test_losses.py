@@ -34,5 +34,5 @@ def test_perceptual_weights_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.pth is not a file"):
         AutoencoderLoss(perceptual_weights=str(tmp_path / "nowhere.pth"))
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(InputError, match="torchvision's vgg16 is meant"):
+    with pytest.raises(InputError, match="perceptual_weights means the state of torchvision's vgg16"):
         AutoencoderLoss(perceptual_weights=str(tmp_path / "other.pth"))

@@ -9,6 +9,7 @@ from monai.losses import DiceLoss, SSIMLoss
 from torch import nn
 
 from sbldm.errors import InputError
+from sbldm.files import reading
 
 __all__ = ["AutoencoderLoss"]
 
@@ -73,9 +74,8 @@ def _perceptual(weights: str) -> nn.Module:
     except ImportError:
         raise InputError("perceptual_weights: the package lpips is missing; pip install 'lpips>=0.1.4,<0.2'.") from None
     network = LPIPS(net="vgg", pnet_rand=True, verbose=False)
-    stored = torch.load(weights, map_location="cpu", weights_only=True)
-    try:  # lpips cuts torchvision's `features` into slices that keep the layers' numbers
+    with reading(weights, "perceptual_weights means the state of torchvision's vgg16", False, InputError):
+        stored = torch.load(weights, map_location="cpu", weights_only=True)
+        # lpips cuts torchvision's `features` into slices that keep the layers' numbers
         network.net.load_state_dict({k: stored[f"features.{k.split('.', 1)[1]}"] for k in network.net.state_dict()})
-    except KeyError as error:
-        raise InputError(f"perceptual_weights: {weights} holds no {error}; torchvision's vgg16 is meant.") from None
     return network.requires_grad_(False).eval()
