@@ -81,7 +81,7 @@ def test_unreadable_preset(tmp_path: Path, phantom_cases: Path) -> None:
     """A YAML file that is none, or that lacks a part, is named with what it lacks."""
     broken = {
         "a: [": "is not readable as YAML",
-        "preset: {name: x, data: {}}": "lacks minutes (and 7 more)",
+        "preset: {name: x, data: {}}": "lacks data.channels (and 7 more)",
     }
     for text, words in broken.items():
         (tmp_path / "p.yaml").write_text(text)

@@ -111,6 +111,7 @@ def test_phantoms_are_like_phantoms(content: dict, folders: dict[str, Path]) -> 
     assert next(score for score in scores if score.protocol == "kid.heldout").verdict == "not told apart"
 
 
+@pytest.mark.slow
 def test_again_from_the_cache(content: dict, folders: dict[str, Path]) -> None:
     """A second run gives the same scores without reading features anew, and leaves no temporary volumes."""
     cache = folders["out"] / "cache"

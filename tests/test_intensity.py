@@ -12,8 +12,8 @@ import pytest
 from conftest import call, copy_run
 
 from sbldm.cases.geometry import NativeGrid
+from sbldm.cases.identity import Identity
 from sbldm.cases.intensity import SPREAD, describe_written, to_unit, whole_numbers, written_by, written_ranges
-from sbldm.cases.layouts import content_hash
 from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import load_prepared, scale_intensity
 from sbldm.evaluation.volumes import evaluation_grid, to_volume
@@ -60,7 +60,9 @@ def scanned(
         path = run / "prepared" / f"{name}.json"
         sidecar = json.loads(path.read_text())
         limits = np.percentile(image[image != 0], PERCENTILES).tolist()
-        path.write_text(json.dumps(sidecar | {"intensities": [limits], "content": content_hash(image)}))
+        labels = np.asarray(nib.load(target / f"{name}_seg.nii.gz").dataobj) > 0
+        identity = Identity.of(image[None], labels, file.affine)
+        path.write_text(json.dumps(sidecar | {"intensities": [limits]} | identity.state()))
     return Run.at(run), folder / "cases", kept
 
 

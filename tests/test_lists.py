@@ -97,7 +97,7 @@ def test_wrong_case_lists(tmp_path):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         with pytest.raises(InputError, match=message):
             read_case_list(path)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"none\.txt: is missing"):
         read_case_list(tmp_path / "none.txt")
 
 
@@ -105,7 +105,7 @@ def test_home_in_a_case_list(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "list.txt").write_text("a\n")
     assert read_case_list("~/list.txt") == ["a"]
-    with pytest.raises(InputError, match=r"~nobody-here/list\.txt: this case list cannot be read"):
+    with pytest.raises(InputError, match=r"~nobody-here/list\.txt: is missing; it must be a text"):
         read_case_list("~nobody-here/list.txt")
 
 

@@ -213,6 +213,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_weights(evaluated, exported
     assert [row | {"seconds": ""} for row in first] == [row | {"seconds": ""} for row in second]
 
 
+@pytest.mark.slow
 def test_two_shards_give_the_same_table(evaluated, exported, tmp_path, cli):
     out = copy_evaluation(exported, tmp_path)
     shards = [run(out, "--jobs", 1, "--shard", f"{i}/2") for i in (1, 2)]
@@ -228,6 +229,7 @@ def test_two_shards_give_the_same_table(evaluated, exported, tmp_path, cli):
     assert tables[0] == tables[1]
 
 
+@pytest.mark.slow
 def test_a_failed_job_is_reported_and_the_others_go_on(exported, tmp_path, cli):
     out = copy_evaluation(exported, tmp_path)
     preprocessed = out / "nnUNet_preprocessed/Dataset702_Pool/nnUNetPlans_sbldm"

@@ -216,7 +216,8 @@ def write_job(folder: Path, arm: str, n: int, limit: float, seed: int = 0, done:
     """A job folder of ours with a model of our own trainer."""
     write_model(folder / "nnUNet_results", {"3": limit}, {(0, 1, 1, 2): 1.0}, trainer="SBLDMTrainer")
     train = [f"real__case{k}" for k in range(n)] + ["aug5__case0_1"]
-    write_json(folder / "job.json", {"arm": arm, "seed": seed, "train": train})
+    job = {"arm": arm, "seed": seed, "train": train, "n_real": len(train), "split": 0, "budget": {}}
+    write_json(folder / "job.json", job)
     if done:
         write_json(folder / "done.json", {})
     return folder

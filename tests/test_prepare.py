@@ -423,10 +423,13 @@ def test_damaged_file(tmp_path, damage):
     rng = np.random.default_rng(0)
     arrays = {"image": rng.normal(size=(1, 8, 8, 8)).astype(np.float16), "occupancy": np.zeros((1, 8, 8, 8), np.uint8)}
     np.savez_compressed(tmp_path / "case.npz", **arrays)
-    (tmp_path / "case.json").write_text("{}")
+    grid = {"size": [8, 8, 8], "spacing": [1, 1, 1], "origin": [0, 0, 0], "direction": np.eye(3).ravel().tolist()}
+    sidecar = {"case": "case", "content": "0", "native": grid, "working": grid, "intensities": [[0, 1]]}
+    sidecar |= {"cropped": False, "characteristics": dict.fromkeys(NAMES, 1.0), "settings": {}}
+    (tmp_path / "case.json").write_text(json.dumps(sidecar))
     assert load_prepared(tmp_path, "case")[0].shape == (2, 8, 8, 8)
     damage(tmp_path / "case.npz")
-    with pytest.raises(StateError, match=r"case\.npz: (is missing|damaged).*make prepare") as caught:
+    with pytest.raises(StateError, match=r"case\.(npz|json): (is missing|damaged).*make prepare") as caught:
         load_prepared(tmp_path, "case")
     assert "\n" not in str(caught.value)
 

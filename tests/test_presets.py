@@ -65,7 +65,7 @@ def own(folder: Path, before: str, after: str, text: str = SMALL) -> Path:
             "iterations_per_epoch: 5601",
             "iterations must not be below iterations_per_epoch",
         ),
-        ("warm_up: 100 ", "warm_up: 5601 ", "warm_up must not be above iterations"),
+        ("warm_up: 100 ", "warm_up: -1 ", "warm_up: -1 should be greater than or equal to 0"),
         ("strides: [2, 2]", "strides: [2]", "3 levels of channels need 2 strides, not 1"),
         ("strides: [2, 2]", "strides: [2, 3]", "strides.1: 3 must be 1 or 2"),
         ("[32, 96, 160]", "[1, 96, 160]", "channels: the first must not be 1"),

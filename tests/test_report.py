@@ -560,7 +560,8 @@ def test_costs_of_training(tmp_path: Path) -> None:
                 writer.write(Event(wall_time=1e9 + time, step=1).SerializeToString())
     (tmp_path / "diffusion" / "history.csv").write_text("epoch,iteration,train_loss\n1,200,0.5\n2,1400,0.4\n")
     network = {"weight": torch.zeros(3, 400), "bias": torch.zeros(5)}
-    torch.save({"network": network}, run.checkpoint("diffusion"))
+    content = {"format": 1, "stage": "diffusion", "preset": {}, "constants": {}, "epoch": 1, "scores": {}}
+    torch.save(content | {"network": network}, run.checkpoint("diffusion"))
     costs = report._costs(run, [], None)
     title = {"title": "Latent diffusion"}
     assert costs["stages"] == [title | {"iterations": "1,400", "time": "2.5 h", "parameters": "1,205"}]

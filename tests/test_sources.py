@@ -363,7 +363,7 @@ def test_pairs_in_other_kinds_of_files(drawn_run, real, foreign, tmp_path):
     assert 0 < np.abs(np.asarray(nib.load(label).dataobj) - mask).max() < 1e-3
     case = pairs_of(drawn_run, real, f"gan={foreign}")[0].cases[name]
     assert case.images[0].suffix == ".nrrd"
-    _write_case(pool, real.source, ("L", "P", "S"), f"gan__{name}", case, 0)
+    _write_case(pool, real.source, ("L", "P", "S"), (f"gan__{name}", case, 0))
     found, held = (
         np.asarray(nib.load(p).dataobj) for p in (*pool.images(f"gan__{name}", 1), pool.label(f"gan__{name}"))
     )

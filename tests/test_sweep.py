@@ -286,5 +286,5 @@ def test_refused_and_empty_pairs_are_shown(tmp_path: Path, trained_run: Path, mo
     picture = imread(path)
     assert coloured(picture, "#ff6b5b").sum() > 100 and not coloured(picture, "#ff9d3b").any()
     write_json(folder / "sweeps.json", {})
-    with pytest.raises(StateError, match="10 image"):
+    with pytest.raises(StateError, match=r"sweeps\.json: damaged"):
         sweep_figure(folder, path)

@@ -230,7 +230,7 @@ def test_table_of_requests(tmp_path: Path, drawn_run: Path) -> None:
     message = one_line(call("synth", "--run", run, "--requests", table, "--volume-ml", 3, "--dataset", 503), 2)
     assert "REQUESTS" in message and "exclude each other" in message
     message = one_line(call("synth", "--run", run, "--requests", tmp_path / "none.csv", "--dataset", 503), 2)
-    assert f"{tmp_path}/none.csv: cannot be read" in message
+    assert f"{tmp_path}/none.csv: is missing" in message
     assert not list(run.glob("nnUNet_raw/Dataset503*"))
 
 
@@ -372,7 +372,7 @@ def test_output_in_the_way(tmp_path: Path, trained_run: Path) -> None:
     run = copy_run(trained_run, tmp_path)
     (run / "nnUNet_raw").write_text("in the way")
     message = one_line(call("synth", "--run", run, "--n", 1), 5)
-    assert f"{run}/nnUNet_raw" in message and "choose another RUN" in message
+    assert f"{run}/nnUNet_raw" in message and "rename that file" in message
     assert (run / "nnUNet_raw").read_text() == "in the way"
 
 

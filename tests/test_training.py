@@ -347,7 +347,7 @@ def test_damaged_checkpoint(tmp_path: Path, trained_run: Path, damage: str) -> N
         shutil.copy(trained_run / "diffusion" / "last.pt", path)
     else:
         torch.save({"format": 1, "stage": "autoencoder", "x": os.system}, path)
-    with pytest.raises(StateError, match=r"last\.pt: (damaged or )?(not a|this is the) checkpoint of") as caught:
+    with pytest.raises(StateError, match=r"last\.pt: (damaged \(|this is the checkpoint of)") as caught:
         load_checkpoint(path, "autoencoder")
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
@@ -378,7 +378,7 @@ def test_latents_of_another_autoencoder(tmp_path: Path, trained_run: Path) -> No
     content = torch.load(path, weights_only=True)
     torch.save(content | {"epoch": 99}, path)
     message = one_line(call("train", "diffusion", "--run", run), 4)
-    assert f"{run}/latents: these latents come from another autoencoder; remove them" in message
+    assert f"{run}/latents: these latents come from another autoencoder; remove " in message
 
 
 def test_device_that_is_not_there(tmp_path: Path, trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

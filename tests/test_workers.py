@@ -75,7 +75,7 @@ def test_begin_is_called_once_and_undone_here():
         ),
         ("exit", StateError, r"^bad: a worker process was killed at it \(exit code 7\); memory may .* try WORKERS=1\."),
         ("data", DataError, r"^bad: is wrong\.$"),
-        ("full", OutputError, r"^bad: cannot be written \(No space left on device\)"),
+        ("full", OutputError, r"^bad: cannot be (read or )?written \(No space left on device\)"),
         ("memory", StateError, r"^bad: memory ran out in a worker process; try WORKERS=1\.$"),
         ("bug", ZeroDivisionError, "a bug of ours"),
         ("odd", RuntimeError, "OddError: one"),

@@ -17,6 +17,8 @@ from types import TracebackType
 from sbldm.run.progress import Progress
 
 __all__ = [
+    "DENIED",
+    "REFUSALS",
     "DamagedError",
     "DataError",
     "InputError",

@@ -18,7 +18,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from sbldm.errors import DamagedError, OutputError, SbldmError, StateError, refused
+from sbldm.errors import DENIED, REFUSALS, DamagedError, OutputError, SbldmError, StateError, refused
 
 __all__ = [
     "atomic_path",
@@ -133,7 +133,7 @@ def reading(
         if isinstance(problem, FileNotFoundError):
             kind = "is a link to nothing" if os.path.islink(path) else "is missing"
             raise error(f"{path}: {kind}; {again}.") from None
-        if isinstance(problem, OSError) and problem.errno:
+        if isinstance(problem, OSError) and problem.errno in (*REFUSALS, *DENIED):  # others come of what a file holds
             raise error(refused(path, problem, "read")) from None
         first = "remove it and " if remove else ""
         ours = error is StateError

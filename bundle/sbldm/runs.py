@@ -81,7 +81,7 @@ def _read_named(name: str, model: str) -> tuple[Path, dict[str, Any]]:
         return PRESETS / f"{name}.yaml", _read_file(PRESETS / f"{name}.yaml")
     path = BASELINES / f"{model}.yaml"
     content = read_yaml(path, "a preset")
-    _check_name(name, content["presets"], f"MODEL={model}: ")
+    _check_name(name, content["presets"], f"MODEL={model} has no")
     values = deepcopy(content["presets"][name])
     like = content.get("like")
     _, base = _read_named(values.pop("base", name), like or "sbldm")
@@ -92,7 +92,7 @@ def _read_named(name: str, model: str) -> tuple[Path, dict[str, Any]]:
 def _check_name(name: str, known: Iterable[str], where: str) -> None:
     if name not in known:
         raise InputError(
-            f"PRESET={name}: {where}no such preset; choose one of {', '.join(known)}, or name a YAML file"
+            f"PRESET={name}: {where or 'no'} such preset; choose one of {', '.join(known)}, or name a YAML file"
             f"{nearest(name, known)}."
         )
 

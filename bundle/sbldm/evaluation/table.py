@@ -25,7 +25,7 @@ GROUPS = {
 """Groups of scores in the order of a reader's questions."""
 
 
-EVALUATED = {"scores": [dict], "provenance": dict}
+EVALUATED = {"scores": [dict]}
 
 
 def read_evaluation(out: Path) -> dict[str, Any]:

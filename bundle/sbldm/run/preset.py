@@ -96,8 +96,6 @@ class Stage(Values):
     def _an_epoch(self) -> Stage:
         if self.iterations < self.iterations_per_epoch:
             raise ValueError("iterations must not be below iterations_per_epoch")
-        if getattr(self, "warm_up", 0) > self.iterations:
-            raise ValueError("warm_up must not be above iterations")
         return self
 
 
