@@ -193,6 +193,16 @@ def test_hand_edited_preset(tmp_path: Path, prepared_run: Path) -> None:
         assert Run.at(run).preset
 
 
+@pytest.mark.parametrize(("part", "value"), [("mirror", True), ("diffusion", {"latent": "sample"})])
+def test_hand_edited_before_the_second_training(tmp_path: Path, trained_run: Path, part: str, value: Any) -> None:
+    """Values that the latents were made with are those of the preset, also where no checkpoint says so."""
+    preset = Run.at(trained_run).preset
+    changed = {part: preset[part] | value if isinstance(value, dict) else value}
+    run = copy_run(trained_run, tmp_path, "last.pt diffusion", **changed)
+    said = one_line(call("train", "diffusion", "--run", run), 4)
+    assert f"{run}/latents: these latents come from another value of {'mirror' if value is True else 'latent'}" in said
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "preset: 3", "\x00\x01", "preset: {name: x}"])
 def test_damaged_preset(tmp_path: Path, prepared_run: Path, phantom_cases: Path, text: str) -> None:
     """A damaged preset of a run is said with a mend, and the mend works."""

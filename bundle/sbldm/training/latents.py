@@ -92,16 +92,19 @@ class LatentStore:
         if so_far := unfinished(run, "autoencoder"):
             raise StateError(f"{run.folder / 'autoencoder'}: only {so_far} done; `make train-autoencoder` goes on.")
         fingerprint = sha256(run.checkpoint("autoencoder"))
+        made = {"autoencoder_sha256": fingerprint, "mirror": preset["mirror"], "latent": preset["diffusion"]["latent"]}
         mark, finished = run.latents / "autoencoder.json", run.latents / "constants.json"
-        if os.path.lexists(mark) and _read(run, mark.name) != {"autoencoder_sha256": fingerprint}:
+        held = _read(run, mark.name, {"autoencoder_sha256": str}) if os.path.lexists(mark) else made
+        if other := [key for key in held if held[key] != made.get(key)]:
             later = [folder for folder in (run.latents, run.folder / "diffusion") if folder.exists()]
+            what = "another autoencoder" if "autoencoder_sha256" in other else f"another value of {other[0]}"
             raise StateError(
-                f"{run.latents}: these latents come from another autoencoder; remove "
+                f"{run.latents}: these latents come from {what}; remove "
                 f"{' '.join(shlex.quote(str(folder)) for folder in later)} to encode and train anew."
             )
         if not os.path.lexists(finished):
             clear_partial(run.latents)
-            write_json(mark, {"autoencoder_sha256": fingerprint})
+            write_json(mark, made)
             _encode_cases(run, preset, lists, network, device)
             write_json(finished, _measure_constants(run, preset, lists, fingerprint))
         return cls(run, lists, preset["mirror"], _read(run, finished.name, CONSTANTS))
