@@ -125,6 +125,7 @@ def test_again_from_the_cache(content: dict, folders: dict[str, Path]) -> None:
     assert again["scores"] == content["scores"]
 
 
+@pytest.mark.slow
 def test_too_few_cases(content: dict, folders: dict[str, Path], tmp_path: Path) -> None:
     """Scores that mean nothing with so few cases are refused by name, with the number needed; the rest is there."""
     few = dict(folders)

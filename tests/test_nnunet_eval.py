@@ -194,6 +194,7 @@ def test_a_finished_evaluation_is_never_run_again(question, evaluated, cli):
     assert snapshot(evaluated / "jobs", but="lock") == before
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_to_the_same_weights(evaluated, exported, tmp_path):
     out = copy_evaluation(exported, tmp_path)
     job = out / "jobs" / "real_n5_seed0"

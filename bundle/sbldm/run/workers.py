@@ -253,11 +253,29 @@ def _threads_kept() -> Iterator[None]:
 def start_quietly(process: BaseProcess) -> None:
     """Start a process that Ctrl-C does not reach, not even while it loads; this process hears it."""
     resource_tracker.ensure_running()  # starting it lets the signal through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    with _later():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _later() -> Iterator[None]:
+    """Heed Ctrl-C only afterwards: another thread may take the signal, and a process half started would complain."""
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(usual):
+        yield
+        return
+    heard: list[tuple[Any, ...]] = []
+    signal.signal(signal.SIGINT, lambda *signals: heard.append(signals))
     try:
-        process.start()
+        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, usual)
+    if heard:
+        usual(*heard[0])
 
 
 def end_with_parent(parent: int | None = None) -> None:
