@@ -219,8 +219,10 @@ class _Book(Values):
                 raise ValueError(f"arm {name}: 'synth' must stand in its name and in train, or in neither")
         if self.baseline not in self.arms:
             raise ValueError(f"baseline {self.baseline} is none of the arms{nearest(self.baseline, self.arms)}")
-        families = [re.escape(name).replace("synth", "[a-z][a-z0-9_]*") for name in self.arms]
+        families = [re.escape(name).replace("synth", "([a-z][a-z0-9_]*)") for name in self.arms]
+        words = {word for name in self.arms for word in name.split("+")}  # a generator is called like none of them
         for name in self.standard:
-            if not any(re.fullmatch(family, name) for family in families):
+            found = [match for family in families if (match := re.fullmatch(family, name))]
+            if name not in self.arms and not any(m.groups() and not nearest(m[1], words) for m in found):
                 raise ValueError(f"standard: {name} is none of the arms{nearest(name, self.arms)}")
         return self

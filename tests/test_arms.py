@@ -141,6 +141,7 @@ def test_default_budget(capsys):
     ("change", "message"),
     [
         ({"baseline": "real+au"}, r"baseline real\+au is none of the arms \(did you mean real\+aug\?\)"),
+        ({"standard": ["rael"]}, r"standard: rael is none of the arms \(did you mean real\?\)"),
         ({"standard": ["real", "real+gan+augg"]}, r"standard: real\+gan\+augg is none"),
         ({"arms": {}}, "arms: .* at least 1"),
         ({"paper": {"real": [0.7]}}, "at least 2 items"),

@@ -17,7 +17,10 @@ from conftest import TINY, call, copy_run, one_line, run_cli
 
 from nnunet_integration import __main__ as toolkit
 from sbldm.cases.phantom import write_phantoms
+from sbldm.errors import DamagedError
 from sbldm.evaluation import __main__ as evaluation
+from sbldm.files import write_json
+from sbldm.synthesis.raw_dataset import _alike
 
 DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
     "empty": lambda content: b"",
@@ -205,6 +208,16 @@ def test_advice(drawn_run, phantom_cases, tmp_path, command, name, how):
     assert (
         results(run)["nnUNet_raw/Dataset501_SBLDM/manifest.csv"] == before["nnUNet_raw/Dataset501_SBLDM/manifest.csv"]
     )
+
+
+def test_odd_record(tmp_path):
+    """A record with other entries than the rest is named; it would make no table."""
+    for k, record in enumerate(({"pair": "a"}, {"pair": "b"}, {"bair": "c", "pair": "c"})):
+        write_json(tmp_path / f"{k}.json", record)
+    paths = sorted(tmp_path.iterdir())
+    assert _alike(paths[:2], {"pair": str}) == [{"pair": "a"}, {"pair": "b"}]
+    with pytest.raises(DamagedError, match=r"2\.json: damaged \(bair is not in all records\); remove the odd one"):
+        _alike(paths, {"pair": str})
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sbldm.errors import DamagedError, DataError, OutputError, StateError, mendable
@@ -26,6 +27,7 @@ from sbldm.files import (
     sha256,
     write_csv,
     write_json,
+    write_nifti,
 )
 
 
@@ -308,3 +310,16 @@ def test_reading_inside_writing(tmp_path):
     """A file without the right to be read is not told as the one that is written meanwhile."""
     with pytest.raises(PermissionError), atomic_path(tmp_path / "out" / "a.txt"):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / "source.txt"))
+
+
+def test_a_flipped_byte_in_a_compressed_image(tmp_path: Path) -> None:
+    """Whatever the voxels look like: the checksum stands behind the last one, where nibabel stops before it."""
+    voxels = np.random.default_rng(0).integers(0, 3, (20, 20, 20), np.uint8)
+    path = tmp_path / "a.nii.gz"
+    write_nifti(path, voxels, np.eye(4))
+    whole = path.read_bytes()
+    assert np.array_equal(np.asarray(read_nifti(path).dataobj), voxels)
+    for place in range(30, len(whole) - 1, 97):  # the ten bytes at the start hold time and name
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        with pytest.raises(DamagedError, match=r"a\.nii\.gz: damaged"):
+            read_nifti(path)

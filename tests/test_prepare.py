@@ -548,6 +548,20 @@ def test_changed_cases_are_prepared_anew(heads, tmp_path, tiny, capsys):
         with pytest.raises(StateError, match=said):
             prepare_run(str(moved), run, tiny)
         (run.folder / used).rmdir()
+    # A lost sidecar hides nothing from a run that was used: the last reading tells, and without it nothing does.
+    (run.folder / "latents").mkdir()
+    sidecar, last = run.prepared / "Phantom_000.json", run.folder / "files.json"
+    known = sidecar.read_bytes(), last.read_bytes(), sidecar.stat()
+    sidecar.unlink()
+    with pytest.raises(StateError, match=r"2 case\(s\) have changed .*000: mask"):
+        prepare_run(str(moved), run, tiny)
+    last.unlink()
+    with pytest.raises(StateError, match=r"Phantom_000\.json: nothing tells whether this case is still the one"):
+        prepare_run(str(moved), run, tiny)
+    sidecar.write_bytes(known[0])
+    last.write_bytes(known[1])
+    os.utime(sidecar, ns=(known[2].st_atime_ns, known[2].st_mtime_ns))
+    (run.folder / "latents").rmdir()
     assert contents(run.prepared) == same
     capsys.readouterr()
     prepare_run(str(moved), run, tiny)

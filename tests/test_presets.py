@@ -41,7 +41,10 @@ def own(folder: Path, before: str, after: str, text: str = SMALL) -> Path:
     [
         ("[0.5, 99.8]", "[99.8, .5]", r"intensity: percentiles \[99.8, 0.5\]: the first must be below the second"),
         ("[0.5, 99.8]", "[-1, 101]", r"percentiles.0: -1 should be greater than or equal to 0 \(and 1 more\)"),
-        ("floor: 0.1", "floor: 2", "intensity.floor: 2 should be less than 1"),
+        ("floor: 0.1", "floor: 2", "intensity.floor: 2 should be less than or equal to 0.5"),
+        ("[0.5, 99.8]", "[0, 1e-300]", "they must be 10 apart at least"),
+        ("model: sbldm", "model: [sbldm]", r"model: \['sbldm'\] is no name"),
+        ("name: small", "name: !!timestamp x", "is not readable as YAML"),
         ("condition_dropout: 0.1", "condition_dropout: 2", "condition_dropout: 2 should be less than or equal to 1"),
         ("mirror: true", "mirror: 'no'", "mirror: 'no' should be a valid boolean"),
         ("learning_rate: 1.0e-3", "learning_rate: fast", "autoencoder.learning_rate: 'fast' should be a valid number"),
@@ -130,6 +133,14 @@ def test_yaml_surprises(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_bytes(b"\xef\xbb\xbfa: 010\nb: 1:30\nc: [1, 2.5, -3, +4, 1_000]\n")
     assert read_yaml(path, "a test") == {"a": 10, "b": "1:30", "c": [1, 2.5, -3, 4, "1_000"]}
+
+
+def test_many_aliases(tmp_path: Path) -> None:
+    """What a few lines of aliases stand for a billion times is looked at once."""
+    lines = ["a0: &a0 [x]", *(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]" for k in range(1, 10))]
+    (tmp_path / "own.yaml").write_text("\n".join([*lines, "b: '$exit()'"]))
+    with pytest.raises(InputError, match=r"b: '\$exit\(\)' is an expression"):
+        read_yaml(tmp_path / "own.yaml", "a test")
 
 
 @pytest.mark.parametrize(("name", "nearly"), [("smal", "small"), ("papr", "paper")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
+import gzip
 import hashlib
 import io
 import json
@@ -34,6 +35,7 @@ __all__ = [
     "reading",
     "sha256",
     "user_path",
+    "whole_stream",
     "write_csv",
     "write_json",
     "write_nifti",
@@ -133,6 +135,8 @@ def reading(
         if isinstance(problem, FileNotFoundError):
             kind = "is a link to nothing" if os.path.islink(path) else "is missing"
             raise error(f"{path}: {kind}; {again}.") from None
+        if isinstance(problem, IsADirectoryError) and error is not StateError:
+            raise error(f"{path}: cannot be read (it is a folder); name a file.") from None
         if isinstance(problem, OSError) and problem.errno in (*REFUSALS, *DENIED):  # others come of what a file holds
             raise error(refused(path, problem, "read")) from None
         first = "remove it and " if remove else ""
@@ -275,8 +279,21 @@ def read_nifti(
 ) -> nib.Nifti1Image:
     """A NIfTI file with all of its voxels in memory, so that a damaged end shows here and not later."""
     with reading(path, again, remove, error):
+        whole_stream(path)
         file = nib.load(path)
         return type(file)(np.asanyarray(file.dataobj), file.affine, file.header)
+
+
+def whole_stream(path: Path) -> None:
+    """Read a compressed file to its end, where its checksum is: nibabel stops before it, at the last voxel.
+
+    Raises:
+        OSError, EOFError, zlib.error: the file is damaged.
+    """
+    if Path(path).name.lower().endswith(".gz"):
+        with gzip.open(path) as file:
+            while file.read(1 << 22):
+                pass
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> None:

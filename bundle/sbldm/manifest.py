@@ -54,6 +54,7 @@ def read_settings(dataset: Path) -> dict[str, Any]:
     known = {"checkpoint_sha256": str, "sampling": dict, "gate": dict}
     with reading(path, again):
         check(content, {name: form for name, form in known.items() if name in content})
+        check(content, {} if content else {"seed": int})
     return content
 
 

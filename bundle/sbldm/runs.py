@@ -49,6 +49,8 @@ def load_preset(name_or_path: str, model: str = "", minutes: str = "") -> dict[s
     else:
         path, preset = _read_named(name_or_path, wanted)
     preset = DEFAULTS | preset
+    if not isinstance(preset["model"], str):
+        raise InputError(f"{path}: model: {preset['model']!r} is no name of a model; see {_example('sbldm')}.")
     check_model(preset["model"])
     check_preset(preset, f"{path}: ", _example(preset["model"]))
     if minutes:

@@ -146,10 +146,16 @@ def _to_do_anew(run: Run, identities: Mapping[str, Identity]) -> list[str]:
     Raises:
         StateError: what was made of them in this run cannot follow.
     """
-    held = {name: sidecar for name in identities if (sidecar := known_sidecar(run.prepared, name))}
+    read = _last_read(run)  # a lost sidecar must not hide that its case has changed
+    held = {n: known for n in identities if (known := known_sidecar(run.prepared, n) or read.get(n))}
     changed = {name: parts for name in held if (parts := identities[name].changes(held[name]))}
     older = [name for name in held if "image" not in held[name] and name not in changed]
     used = _used(run)
+    if used and (lost := [name for name in identities if name not in held]):
+        raise StateError(
+            f"{run.prepared / lost[0]}.json: nothing tells whether this case is still the one that was prepared, and "
+            f"{used}; restore the file from a copy, or choose another RUN."
+        )
     if changed:
         which = _some([f"{name}: {' and '.join(parts)}" for name, parts in changed.items()])
         what = f"{len(changed)} case(s) have changed since they were prepared ({which})"

@@ -11,7 +11,7 @@ from nibabel.filebasedimages import ImageFileError
 
 from sbldm.cases.geometry import LPS_FROM_RAS
 from sbldm.errors import DataError
-from sbldm.files import reading
+from sbldm.files import reading, whole_stream
 
 __all__ = [
     "ENDINGS",
@@ -68,6 +68,7 @@ def read_image(path: Path, mend: str = RESTORE) -> nib.spatialimages.SpatialImag
         DataError: it cannot be read; the file and the `mend` are named.
     """
     with reading(path, mend, remove=False, error=DataError):
+        whole_stream(path)
         image = load_image(path)
         return type(image)(np.asanyarray(image.dataobj), image.affine, image.header)
 

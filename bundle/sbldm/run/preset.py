@@ -75,12 +75,14 @@ class Intensity(Values):
     """Percentiles inside the brain that become `floor` and 1."""
 
     percentiles: Annotated[list[Annotated[float, Field(ge=0, le=100)]], Field(min_length=2, max_length=2)]
-    floor: Annotated[float, Field(gt=0, lt=1)]
+    floor: Annotated[float, Field(ge=0.001, le=0.5)]
 
     @model_validator(mode="after")
     def _rising(self) -> Intensity:
         if self.percentiles[0] >= self.percentiles[1]:
             raise ValueError(f"percentiles {self.percentiles}: the first must be below the second")
+        if self.percentiles[1] - self.percentiles[0] < 10:
+            raise ValueError(f"percentiles {self.percentiles}: they must be 10 apart at least")
         return self
 
 

@@ -72,7 +72,7 @@ def read_yaml(path: Path, what: str) -> Any:
         content = yaml.load(path.read_bytes(), _Loader)
     except OSError as error:
         raise InputError(refused(path, error, "read")) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{path}: is not readable as YAML ({' '.join(str(error).split())}).") from None
     refuse_expressions(content, f"{path}: ", what)
     return content
@@ -98,15 +98,22 @@ def refuse_expressions(content: Any, where: str, what: str) -> None:
                 raise InputError(f"{where}{name}: {shown} is an expression; {what} holds plain values alone.")
 
 
-def _leaves(content: Any, prefix: str = "", key: str = "") -> Iterator[tuple[str, str, Any]]:
-    """Dotted name, last key and value of everything in nested values."""
+def _leaves(
+    content: Any, prefix: str = "", key: str = "", seen: set[int] | None = None
+) -> Iterator[tuple[str, str, Any]]:
+    """Dotted name, last key and value of everything in nested values; what stands there by many aliases once."""
+    seen = set() if seen is None else seen
+    if isinstance(content, Mapping | list | tuple):
+        if id(content) in seen:
+            return
+        seen.add(id(content))
     if isinstance(content, Mapping):
         for name, value in content.items():
             yield f"{prefix}{name}", str(name), None
-            yield from _leaves(value, f"{prefix}{name}.", str(name))
+            yield from _leaves(value, f"{prefix}{name}.", str(name), seen)
     elif isinstance(content, list | tuple):
         for index, value in enumerate(content):
-            yield from _leaves(value, f"{prefix}{index}.")
+            yield from _leaves(value, f"{prefix}{index}.", "", seen)
     else:
         yield prefix.removesuffix("."), key, content
 
@@ -164,7 +171,7 @@ def _fault(schema: type[BaseModel], fault: Any) -> str:
     if kind == "value_error":
         return ": ".join(filter(None, [name, str(fault["ctx"]["error"])]))
     said = fault["msg"].removeprefix("Input ").removeprefix("List ").removeprefix("String ").rstrip(".")
-    said = said.removesuffix(" or instance of").partition(" after validation")[0]
+    said = re.sub(r" or instance of \w+", "", said).partition(" after validation")[0]
     if kind == "string_pattern_mismatch":
         said = "should have letters, digits, blanks and . , ( ) / + - alone"
     shown = repr(given) if len(repr(given)) <= 60 else f"{repr(given)[:60]} ..."

@@ -158,6 +158,8 @@ class Gate:
         except (StateError, DataError) as error:
             if switch == "on":
                 raise StateError(f"The gate has no yardstick: {error} GATE=off draws without it.") from None
+            if isinstance(error, StateError) and run.prepared.is_dir():  # they are there, and one is damaged
+                raise
             memory, ranges = None, {}
         if switch == "off":
             unseen = "" if memory else " Nobody looks whether they are copies."

@@ -163,11 +163,9 @@ class RawDataset:
 
     def compile(self) -> int:
         """Write `manifest.csv`, `given_up.csv` and `dataset.json` from the records; return the number of pairs."""
-        records = [read_json(path, RECORD, DRAWN_BY) for path in sorted((self.folder / "records").glob("*.json"))]
-        if records:
+        if records := _alike(sorted((self.folder / "records").glob("*.json")), RECORD):
             write_csv(self.folder / "manifest.csv", records)
-        refused = sorted((self.folder / "records" / "given_up").glob("*.json"))
-        if given_up := [read_json(path, GIVEN_UP, DRAWN_BY) for path in refused]:
+        if given_up := _alike(sorted((self.folder / "records" / "given_up").glob("*.json")), GIVEN_UP):
             write_csv(self.folder / "given_up.csv", given_up)
         labels = {"background": 0} | {name: k + 1 for k, name in enumerate(self.labels)}
         channels = {str(k): name.upper() for k, name in enumerate(self.channels)}
@@ -185,3 +183,14 @@ def _is_whole(path: Path) -> bool:
     except DamagedError:
         return False
     return True
+
+
+def _alike(paths: Sequence[Path], form: dict[str, Any]) -> list[dict[str, Any]]:
+    """Records that make one table; a `DamagedError` names the first that has other entries than the one before."""
+    records = [read_json(path, form, DRAWN_BY) for path in paths]
+    for path, record in zip(paths, records, strict=True):
+        if odd := set(record) ^ set(records[0]):
+            raise DamagedError(
+                f"{path}: damaged ({min(odd)} is not in all records); remove the odd one and {DRAWN_BY}."
+            )
+    return records
