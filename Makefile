@@ -67,7 +67,8 @@ demo: $(READY) ## fresh clone, no data: phantom cases -> both trainings -> pairs
 	@seq -f 'Phantom_%03g' 20 29 > $(DEMO)/test_cases.txt
 	$(SBLDM) prepare --data $(DEMO)/cases --run $(DEMO) --preset demo --validation-cases $(DEMO)/test_cases.txt
 	$(SBLDM) train --run $(DEMO)
-	$(SBLDM) synth --run $(DEMO) --n 20
+	@{ echo volume_ml; seq 24 3 81; } > $(DEMO)/requests.csv  # after so short a training smaller ones come out empty
+	$(SBLDM) synth --run $(DEMO) --requests $(DEMO)/requests.csv
 	$(PY) -m sbldm.evaluation report --run $(DEMO)
 	$(PY) -m nnunet_integration eval --run $(DEMO) --arms "real real+aug synth synth+aug real+synth real+synth+aug"
 	@echo; echo "Look at $(DEMO)/figures/ and $(DEMO)/evaluation/Dataset501_SBLDM/report.html; next: make prepare DATA=/path/to/your/cases RUN=runs/mine"
