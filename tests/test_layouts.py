@@ -169,7 +169,7 @@ def test_nnunet_cannot_give_what_it_lacks(tmp_path):
 
 def test_dataset_json_missing_or_broken(tmp_path):
     save(tmp_path / "imagesTr/x_0000.nii.gz", image(1))
-    with pytest.raises(DataError, match=r"dataset\.json is missing"):
+    with pytest.raises(DataError, match=r"dataset\.json: is missing"):
         find_cases(tmp_path, source())
     (tmp_path / "dataset.json").write_text("{")
     with pytest.raises(DataError, match=r"dataset\.json: .* cannot be read"):

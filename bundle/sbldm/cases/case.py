@@ -13,7 +13,7 @@ import numpy as np
 
 from sbldm.cases.labels import NO_TUMOUR, TISSUES, Scheme, check_scheme, explain, join
 from sbldm.cases.naming import CHANNELS
-from sbldm.cases.volumes import load_image, whole_numbers
+from sbldm.cases.volumes import read_image, whole_numbers
 from sbldm.errors import DataError, InputError
 
 __all__ = ["Case", "Source", "content_hash", "read_arrays", "to_labels"]
@@ -169,12 +169,12 @@ def read_arrays(case: Case, source: Source) -> tuple[np.ndarray, np.ndarray, np.
         voxel indices to mm (RAS+) of the first image.
 
     Raises:
-        DataError: unknown labels; pre-flight finds this and everything else that can be wrong with the files.
+        DataError: unknown labels, or a file that cannot be read; pre-flight finds this and all else that can be wrong.
     """
-    opened = {path: load_image(path) for path in dict.fromkeys(case.images)}
+    opened = {path: read_image(path) for path in dict.fromkeys(case.images)}
     channels = [
         np.asarray(opened[path].dataobj if index is None else opened[path].dataobj[..., index], np.float32)
         for path, index in zip(case.images, case.volume, strict=True)
     ]
-    labels = to_labels(np.asanyarray(load_image(case.mask).dataobj), case, source)
+    labels = to_labels(np.asanyarray(read_image(case.mask).dataobj), case, source)
     return np.stack(channels), labels, opened[case.images[0]].affine

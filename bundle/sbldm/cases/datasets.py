@@ -13,6 +13,7 @@ from sbldm.cases.labels import join, named_values, plain_name, scheme_values
 from sbldm.cases.naming import CHANNELS, choose, image_files, nearest
 from sbldm.cases.volumes import ENDINGS, load_image, split_ending
 from sbldm.errors import DataError, InputError
+from sbldm.files import check, reading
 
 __all__ = ["dataset_cases", "described_cases", "is_dataset", "is_stacked"]
 
@@ -64,15 +65,14 @@ class _Files:
 
 def _described(path: Path) -> tuple[dict[str, Any], Mapping[str, str], dict[str, int], dict[int, str | None]]:
     """What dataset.json says: all of it, channel names by number as text, numbers by plain name, label values."""
-    try:
+    mend = "it must name the channels (channel_names, or modality) and labels of imagesTr and labelsTr by number"
+    with reading(path, mend, remove=False, error=DataError):
         content = json.loads(path.read_bytes())
-        names = content["channel_names" if "channel_names" in content else "modality"]
-        numbers = {plain_name(name): int(index) for index, name in names.items()}
-        return content, names, numbers, named_values(content["labels"])
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: it names the channels and labels of imagesTr and labelsTr.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: channel_names (or modality) and labels cannot be read ({error!r}).") from None
+        check(content, {"labels": dict})
+        key = "channel_names" if "channel_names" in content else "modality"
+        check(content, {key: {str: str}})
+        numbers = {plain_name(name): int(index) for index, name in content[key].items()}
+        return content, content[key], numbers, named_values(content["labels"])
 
 
 def _values(path: Path, labels: Any, values: dict[int, str | None], source: Source) -> dict[int, str | None]:
