@@ -18,7 +18,7 @@ from sbldm.cases.preflight import preflight
 from sbldm.cases.volumes import load_image, read_image, whole_numbers
 from sbldm.errors import DataError, InputError, StateError
 from sbldm.evaluation.copies import too_many_copies
-from sbldm.files import read_json, user_path
+from sbldm.files import read_json, reading, user_path
 from sbldm.manifest import read_lineage, read_manifest, read_settings
 from sbldm.run.progress import progress
 from sbldm.run.schema import split_words
@@ -251,12 +251,11 @@ def _check_copies(folder: Path, rows: list[dict[str, str]]) -> None:
 
 def _check_description(path: Path, real: RealCases) -> None:
     """Channels and labels must be those of the real cases, by name and number."""
-    try:
-        content = read_json(path, error=DataError)
+    mend = "it must name channel_names from 0 on, and the number of each label"
+    content = read_json(path, {"channel_names": {str: str}, "labels": dict}, mend, remove=False, error=DataError)
+    with reading(path, mend, remove=False, error=DataError):
         channels = [plain_name(content["channel_names"][str(k)]) for k in range(len(content["channel_names"]))]
-        labels = {plain_name(name): number for name, number in content["labels"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: channel_names and labels cannot be read ({error!r}).") from None
+    labels = {plain_name(name): number for name, number in content["labels"].items()}
     ours = real.dataset_json
     if channels != [plain_name(name) for name in ours["channel_names"].values()]:
         raise DataError(
