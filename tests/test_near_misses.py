@@ -272,3 +272,18 @@ def test_several_volumes_in_one_file(tmp_path):
     )
     for name in ("vector.nrrd", "4d.mha"):
         np.testing.assert_array_equal(np.asarray(load_image(tmp_path / name).dataobj), np.stack([FLAIR, FLAIR + 1], -1))
+
+
+def test_folders_that_are_all_called_alike(tmp_path):
+    """BIDS: the files tell the cases apart where their folders do not; what neither tells is refused."""
+    for k in (1, 2):
+        save(tmp_path / "bids" / f"sub-0{k}/anat/sub-0{k}_FLAIR.nii.gz", FLAIR + k)
+        save(tmp_path / "bids" / f"sub-0{k}/anat/sub-0{k}_seg.nii.gz", SEG)
+        save(tmp_path / "bare" / f"sub-0{k}/anat/flair.nii.gz", FLAIR + k)
+        save(tmp_path / "bare" / f"sub-0{k}/anat/seg.nii.gz", SEG)
+    cases = find_cases(tmp_path / "bids", Source())
+    assert [(case.name, case.images[0].parent.parent.name) for case in cases] == [
+        (f"sub-0{k}", f"sub-0{k}") for k in (1, 2)
+    ]
+    with pytest.raises(DataError, match="more than one case is called anat"):
+        find_cases(tmp_path / "bare", Source())

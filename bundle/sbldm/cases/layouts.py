@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sbldm.cases.case import Case, Source, content_hash, read_arrays, to_labels
@@ -77,6 +78,7 @@ def find_cases(root: Path, source: Source, names: Sequence[str] | None = None) -
     if not cases:
         raise DataError(f"{root}: no case found{_nearly(root, folders)}. Layouts understood: {_UNDERSTOOD}.")
 
+    cases = _told_apart(cases)
     by_name = {case.name: case for case in sorted(cases, key=lambda case: case.name)}
     if len(by_name) < len(cases):
         twice = [name for name, count in Counter(case.name for case in cases).items() if count > 1]
@@ -88,6 +90,17 @@ def find_cases(root: Path, source: Source, names: Sequence[str] | None = None) -
         more = f" ({len(unclear) - 1} more cases like it)" if len(unclear) > 1 else ""
         raise DataError(f"{unclear[0].name}: {unclear[0].problem}{more}.")
     return found
+
+
+def _told_apart(cases: Sequence[Case]) -> list[Case]:
+    """Cases whose folders are all called alike (`sub-01/anat`, `sub-02/anat`) are called as their files are."""
+    counts = Counter(case.name for case in cases)
+
+    def named(case: Case) -> Case:
+        others = _aliases(case) - {case.name}
+        return replace(case, name=others.pop()) if counts[case.name] > 1 and len(others) == 1 else case
+
+    return [named(case) for case in cases]
 
 
 def _aliases(case: Case) -> set[str]:
