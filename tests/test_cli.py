@@ -221,6 +221,7 @@ def test_verify_without_a_dataset(cli: Cli, trained_run: Path) -> None:
     assert not (trained_run / "nnUNet_preprocessed").exists()
 
 
+@pytest.mark.slow
 def test_nnunet_accepts_the_pairs(tmp_path: Path, cli: Cli, drawn_run: Path) -> None:
     """nnU-Net's integrity check, plan and preprocessing run through on what `synth` wrote."""
     run = copy_run(drawn_run, tmp_path)
@@ -232,6 +233,7 @@ def test_nnunet_accepts_the_pairs(tmp_path: Path, cli: Cli, drawn_run: Path) -> 
     assert cases == {"SBLDM_000000", "SBLDM_000001", "SBLDM_000002"}
 
 
+@pytest.mark.slow
 def test_nnunet_refuses_a_damaged_dataset(tmp_path: Path, cli: Cli, drawn_run: Path) -> None:
     """A label that dataset.json does not know: code 3, one line that names dataset and log."""
     run = copy_run(drawn_run, tmp_path)

@@ -12,6 +12,7 @@ from sbldm.errors import InputError
 from sbldm.training import AutoencoderLoss
 
 
+@pytest.mark.slow
 def test_lpips_from_a_local_file(tmp_path: Path) -> None:
     """With random VGG weights: zero for equal slices, and half the LPIPS distance on top of the other terms else."""
     torch.manual_seed(0)

@@ -147,6 +147,7 @@ def test_scores_agree_with_nnunet(evaluated):
             assert float(row["iou"]) == pytest.approx(theirs[row["case"]]["IoU"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_predict_repeats_what_the_job_predicted(question, evaluated, drawn_run, tmp_path, cli):
     """The evaluation stands for its job `real+aug`, whose test cases are predicted alike from their own files."""
     test, out = question[question.index("--test") + 1], tmp_path / "out"
@@ -187,6 +188,7 @@ def test_the_table(evaluated):
     assert (evaluated / "figures").is_dir() and any((evaluated / "figures").glob("*.png"))
 
 
+@pytest.mark.slow
 def test_a_finished_evaluation_is_never_run_again(question, evaluated, cli):
     before = snapshot(evaluated / "jobs", but="lock")
     done = cli("eval", *question, "--arms", ARMS, "--out", evaluated, module="nnunet_integration")
