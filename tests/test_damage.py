@@ -117,7 +117,7 @@ def results(run: Path) -> dict[str, list[dict[str, str]]]:
     found = {}
     for path in (path for pattern in KEPT for path in run.glob(pattern)):
         with open(path, newline="", errors="replace") as file:  # one of them may be what was damaged
-            rows = [{k: v for k, v in row.items() if "second" not in k} for row in csv.DictReader(file)]
+            rows = [{k: v for k, v in row.items() if k and "second" not in k} for row in csv.DictReader(file)]
         found[str(path.relative_to(run))] = rows
     return found
 
