@@ -91,12 +91,14 @@ def _volume(occupancy: np.ndarray) -> float:
 
 def _threshold(shares: np.ndarray, voxels: float) -> float:
     """The threshold within `THRESHOLDS` above which so many voxels lie, or nearly."""
+    if not voxels:
+        return np.inf  # whatever overshoots
     low, high = THRESHOLDS
     sure = int((shares > high).sum())
     between = np.sort(shares[(shares > low) & (shares <= high)])[::-1]
     wanted = round(voxels) - sure
-    if wanted <= 0 or not between.size:
-        return high if between.size else 0.5
+    if wanted <= 0:
+        return high
     if wanted >= between.size:
         return low
     return float(between[wanted - 1] + between[wanted]) / 2

@@ -18,8 +18,9 @@ class AutoencoderLoss(nn.Module):
     """L1 + (1 - SSIM) on all channels + KL, and LPIPS on the image channels where local weights are given.
 
     SSIM is taken on [0, 1]: its luminance term compares with the mean's square, and around 0, the middle of [-1, 1],
-    a brightness shift of 2 % would cost .076 of a real slice in place of .0014. KL is summed over the latents and divided by the batch; the other terms are means. The Dice term is ours: L1 alone
-    is content with empty masks for the first thousands of slices, which short trainings cannot afford.
+    a brightness shift of 2 % would cost .076 of a real slice in place of .0014. KL is summed over the latents and
+    divided by the batch; the other terms are means. The Dice term is ours: L1 alone is content with empty masks for the
+    first thousands of slices, which short trainings cannot afford.
 
     Args:
         kl_weight: weight of the KL divergence.
