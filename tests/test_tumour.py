@@ -214,7 +214,7 @@ def test_draws_keep_mean_and_spread_of_a_cut_population():
     """Log-normal volumes with a hard limit, below which they crowd: a Gaussian's draws would lose the large ones."""
     values = population(600, seed=4, bimodal=True, spread=1.2)
     values = values[(values[:, 0] < 60) & (values[:, 0] > 5)][:100]
-    assert len(values) == 100 and (values[:, 0] > 50).sum() > 10
+    assert len(values) == 100 and (values[:, 0] > 45).mean() > 0.15
     draws = TumourModel.fit(values).sample(2000, 0)
     error = draws.std(0) / np.sqrt(len(draws))
     assert draws[:, 0].mean() == pytest.approx(values[:, 0].mean(), rel=0.03)
