@@ -83,7 +83,8 @@ def test_plan_of_a_known_population() -> None:
     volumes = requested(size, "volume_ml")[:, 0]
     np.testing.assert_allclose(volumes, 50 * np.exp(np.linspace(-ends, ends, 5)), rtol=0.1)
     np.testing.assert_allclose(np.diff(np.log(volumes)), np.log(volumes[-1] / volumes[0]) / 4, rtol=1e-3)
-    np.testing.assert_allclose(requested(place, "volume_ml"), 50, rtol=0.06)
+    # Two standard errors of a median, of 600 tumours and of 500 draws from them.
+    np.testing.assert_allclose(requested(place, "volume_ml"), 50, rtol=0.09)
     home, reach = np.array([-30, -5, 10]), norm.ppf(0.9) * np.array([0, 20, 12])
     centres = [home, home * [-1, 1, 1], home + reach * [0, 1, 0], home - reach * [0, 1, 0], home + reach * [0, 0, 1]]
     # Two standard errors of a 90th percentile of 500 draws, for the 20 mm of y.
