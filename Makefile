@@ -105,8 +105,8 @@ synth: $(READY) ## RUN=.. N=..: draw N pairs into RUN/nnUNet_raw
 	@$(SBLDM) synth $(call o,RUN N SEED REQUESTS VOLUME_ML SURFACE_MM2 SPHERICITY CENTRE_MM EXTENTS_MM SAMPLER STEPS ETA \
 	  GUIDANCE BATCH TOL GATE DATASET NAME DATA)
 
-sweep: $(READY) ## RUN=..: tumours of five sizes at one place, and of one size at five places, all else equal
-	@$(SBLDM) sweep $(call o,RUN SEED STEPS)
+sweep: $(READY) ## RUN=..: tumours of five sizes at one place, and of one size at five places; N=5 seeds of noise each
+	@$(SBLDM) sweep $(call o,RUN SEED STEPS N BATCH)
 
 verify: $(READY) ## RUN=..: let nnU-Net check, plan and preprocess the pairs of a run
 	@$(PY) -m nnunet_integration verify $(call o,RUN DATASET)
