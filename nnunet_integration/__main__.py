@@ -196,7 +196,7 @@ def parser() -> argparse.ArgumentParser:
         "arms": ("", "names of arms (default: the standard ones)"),
         "n_real": ("", "numbers of real training cases, nested subsets (default: all)"),
         "folds": ("", f"leave out these fifths of the real cases (0 to {FOLDS - 1}) in turn (default: none)"),
-        "seeds": ("0", "seeds of the trainings"),
+        "seeds": ("0", "seeds of the trainings; three or more allow a verdict"),
         "iterations": ("", "in place of those of the budget"),
         "snapshots": ("", "iterations at which the test cases are scored on the way, in place of those of the budget"),
         "workers": ("2", "processes that prepare the cases"),

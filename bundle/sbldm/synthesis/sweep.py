@@ -437,8 +437,8 @@ def _draw_errors(steps: list[dict[str, Any]], sizes: Axes, places: Axes) -> None
     """Beside each other: the error of the volume by size asked for, and of the centre by place."""
     seeds = f"{len(steps[0]['draws'])} seed{'s' * (len(steps[0]['draws']) > 1)}"
     for panel, sweep, title, factor, colours in (
-        (sizes, "size", "drawn volume less that asked for, %", 100, {"volume_error": "#ff9d3b"}),
-        (places, "place", "drawn centre less that asked for, mm", 1, dict(zip(CENTRE, COLOURS, strict=True))),
+        (sizes, "size", "volume, drawn less asked, %", 100, {"volume_error": "#ff9d3b"}),
+        (places, "place", "centre, drawn less asked, mm", 1, dict(zip(CENTRE, COLOURS, strict=True))),
     ):
         row = [step for step in steps if step["sweep"] == sweep]
         for k, (name, colour) in enumerate(colours.items()):
@@ -452,12 +452,13 @@ def _draw_errors(steps: list[dict[str, Any]], sizes: Axes, places: Axes) -> None
         volumes = [f"{step['requested']['volume_ml']:.0f} ml" for step in row]
         panel.set_xticks(range(len(row)), volumes if sweep == "size" else [step["name"].split("_")[1] for step in row])
         panel.axhline(0, color="0.6", linewidth=0.8)
-        panel.set_title(f"{title}: {seeds} of noise, mean, 95 % interval", color="white", fontsize=7)
+        panel.set_title(f"{title} ({seeds} of noise; mean, 95 % interval)", color="white", fontsize=7)
         panel.set_facecolor("black")
         panel.tick_params(colors="white", labelsize=7)
         panel.spines[["left", "bottom"]].set_color("0.6")
         panel.spines[["top", "right"]].set_visible(False)
-    places.legend(fontsize=6, labelcolor="white", facecolor="black", edgecolor="0.3", ncols=3)
+    places.margins(y=0.2)  # room for the legend
+    places.legend(loc="upper left", fontsize=6, labelcolor="white", facecolor="black", edgecolor="0.3", ncols=3)
 
 
 def _draw_cuts(step: dict[str, Any], axial: Axes, coronal: Axes) -> tuple[np.ndarray, np.ndarray]:
