@@ -34,7 +34,7 @@ def compare(arms: dict[str, ArmResults], baseline: str) -> dict[str, dict[str, A
     """Paired DSC differences of the arms with one number of real cases against the baseline.
 
     Returns:
-        By arm: difference, low and high (95 % hierarchical bootstrap over cases and trainings), p (Wilcoxon over cases,
+        By arm: difference, low and high (95 % bootstrap over cases and trainings), p (Wilcoxon over cases,
         Holm over the arms that can be decided; NaN for the others), detectable (the smallest true difference that so
         many cases and trainings show with power .8) and verdict. Empty when the baseline is not among the arms.
     """
@@ -145,7 +145,7 @@ def markdown(results: Results, rows: list[dict[str, Any]]) -> str:
         "- DSC, IoU as in nnU-Net's summary.json; HD95 in mm; NSD at 1 mm. Both masks empty: DSC = IoU = NSD = 1, HD95 "
         "= 0; one empty: 0, and 374 mm.",
         "- A lesion is a 26-connected component of 0.1 ml or more, found when at least a tenth of it is predicted.",
-        "- ΔDSC: 95 % interval of a hierarchical bootstrap over cases and trainings; p: Wilcoxon over cases, Holm over "
+        "- ΔDSC: 95 % interval of a bootstrap over cases and trainings; p: Wilcoxon over cases, Holm over "
         "arms. A difference is called better or worse only when its interval leaves out 0 and p < .05, and only with "
         f"{LEAST_TRAININGS} trainings or more on both sides.",
         "- *Shown from*: the smallest true difference that so many cases and trainings would have shown (power .8). "

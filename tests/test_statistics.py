@@ -65,25 +65,33 @@ def test_trainings_add_their_own_spread(level):
 
 
 def test_the_same_as_drawing_one_by_one():
-    """Trainings and cases stretched by hand, at the percentiles of Welch's degrees of freedom (4.1 here)."""
+    """Cases and means of trainings drawn by hand, stretched, at the percentiles of Welch's degrees of freedom."""
     random = np.random.default_rng(3)
     scores, baseline = random.normal(0.72, 0.1, (3, 12)), random.normal(0.7, 0.1, (4, 12))
-    parts = [((scores.mean(0) - baseline.mean(0)).var(ddof=1) / 12, 11)]
-    parts += [(arm.mean(1).var(ddof=1) / len(arm), len(arm) - 1) for arm in (scores, baseline)]
+    spread = (scores.mean(0) - baseline.mean(0), scores.mean(1), baseline.mean(1))
+    parts = [(values.var(ddof=1) / len(values), len(values) - 1) for values in spread]
     freedom = sum(part for part, _ in parts) ** 2 / sum(part**2 / own for part, own in parts)
     tail = stats.norm.cdf(stats.t.ppf(0.025, freedom))
-    found = paired_difference(scores, baseline)
-    gap = scores.mean(0) - baseline.mean(0)
-    shift = (math.sqrt(12 / 11) - 1) * (gap - gap.mean())
-    wide = (arm.mean(0) + math.sqrt(n / (n - 1)) * (arm - arm.mean(0)) for arm, n in ((scores, 3), (baseline, 4)))
-    scores, baseline = (next(wide) + shift, next(wide))
     drawn = []
     for _ in range(4000):
-        cases = random.integers(12, size=12)
-        arms = (arm[random.integers(len(arm), size=len(arm))][:, cases] for arm in (scores, baseline))
-        drawn.append(next(arms).mean() - next(arms).mean())
+        cases, one, other = (
+            math.sqrt(n / (n - 1)) * (values[random.integers(n, size=n)].mean() - values.mean())
+            for values in spread
+            for n in [len(values)]
+        )
+        drawn.append(scores.mean() - baseline.mean() + cases + one - other)
+    found = paired_difference(scores, baseline)
     low, high = np.quantile(drawn, [tail, 1 - tail])
     assert (found["low"], found["high"]) == pytest.approx((low, high), abs=0.08 * (high - low))
+
+
+def test_what_trainings_do_to_single_cases_is_not_counted_thrice():
+    """Scores of pure chance: their variance enters by cases and by trainings, and not by both at once as well."""
+    random = np.random.default_rng(9)
+    scores, baseline = random.normal(0.7, 0.1, (20, 200)), random.normal(0.7, 0.1, (20, 200))
+    once = 2 * 1.96 * 0.1 * math.sqrt(2 / (20 * 200))
+    found = paired_difference(scores, baseline)
+    assert once < found["high"] - found["low"] < 1.55 * once  # twice the variance: 1.41; thrice: 1.73
 
 
 def test_pairs_and_repeats():
