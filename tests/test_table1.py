@@ -19,7 +19,7 @@ from PIL import Image
 from sbldm.cases.lists import write_lists
 from sbldm.errors import InputError, StateError
 from sbldm.evaluation import figures, table1
-from sbldm.evaluation.protocols import Score
+from sbldm.evaluation.protocols import REFERENCES_EXPLAINED, Score
 from sbldm.evaluation.table1 import (
     Entry,
     check_same_cases,
@@ -392,6 +392,32 @@ def test_budgets(
         "SBLDM (DDIM 25), mine": minutes[0],
         "3D-LSGAN, gan": minutes[1],
     }
+
+
+def test_rows_of_real_cases_through_the_path(tmp_path: Path, timed: list[dict[str, Any]]) -> None:
+    """One row where the path is the same for all, one for each autoencoder; dashes where a method has none."""
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b"), write_run(tmp_path / "gan", "lsgan", {"steps": 1})]
+    entries = read_entries([*map(str, runs)])
+    for entry, autoencoder in zip(entries, (0.1, 0.15, None), strict=True):
+        content = read_json(entry.evaluation)
+        for values, path in ((content["scores"][0], 19.3), (content["scores"][2], 0.02)):
+            values |= {"path": path, "path_low": path - 0.01, "path_high": path + 0.01, "path_n": (4, 2)}
+            if autoencoder:
+                values |= {"autoencoder": path + autoencoder, "autoencoder_n": (4, 2)}
+        write_json(entry.evaluation, content)
+    paths = write_table1(entries, tmp_path / "out")
+    page, content = paths[2], read_json(paths[0])
+    path, *autoencoders = [row["method"] for row in content["references"]]
+    assert path == table1.THROUGH["path"] and len(autoencoders) == 2
+    assert autoencoders[1] == "real cases through path and autoencoder of SBLDM (DDIM 25), b"
+    assert [row["method"] for row in content["table"][-4:]] == [table1.REAL, path, *autoencoders]
+    top, below = "# Table 1: the methods beside each other", "## What these columns leave out"
+    assert markdown(page, top, path) == ["19.3 dB [19.3, 19.3], n = 4 / 2", "-", "-", "-"]
+    assert markdown(page, below, path)[0] == "0.0200 [0.0100, 0.0300], n = 4 / 2"
+    assert [markdown(page, below, label)[0] for label in autoencoders] == ["0.120, n = 4 / 2", "0.170, n = 4 / 2"]
+    rows = read_csv(paths[1])
+    assert [row["kid_path"] for row in rows] == ["0.02"] * 3 and rows[2]["kid_autoencoder"] == ""
+    assert REFERENCES_EXPLAINED in page.read_text()
 
 
 def test_budgets_on_a_shared_machine(tmp_path: Path, timed: list[dict[str, Any]]) -> None:

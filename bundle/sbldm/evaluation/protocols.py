@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import yaml
 
-__all__ = ["PROTOCOLS", "REFERENCES", "Estimate", "Score", "Side", "mean_estimate", "protocol"]
+__all__ = ["PROTOCOLS", "REFERENCES", "REFERENCES_EXPLAINED", "Estimate", "Score", "Side", "mean_estimate", "protocol"]
 
 Aim = Literal["floor", "low", "high"]
 
@@ -19,6 +19,11 @@ REFERENCES = {"path": "real through the path", "autoencoder": "real through path
 """Training cases, those of the floor, brought through what pairs are brought through: onto the working grid and back,
 and on the way through the autoencoder too. What a perfect generator, and a perfect diffusion behind this autoencoder,
 would score; the autoencoder has seen these cases."""
+REFERENCES_EXPLAINED = (
+    "Real through the path: the training cases of the floor, brought onto the working grid and back as pairs are. A "
+    "perfect generator would score that. Real through path and autoencoder: encoded and decoded on the way by the "
+    "generator's own autoencoder, which was trained on them. A perfect diffusion behind it would score that."
+)
 
 # Names of measures in the words of a table.
 MEASURES = {

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from sbldm.evaluation.protocols import REFERENCES, Score, protocol
+from sbldm.evaluation.protocols import REFERENCES, REFERENCES_EXPLAINED, Score, protocol
 from sbldm.files import atomic_path, read_json, reading
 
 EVALUATE_AGAIN = "run `make evaluate` again"
@@ -25,12 +25,6 @@ GROUPS = {
 """Groups of scores in the order of a reader's questions."""
 
 
-REFERENCES_EXPLAINED = (
-    "Real through the path: the training cases of the floor, brought onto the working grid and back as pairs are. A "
-    "perfect generator would score that. Real through path and autoencoder: encoded and decoded on the way, which a "
-    "perfect diffusion behind this autoencoder would score (it was trained on these cases). A score is `as the path "
-    "alone` where it is no farther from the floor than theirs is."
-)
 EVALUATED = {"scores": [dict]}
 
 
@@ -82,7 +76,10 @@ def write_table(out: Path) -> Path:
         "told apart`: the two intervals meet, a reading aid and no test.",
     ]
     if references := [kind for kind in REFERENCES if any(math.isfinite(s.side(kind).value) for s in scores)]:
-        lines += ["", REFERENCES_EXPLAINED]
+        lines += [
+            "",
+            f"{REFERENCES_EXPLAINED} A score is `as the path alone` where it is no farther from the floor than theirs.",
+        ]
     for group, question in GROUPS.items():
         rows = [score for score in scores if score.group == group]
         left_out = [why for name, why in content["left_out"] if name.split(".")[0] == group]
