@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
+from sbldm.cases.export import body_of
 from sbldm.cases.geometry import NativeGrid, WorkingGrid
 from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import load_prepared, read_sidecar
@@ -307,7 +308,6 @@ def _measure(
     run: Run, cases: dict[str, dict[str, str]], grid: WorkingGrid, folder: Path, key: str
 ) -> tuple[dict[str, Any], Memory]:
     """Fingerprints of all prepared cases, and the ranges of those to train on (the others belong to the tests)."""
-    floor = run.preset["intensity"]["floor"]
     prints: dict[str, dict[str, np.ndarray]] = {role: {} for role in cases}
     measured: list[dict[str, Any]] = []
     for role, names in cases.items():
@@ -315,7 +315,7 @@ def _measure(
             volume, sidecar = load_prepared(run.prepared, name)
             channels = len(run.preset["data"]["channels"])
             image, mask = (volume[0] + 1) / 2, (volume[channels:] + 1).sum(0) / 2 > 0.5
-            image = np.where(image > floor, image, 0)  # what of the outline is mostly background, as in `finish_pair`
+            image = np.where(body_of(image[None], run.preset["intensity"]["floor"]), image, 0)  # as in `finish_pair`
             affine = NativeGrid.from_state(sidecar["working"]).affine()
             found = to_volume(name, image, mask, affine, grid)
             prints[role][name] = fingerprint(found.image, found.spacing)
