@@ -88,7 +88,7 @@ class Score:
     """One number beside its floor.
 
     Attributes:
-        protocol: name in `PROTOCOLS`, for example "kid.heldout".
+        protocol: name in `PROTOCOLS`, for example "mmd-laplace.heldout".
         group: "similarity", "distribution", "tumours", "slices", "requests", "copies" or "fit".
         value, low, high: the synthetic pairs' score and its 95 % interval.
         n: how many synthetic and real cases went in.

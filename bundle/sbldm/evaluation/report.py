@@ -213,14 +213,14 @@ def _evidence(label: str, score: Score, floor: str = "real against real", percen
 
 
 def _images(scores: Mapping[str, Score]) -> Finding:
-    kid = scores.get("kid.heldout")
+    first = scores.get("mmd-laplace.heldout") or scores.get("kid.heldout")  # of an older evaluation
     shares = {name: scores[f"{name}.heldout"] for name in ("precision", "recall") if f"{name}.heldout" in scores}
-    if kid is None:
+    if first is None:
         return _unseen("distribution")
     standings = {name: _standing(score, LARGE_SHARE, "less") for name, score in shares.items()}
     lower = [name for name, standing in standings.items() if "worse" in standing]
     missing = {"precision": "many of them lie outside of what is real", "recall": "part of the real variety is missing"}
-    told = _standing(kid, math.inf)
+    told = _standing(first, math.inf)
     if told == "worse" and (lower or len(shares) < 2):
         reasons = f": {' and '.join(missing[name] for name in lower)}" if lower else ""
         mark, statement = "bad", f"The images do not yet look like real ones{reasons}."
@@ -235,8 +235,11 @@ def _images(scores: Mapping[str, Score]) -> Finding:
     else:
         mark = "good"
         statement = "No difference from real images was found, and the intervals leave no room for a large one."
-    statement += _explained([*([kid] if told == "worse" else []), *(shares[name] for name in lower)])
-    numbers = [_evidence("KID", kid), *(_evidence(name.capitalize(), score) for name, score in shares.items())]
+    statement += _explained([*([first] if told == "worse" else []), *(shares[name] for name in lower)])
+    numbers = [
+        _evidence(_measure(first), first),
+        *(_evidence(name.capitalize(), score) for name, score in shares.items()),
+    ]
     return Finding("distribution", mark, statement, tuple(numbers))
 
 
