@@ -16,9 +16,10 @@ from sbldm.cases.layouts import Case, Source, find_cases
 from sbldm.cases.phantom import write_phantoms
 from sbldm.errors import StateError
 from sbldm.evaluation import __main__ as evaluation_command
-from sbldm.evaluation.evaluate import reference_names
+from sbldm.evaluation.distribution import Scale, kid, mmd
+from sbldm.evaluation.evaluate import Evaluation, reference_names
 from sbldm.evaluation.protocols import PROTOCOLS, REFERENCES_EXPLAINED, Estimate, Score, mean_estimate, protocol
-from sbldm.evaluation.scoring import LEAST
+from sbldm.evaluation.scoring import LEAST, chosen, score_distribution
 from sbldm.evaluation.table import GROUPS, number, read_scores, write_table
 from sbldm.runs import Run
 
@@ -144,11 +145,11 @@ def test_the_planted_copy_is_found(content: dict, folders: dict[str, Path]) -> N
 
 
 def test_phantoms_are_like_phantoms(content: dict, folders: dict[str, Path]) -> None:
-    """Cases drawn like the training cases are not told apart from them in most scores, KID among them."""
+    """Cases drawn like the training cases are not told apart from them in most scores, MMD among them."""
     scores = [score for score in read_scores(folders["out"]) if score.verdict]
     alike = [score.verdict == "not told apart" for score in scores]
     assert np.mean(alike) > 0.85
-    assert next(score for score in scores if score.protocol == "kid.heldout").verdict == "not told apart"
+    assert next(score for score in scores if score.protocol == "mmd-laplace.heldout").verdict == "not told apart"
 
 
 @pytest.mark.slow
@@ -250,7 +251,7 @@ def test_predictions_of_something_else_are_made_anew(tmp_path: Path) -> None:
 
 def score(value: tuple[float, float, float], floor: tuple[float, float, float], aim: str = "floor") -> Score:
     """A score with these two intervals."""
-    return Score("kid.heldout", "distribution", *value, (5, 5), *floor, (5, 5), aim)
+    return Score("mmd-laplace.heldout", "distribution", *value, (5, 5), *floor, (5, 5), aim)
 
 
 @pytest.mark.parametrize(
@@ -290,6 +291,39 @@ def test_as_the_path_alone(value: tuple, path: tuple, autoencoder: tuple | None,
         if three:
             references |= {side: three[0], f"{side}_low": three[1], f"{side}_high": three[2], f"{side}_n": (5, 5)}
     assert replace(score(value, (0.0, -0.01, 0.01), aim), **references).reading == reading
+
+
+class Features(SimpleNamespace):
+    """Of a cohort the feature vectors alone, of two planes."""
+
+    def __init__(self, seed: int, n: int, spread: float = 1.0) -> None:
+        rows = spread * np.random.default_rng(seed).normal(size=(2, n, 8))
+        super().__init__(features=dict(zip(("axial", "coronal"), rows, strict=True)), names=[str(k) for k in range(n)])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def joined(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """The planes side by side."""
+        return np.concatenate([plane[rows] for plane in self.features.values()], axis=1)
+
+
+def test_the_unit_is_of_all_training_cases() -> None:
+    """Whatever the pairs are and however few: theirs, the floor's and the references' MMD have one unit; n is equal."""
+    heldout, train, path = Features(0, 14), Features(1, 30), Features(2, 12, 0.7)
+    some = chosen(12, 30)
+    for spread in (1.0, 0.2):
+        sides = {"synthetic": Features(3, 12, spread), "floor": train, "path": path}
+        scores = {s.protocol: s for s in score_distribution(Evaluation(), sides, heldout, "")}
+        unit = Scale.of(train.joined())
+        for side, rows in (("synthetic", slice(None)), ("floor", some), ("path", slice(None))):
+            found = scores["mmd-laplace.heldout"].side(side)
+            assert found.value == pytest.approx(mmd(heldout.joined(), sides[side].joined(rows), unit).value, rel=1e-9)
+            assert found.n == (12, 14)
+        plane = mmd(heldout.features["coronal"], path.features["coronal"], Scale.of(train.features["coronal"]))
+        assert scores["mmd-laplace.coronal.heldout"].path == pytest.approx(plane.value, rel=1e-9)
+        assert scores["kid.heldout"].value == pytest.approx(kid(heldout.joined(), sides["synthetic"].joined()).value)
+    assert scores["mmd-laplace.heldout"].value > 0.2, "pairs of a fifth of the spread"
 
 
 def test_score_there_and_back() -> None:
@@ -340,7 +374,10 @@ def test_table_says_what_is_left_out(tmp_path: Path) -> None:
     }
     (tmp_path / "evaluation.json").write_text(json.dumps(content))
     text = write_table(tmp_path).read_text()
-    assert "| KID, all planes | `kid.heldout` | 0.200 [0.100, 0.300] | 5 | 0 [-0.100, 0.0500] | 5 | worse |" in text
+    assert (
+        "| MMD, all planes | `mmd-laplace.heldout` | 0.200 [0.100, 0.300] | 5 | 0 [-0.100, 0.0500] | 5 | worse |"
+        in text
+    )
     assert "Left out: no predictions." in text and "- one remark" in text and "through the path" not in text
     assert Estimate(1, 0, 2).value == 1
     path = {"path": 0.25, "path_low": 0.2, "path_high": 0.3, "path_n": (5, 7)}

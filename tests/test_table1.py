@@ -35,21 +35,33 @@ from sbldm.runs import Run, load_preset
 TRAIN, HELD = [f"case_{k:02d}" for k in range(6)], ["held_0", "held_1"]
 DDIM = {"sampler": "ddim", "steps": 25, "eta": 0.0, "guidance": 1.0}
 DDPM = {"sampler": "ddpm", "steps": 1000, "eta": 1.0, "guidance": 1.0}
-FLOORS = {"psnr.random-pair.train": 19.2, "ssim.random-pair.train": 0.79, "kid.heldout": 0.001, "copies.near": 0.05}
+FLOORS = {
+    "psnr.random-pair.train": 19.2,
+    "ssim.random-pair.train": 0.79,
+    "mmd-laplace.heldout": 0.001,
+    "copies.near": 0.05,
+}
 
 
 def score(name: str, value: float, floor: float, half: float = 0.1, n: tuple[int, int] = (4, 2), **more: Any) -> dict:
     """A row of `evaluation.json`; the floor's interval is half as wide."""
-    group = {"kid": "distribution", "copies": "copies", "request": "requests"}.get(name.split(".")[0], "similarity")
+    group = {"mmd-laplace": "distribution", "copies": "copies", "request": "requests"}.get(
+        name.split(".")[0], "similarity"
+    )
     ends = (floor - half / 2, floor + half / 2)
     return Score(name, group, value, value - half, value + half, n, floor, *ends, (6, 2), **more).row()
 
 
 def write_evaluation(
-    folder: Path, psnr: float = 20.0, kid: float = 0.2, near: float = 0.0, sure: float = 0.0, **provenance: Any
+    folder: Path, psnr: float = 20.0, mmd: float = 0.2, near: float = 0.0, sure: float = 0.0, **provenance: Any
 ) -> None:
     """An evaluation with four scores, one of them of requests."""
-    values = {"psnr.random-pair.train": psnr, "ssim.random-pair.train": 0.81, "kid.heldout": kid, "copies.near": near}
+    values = {
+        "psnr.random-pair.train": psnr,
+        "ssim.random-pair.train": 0.81,
+        "mmd-laplace.heldout": mmd,
+        "copies.near": near,
+    }
     rows = [score(name, value, FLOORS[name]) for name, value in values.items()]
     rows[0]["unit"] = "dB"
     rows += [score("copies.sure", sure, 0.001), score("request.volume_error", 0.15, 0.65, n=(4, 4))]
@@ -416,7 +428,7 @@ def test_rows_of_real_cases_through_the_path(tmp_path: Path, timed: list[dict[st
     assert markdown(page, below, path)[0] == "0.0200 [0.0100, 0.0300], n = 4 / 2"
     assert [markdown(page, below, label)[0] for label in autoencoders] == ["0.120, n = 4 / 2", "0.170, n = 4 / 2"]
     rows = read_csv(paths[1])
-    assert [row["kid_path"] for row in rows] == ["0.02"] * 3 and rows[2]["kid_autoencoder"] == ""
+    assert [row["mmd_path"] for row in rows] == ["0.02"] * 3 and rows[2]["mmd_autoencoder"] == ""
     assert REFERENCES_EXPLAINED in page.read_text()
 
 
@@ -454,7 +466,7 @@ def test_remarks(tmp_path: Path, timed: list[dict[str, Any]]) -> None:
         f"{label}: half-trained: 50 of 800 iterations of the diffusion.",
         f"{label}: another checkpoint than the one in the run drew these pairs; training and speed are of the latter.",
         f"{label}: the gate was overridden for 1 of 4 pairs.",
-        f"{label}: its own floor of KID is 0.00300 [-0.0490, 0.0510], n = 6 / 2.",
+        f"{label}: its own floor of MMD is 0.00300 [-0.0490, 0.0510], n = 6 / 2.",
     ]
 
 
