@@ -438,7 +438,7 @@ def _copies(scores: Mapping[str, Score], repeated: int) -> Finding:
     labels = ("Nearer to a training case than 95 % of held-back cases are", "Beyond the limit of the audit")
     numbers = [
         f"{label}{where}: {count[score.protocol]} of {score.n[0]} pairs, "
-        f"[{100 * score.low:.1f}, {100 * score.high:.1f}]\u00a0%; an honest generator: {100 * score.floor:g}\u00a0%."
+        f"[{100 * score.low:.1f}, {100 * score.high:.1f}]\u00a0%; an honest generator: {100 * score.floor:.3g}\u00a0%."
         for label, score, where in zip(labels, (near, sure), beyond, strict=True)
     ]
     return Finding("copies", mark, statement, tuple(numbers))
