@@ -555,13 +555,18 @@ def test_sweeps_in_numbers(datasets: tuple[Path, Run], monkeypatch: pytest.Monke
     out, run = datasets
     asked = {"volume_ml": 10.2, "x_mm": -30, "y_mm": 0, "z_mm": 5}
     step = {"name": "size_1", "requested": asked, "measured": asked | {"volume_ml": 12, "x_mm": -27, "z_mm": 9}}
-    step |= {"checkpoint_sha256": "ab", "fault": HOSTILE}
-    steps = [step, step | {"measured": None, "fault": ""}]
+    drawn = {"seed": 0, "measured": step["measured"], "fault": ""}
+    draws = [drawn, drawn | {"seed": 1, "measured": asked | {"volume_ml": 14}}]
+    step |= {"checkpoint_sha256": "ab", "fault": HOSTILE, "sweep": "size", "draws": draws}
+    steps = [step, step | {"measured": None, "fault": "", "sweep": "place"}]
     monkeypatch.setattr(report, "read_sweeps", lambda folder: steps)
     monkeypatch.setattr(report, "sweep_figure", lambda folder, path: Image.new("RGB", (90, 60)).save(path))
     text = " ".join(Page(write_report(out, run)).text.split())
-    assert f"size 1 10 ml 12 ml 5 mm refuses: {HOSTILE}" in text
-    assert "size 1 10 ml no tumour - passes" in text
+    over = "13 ± 1 ml, centre 2 ± 4 mm off (2 seeds)"  # 12 and 14 ml, 5 and 0 mm
+    assert f"size 1 10 ml 12 ml 5 mm refuses: {HOSTILE} {over}" in text
+    assert f"size 1 10 ml no tumour - passes {over}" in text
+    # 12 / 10.2 and 14 / 10.2 less 1: mean .275, SD .139, and 12.7 times that over the root of 2
+    assert "Volume over the sizes: +27 % [-97, +152] over 2 seeds, no bias shown." in text
     assert "Drawn by another checkpoint of the generator" in text
     monkeypatch.undo()
     assert "The same noise" not in Page(write_report(out, run)).text

@@ -155,11 +155,14 @@ def synth(arguments: argparse.Namespace) -> None:
 def sweep(arguments: argparse.Namespace) -> None:
     """Draw tumours of five sizes at one place and of one size at five places, all else equal."""
     from sbldm.device import choose_device
-    from sbldm.synthesis.sweep import draw_sweeps, sweep_figure
+    from sbldm.synthesis.sweep import SEEDS, draw_sweeps, sweep_figure
 
     run, seed = Run.at(arguments.run), _whole("SEED", arguments.seed, 0, MOST_SEED)
     steps = _whole("STEPS", arguments.steps, 1, MOST_ITERATIONS) if arguments.steps else None
-    sweep_figure(draw_sweeps(run, choose_device(), steps, seed), run.folder / "figures" / "sweeps.png")
+    n = _whole("N", arguments.n, 1, MOST_PAIRS) if arguments.n else SEEDS
+    batch = _whole("BATCH", arguments.batch, 1, MOST_BATCH)
+    folder = draw_sweeps(run, choose_device(), steps, seed, n, batch)
+    sweep_figure(folder, run.folder / "figures" / "sweeps.png")
 
 
 def copypaste(arguments: argparse.Namespace) -> None:
@@ -231,7 +234,9 @@ def parser() -> argparse.ArgumentParser:
         sweep,
         run=run,
         steps=("", "network evaluations an image; as the preset says when empty"),
-        seed=("0", "of the noise, the same for every image"),
+        seed=("0", "of the noise of the pictures, the same for every request"),
+        n=("", "seeds of noise for each request, from SEED on; errors are means over them (default: 5)"),
+        batch=("1", "images drawn at once"),
     )
     command(
         copypaste,

@@ -35,7 +35,7 @@ from sbldm.files import atomic_path, read_rows, read_text, reading, sha256
 from sbldm.manifest import read_manifest, read_settings
 from sbldm.runs import Run
 from sbldm.synthesis.datasheet import SHEET_AGAIN
-from sbldm.synthesis.sweep import read_sweeps, sweep_figure
+from sbldm.synthesis.sweep import biases, drawn_words, read_sweeps, sweep_figure
 from sbldm.training.checkpoints import load_checkpoint, read_history
 
 __all__ = ["Finding", "summarise", "write_report"]
@@ -691,13 +691,15 @@ def _sweeps(out: Path, run: Run, dataset: Path) -> dict[str, Any]:
         sweep_figure(folder, path)
     pairs_by = {row.get("checkpoint_sha256", "") for row in _manifest(dataset)}
     other = bool(pairs_by) and pairs_by != {steps[0]["checkpoint_sha256"]}
-    return {"sweeps": _photograph(path), "steps": list(map(_swept, steps)), "other_checkpoint": other}
+    shown = {"sweeps": _photograph(path), "steps": list(map(_swept, steps)), "biases": biases(steps)}
+    return shown | {"other_checkpoint": other}
 
 
 def _swept(step: Mapping[str, Any]) -> dict[str, str]:
-    """What was asked for and drawn in one image of the sweeps."""
+    """What was asked for and drawn in one image of the sweeps, and over all seeds of noise."""
     asked, drawn = step["requested"], step["measured"]
     words = {"name": step["name"].replace("_", " "), "asked": f"{asked['volume_ml']:.0f} ml", "fault": step["fault"]}
+    words |= {"seeds": drawn_words(step)}
     if not drawn:
         return words | {"drawn": "no tumour", "off": "-"}
     off = math.dist(*([place[axis] for axis in ("x_mm", "y_mm", "z_mm")] for place in (asked, drawn)))

@@ -1,13 +1,30 @@
 """Requests for tumours: read, completed, drawn from the training tumours' joint distribution, judged.
 
 The paper (section "Tumour characteristics") draws random conditions one by one from uniform ranges, which asks for
-impossible tumours. Here a Gaussian mixture describes eight shape variables t,
+impossible tumours. Here a smoothed bootstrap of the training tumours describes eight shape variables t,
 
     ln V, ln A/A0, x, y, z, ln w/D, ln h/D, ln d/D    (A0, D: surface and diameter of the sphere of volume V),
 
 in which each of the nine characteristics (lengths, volume and surface as logarithms, sphericity = A0/A too) is one
-linear function. A value that a user fixes is therefore one linear constraint on t, whichever it is, and the mixture
-conditioned on any set of them is exact and closed-form; surface, volume and sphericity can never disagree.
+linear function. A value that a user fixes is therefore one linear constraint on t, whichever it is. The bootstrap is a
+mixture of one Gaussian a training tumour, so conditioned on any set of constraints it is exact and closed-form;
+surface, volume and sphericity can never disagree.
+
+Chosen on 100 training tumours (mean 94 ml): mean volume of draws over theirs; Wasserstein-1 distances of 20,000 draws
+from them in their SDs, volume and largest of the nine (as many tumours drawn with replacement: .11 and .12 on average;
+half against half: .22 and .25); log-likelihood of left-out tumours, ten-fold, of all and of the rest given volume and
+centre; share of draws beyond the training limits:
+
+                                            mean   volume  largest  left out  given    rejected
+    four Gaussians, fitted as truncated     .91    .16     .19      -12.2     1.85     .35
+    the same, 30 rounds instead of 6        .97    .09     .15      -12.2     1.84     .51
+    bootstrap, one bandwidth of .2          1.00   .04     .06      -46.4     -29.3    .07
+    bootstrap, one bandwidth of .63         .94    .13     .22      -13.2     .91      .20
+    bootstrap, .2 and 1.2 (taken)           .99     .04     .10      -12.4     1.6      .14
+
+A mixture of few Gaussians loses the large tumours, which crowd below the upper limit; one narrow bandwidth draws
+near-copies, one wide bandwidth loses the limit and the two sides. Hence two: volume and side, far from Gaussian, are
+smoothed little, and what the other variables have beyond them much.
 """
 
 from __future__ import annotations
@@ -20,9 +37,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.linalg import solve_triangular
+from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
-from scipy.stats import multivariate_normal
-from sklearn.mixture import GaussianMixture
 
 from sbldm.errors import InputError
 from sbldm.files import read_text, user_path
@@ -42,7 +59,7 @@ VARIABLES = {
 TITLES = {n: v if len(names) == 1 else f"{v} ({n})" for v, names in VARIABLES.items() for n in names}
 TOLERANCE = 0.1  # relative disagreement of surface, volume and sphericity that surface estimators explain
 LARGEST = 1e6  # ml, mm2 or mm; keeps the arithmetic finite
-ROUNDS = 6  # of the truncated fit; held-out likelihood gains little beyond
+NARROW, WIDE = 0.2, 1.2  # bandwidths at 100 tumours, in SDs before the shrinkage; those of ln V and x, and of the rest
 ROUNDING = 0.005  # what rounded values may exceed the sphere's and the box's bounds by, in logarithms
 SPHERICITY, FILL, POSITION = 2, 9, slice(3, 6)
 
@@ -82,6 +99,17 @@ def _shapes(functions: np.ndarray) -> np.ndarray:
     """The ten functions [..., 10] -> t [..., 8], by volume, surface, centre and extents."""
     free = [0, 1, 3, 4, 5, 6, 7, 8]
     return (functions[..., free] - _OFFSETS[free]) @ _TO_SHAPE.T
+
+
+def _log_normal(points: np.ndarray, means: np.ndarray, covariances: np.ndarray) -> np.ndarray:
+    """Log-densities [N, K] of points [N, D] under K Gaussians: means [K, D], covariances [K, D, D] or one for all."""
+    parts = []
+    for k, factor in enumerate(np.linalg.cholesky(covariances)):
+        own = means if len(covariances) == 1 else means[k : k + 1]
+        white = (solve_triangular(factor, x.T, lower=True).T for x in (points, own))
+        constant = np.log(np.diag(factor)).sum() + len(factor) / 2 * np.log(2 * np.pi)
+        parts.append(-0.5 * cdist(*white, "sqeuclidean") - constant)
+    return np.concatenate(parts, axis=1)
 
 
 def _within(functions: np.ndarray, limits: np.ndarray) -> np.ndarray:
@@ -140,13 +168,13 @@ class TumourModel:
     """Joint distribution of the training tumours' characteristics.
 
     Attributes:
-        weights: [K] of the mixture's components.
+        weights: [K] of the mixture's components, one for each training tumour.
         means: [K, 8] in t (module docstring).
-        covariances: [K, 8, 8] in t.
+        covariances: [1, 8, 8] in t, one for all; [K, 8, 8] in checkpoints that hold a mixture of few Gaussians.
         ranges: [9, 2] smallest and largest of the training list, in ml, mm2, 1, mm.
         limits: [10, 2] the same in logarithms, with ln(box / volume) as tenth, 2 % wider: draws stay inside.
-        floor: log-density below which a tumour counts as implausible: what all training tumours and 99.9 % of the
-            mixture's own draws exceed.
+        floor: log-density below which a tumour counts as implausible: what all training tumours, each by the others'
+            part of the density, and 99.9 % of the mixture's own draws exceed.
     """
 
     weights: np.ndarray
@@ -160,10 +188,12 @@ class TumourModel:
     def fit(cls, values: np.ndarray) -> TumourModel:
         """Fit to training characteristics [N, 9] in the order of `NAMES`, N >= 1.
 
-        One to four components with own or shared covariances, by the Bayesian information criterion, and at least ten
-        tumours a component; a ridge of 1/N of the variance keeps few or equal tumours from a singular fit. As draws
-        beyond the training limits are rejected, the mixture is fitted as a truncated one (stochastic EM: what it draws
-        beyond the limits counts as unseen data), else the large tumours would be under-represented.
+        A kernel density estimate that keeps the mean and the covariance (Silverman, Density Estimation, 1986, section
+        6.4.1: the tumours are drawn together by as much as the kernel widens them), with two bandwidths: in the
+        variables L^-1 t, L the Cholesky factor of the covariance with ln V and x in front, these two are smoothed less
+        than the rest. As draws beyond the training limits are rejected, a tumour weighs the more the fewer of the draws
+        around it are kept, so that all are drawn equally often. A ridge of 1/N of the variance keeps few or equal
+        tumours from a singular kernel.
 
         Raises:
             ValueError: the shape is wrong or a value is impossible (not finite, not positive, sphericity above 1).
@@ -177,39 +207,37 @@ class TumourModel:
         functions = _functions(values)
         shapes = _shapes(functions)
         least = np.array([0.01, 0.01, 0.5, 0.5, 0.5, 0.01, 0.01, 0.01])  # a variable that does not vary: 1 %, 0.5 mm
-        centre, scale = shapes.mean(0), np.maximum(shapes.std(0), least)
+        count, centre = len(shapes), shapes.mean(0)
+        ridge = np.maximum(shapes.std(0), least) ** 2 / count
         low, high = functions.min(0), functions.max(0)
         slack = 0.02 * (high - low) + np.where(np.isin(np.arange(10), [3, 4, 5]), 1.0, 0.02)
         limits = np.stack([low - slack, high + slack], axis=1)
         limits[SPHERICITY, 1] = min(limits[SPHERICITY, 1], 0.0)
         limits[FILL, 0] = max(limits[FILL, 0], 0.0)
 
-        scaled = (np.repeat(shapes, 2, axis=0) if len(shapes) == 1 else shapes) - centre
-        scaled /= scale
-        most = min(4, max(1, len(np.unique(scaled.round(6), axis=0)) // 10))
-        mixtures = [
-            GaussianMixture(k, covariance_type=kind, reg_covar=1 / len(values), n_init=4, max_iter=500, random_state=0)
-            for k in range(1, most + 1)
-            for kind in (("full", "tied") if k > 1 else ("full",))
-        ]
-        best = min((mixture.fit(scaled) for mixture in mixtures), key=lambda mixture: mixture.bic(scaled))
-        best.set_params(warm_start=True)
-        copies, share = np.repeat(scaled, max(1, 1000 // len(scaled)), axis=0), 1.0
-        for _ in range(ROUNDS):
-            draws = best.sample(int(len(copies) / share))[0]
-            inside = _within((centre + draws * scale) @ _ROWS.T + _OFFSETS, limits).all(1)
-            share = max(inside.mean(), 0.5)
-            best.fit(np.concatenate([copies, draws[~inside]]))
+        front = [0, 2, 1, 3, 4, 5, 6, 7]  # ln V and x, then the rest
+        covariance = np.cov(shapes.T, bias=True) if count > 1 else np.zeros((8, 8))
+        factor = np.linalg.cholesky((covariance + np.diag(ridge))[np.ix_(front, front)])[np.argsort(front)]
+        width = np.where(np.arange(8) < 2, NARROW * (100 / count) ** (1 / 5), WIDE)
+        kernel = factor * (width / np.sqrt(1 + width**2))
+        shrink = factor / np.sqrt(1 + width**2) @ np.linalg.inv(factor)
+        means = centre + (shapes - centre) @ shrink.T
+        around = np.random.default_rng(0).standard_normal((500, 8)) @ (_ROWS @ kernel).T
+        kept = [_within(mean + around, limits).all(1).mean() for mean in means @ _ROWS.T + _OFFSETS]
+        weights = 1 / np.maximum(kept, 0.05)
         model = cls(
-            weights=best.weights_,
-            means=centre + best.means_ * scale,
-            covariances=np.broadcast_to(best.covariances_, (best.n_components, 8, 8)) * np.outer(scale, scale),
+            weights=weights / weights.sum(),
+            means=means,
+            covariances=(kernel @ kernel.T)[None],
             ranges=np.stack([values.min(0), values.max(0)], axis=1),
             limits=limits,
             floor=-np.inf,
         )
         own = model._candidates({}, np.random.default_rng(0), 10_000)
-        floor = min(model._log_density(shapes).min(), np.quantile(model._log_density(own), 0.001))
+        others = _log_normal(shapes, means, model.covariances) + np.log(model.weights)
+        if count > 1:  # its own kernel makes each training tumour likely
+            np.fill_diagonal(others, -np.inf)
+        floor = min(logsumexp(others, axis=1).min(), np.quantile(model._log_density(own), 0.001))
         return cls(**(vars(model) | {"floor": float(floor)}))
 
     def state(self) -> dict[str, Any]:
@@ -224,8 +252,8 @@ class TumourModel:
 
     def _log_density(self, shapes: np.ndarray) -> np.ndarray:
         """Log-density of t [..., 8] under the mixture."""
-        parts = [multivariate_normal.logpdf(shapes, m, c) for m, c in zip(self.means, self.covariances, strict=True)]
-        return logsumexp(np.stack(parts, axis=-1) + np.log(self.weights), axis=-1)
+        flat = _log_normal(shapes.reshape(-1, 8), self.means, self.covariances) + np.log(self.weights)
+        return logsumexp(flat, axis=-1).reshape(shapes.shape[:-1])
 
     def _candidates(self, given: Mapping[int, float], rng: np.random.Generator, count: int) -> np.ndarray:
         """Draw t [count, 8] from the mixture conditioned on `given` (row of the ten functions -> value)."""
@@ -236,13 +264,12 @@ class TumourModel:
         gains = np.swapaxes(np.linalg.solve(inner, np.swapaxes(cross, 1, 2)), 1, 2)
         logits = np.log(self.weights)
         if given:
-            logits = logits + [
-                multivariate_normal.logpdf(target, rows @ m, s) for m, s in zip(self.means, inner, strict=True)
-            ]
+            logits = logits + _log_normal(target[None], self.means @ rows.T, inner)[0]
         component = rng.choice(len(logits), size=count, p=np.exp(logits - logsumexp(logits)))
         noise = rng.standard_normal((count, 8))
-        free = self.means[component] + np.einsum("nij,nj->ni", np.linalg.cholesky(self.covariances)[component], noise)
-        return free + np.einsum("nij,nj->ni", gains[component], target - free @ rows.T)
+        own = component if len(self.covariances) > 1 else np.zeros(count, dtype=int)
+        free = self.means[component] + np.einsum("nij,nj->ni", np.linalg.cholesky(self.covariances)[own], noise)
+        return free + np.einsum("nij,nj->ni", gains[own], target - free @ rows.T)
 
     def _draw(self, given: dict[int, float], rng: np.random.Generator) -> np.ndarray:
         """The ten functions [10] of the first candidate that is plausible, else of the first that is possible."""
@@ -256,11 +283,9 @@ class TumourModel:
             # A sphere has the least surface, a box holds its tumour: the two bounds on ln V, exceeded by so much.
             excess = np.stack([1.5 * functions[:, SPHERICITY], -functions[:, FILL]])
             possible = (excess <= ROUNDING).all(0)
-            good = possible & inside[:, bounded].all(1)
-            if not given:
-                good &= self._log_density(shapes) >= self.floor
-            if good.any():
-                return functions[np.argmax(good)]
+            for i in np.flatnonzero(possible & inside[:, bounded].all(1)):
+                if given or self._log_density(shapes[i]) >= self.floor:
+                    return functions[i]
             if first is None and possible.any():
                 first = functions[np.argmax(possible)]
         if first is not None:
