@@ -19,6 +19,7 @@ from PIL import Image
 from sbldm.cases.lists import write_lists
 from sbldm.errors import InputError, StateError
 from sbldm.evaluation import figures, table1
+from sbldm.evaluation.evaluate import SCORING
 from sbldm.evaluation.protocols import REFERENCES_EXPLAINED, Score
 from sbldm.evaluation.table1 import (
     Entry,
@@ -67,6 +68,7 @@ def write_evaluation(
     rows += [score("copies.sure", sure, 0.001), score("request.volume_error", 0.15, 0.65, n=(4, 4))]
     contents = {"synthetic": ["s" * 48], "train": ["t" * 48], "heldout": ["h" * 48]}
     known = {"features": "imagenet", "spacing_mm": [2.0, 2.0, 2.0], "first_channel": "flair", "contents": contents}
+    known |= {"scoring": SCORING}
     known |= {"cases": {"synthetic": 4, "train": 6, "heldout": 2}} | provenance
     write_json(folder / "evaluation.json", {"scores": rows, "left_out": [], "remarks": [], "provenance": known})
 
@@ -251,11 +253,12 @@ def test_other_grids_channels_and_labels_are_refused(tmp_path: Path, part: str, 
     assert f"{part}.{key} is {usual[key]} in the first and {value} in the second" in str(error.value)
 
 
-def test_only_what_is_missing_or_older_than_its_pairs_is_evaluated(tmp_path: Path) -> None:
-    """A fresh evaluation is left alone."""
-    runs = [write_run(tmp_path / name) for name in "abc"]
+def test_only_what_is_missing_or_older_is_evaluated(tmp_path: Path) -> None:
+    """A fresh evaluation is left alone; one older than its pairs or of another version is made anew."""
+    runs = [write_run(tmp_path / name) for name in "abcd"]
     entries = read_entries([*map(str, runs)])
     update_evaluations(entries, refuse)
+    write_evaluation(entries[3].evaluation.parent, scoring=SCORING - 1)
     entries[0].evaluation.unlink()
     seconds = entries[1].evaluation.stat().st_mtime + 5
     os.utime(entries[1].dataset / "manifest.csv", (seconds, seconds))
@@ -266,7 +269,7 @@ def test_only_what_is_missing_or_older_than_its_pairs_is_evaluated(tmp_path: Pat
         write_evaluation(entry.evaluation.parent)
 
     update_evaluations(entries, evaluate)
-    assert called == ["a", "b"]
+    assert called == ["a", "b", "d"]
 
 
 def test_evaluations_must_be_made_alike(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from sbldm.cases.layouts import Case, Source, find_cases
 from sbldm.cases.lists import read_case_list, read_lists, read_lists_file
 from sbldm.cases.pipeline import original_cases
 from sbldm.errors import InputError, StateError, finish
-from sbldm.evaluation.evaluate import Settings, evaluate, reference_names
+from sbldm.evaluation.evaluate import SCORING, Settings, evaluate, reference_names
 from sbldm.evaluation.protocols import REFERENCES
 from sbldm.evaluation.table import read_evaluation
 from sbldm.files import make_folder, read_json, user_path
@@ -225,11 +225,12 @@ def report_command(arguments: argparse.Namespace) -> None:
 
     out = _out(arguments)
     last = out / "evaluation.json"
-    manifest = (
-        (out / read_evaluation(out)["provenance"].get("dataset", "") / "manifest.csv") if last.is_file() else None
-    )
-    if not manifest or (manifest.is_file() and manifest.stat().st_mtime > last.stat().st_mtime):
-        evaluate_command(arguments)  # there is none, or pairs have been drawn since
+    provenance = read_evaluation(out)["provenance"] if last.is_file() else {}
+    manifest = out / provenance.get("dataset", "") / "manifest.csv"
+    drawn_since = last.is_file() and manifest.is_file() and manifest.stat().st_mtime > last.stat().st_mtime
+    older = provenance.get("scoring") != SCORING and (arguments.run or arguments.synthetic)
+    if not last.is_file() or drawn_since or older:
+        evaluate_command(arguments)
     else:
         print(f"{last}: as it is; `evaluate` makes it anew.")
     print(write_report(out, Run.at(arguments.run) if arguments.run else None))

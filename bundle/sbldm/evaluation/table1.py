@@ -22,7 +22,7 @@ from sbldm.cases.lists import read_lists
 from sbldm.errors import InputError, StateError
 from sbldm.evaluation import figures
 from sbldm.evaluation.costs import measured, model_costs
-from sbldm.evaluation.evaluate import ROLES
+from sbldm.evaluation.evaluate import ROLES, SCORING
 from sbldm.evaluation.protocols import REFERENCES, REFERENCES_EXPLAINED, Score, protocol
 from sbldm.evaluation.table import number, read_evaluation, read_scores
 from sbldm.files import atomic_path, read_json, user_path, write_csv, write_json
@@ -142,9 +142,11 @@ class Entry:
 
     @property
     def is_current(self) -> bool:
-        """Whether there is an evaluation, and no pair has been drawn since."""
+        """Whether there is an evaluation of this version, and no pair has been drawn since."""
         manifest = self.dataset / "manifest.csv"
-        return self.evaluation.is_file() and self.evaluation.stat().st_mtime_ns >= manifest.stat().st_mtime_ns
+        if not self.evaluation.is_file() or self.evaluation.stat().st_mtime_ns < manifest.stat().st_mtime_ns:
+            return False
+        return read_evaluation(self.evaluation.parent)["provenance"].get("scoring") == SCORING
 
 
 def read_entries(runs: Sequence[str]) -> list[Entry]:
@@ -264,7 +266,7 @@ def _some(names: Iterable[str], most: int = 3) -> str:
 
 
 def update_evaluations(entries: Sequence[Entry], evaluate: Callable[[Entry], None]) -> None:
-    """Let `evaluate` make each evaluation that is missing, older than its pairs, or made otherwise than the newest.
+    """Let `evaluate` make each evaluation that is missing, older than its pairs or this version, or unlike the newest.
 
     Raises:
         StateError: even then two of them used other features, another grid or other real cases.
@@ -292,8 +294,6 @@ def _unlike(newest: Entry, entry: Entry) -> str:
     for key, words in (("features", "other features"), ("spacing_mm", "another grid"), ("first_channel", "a channel")):
         if ours.get(key) != theirs.get(key):
             return f"{words} ({theirs.get(key)}, not {ours.get(key)})"
-    if ours.get("scoring") != theirs.get("scoring"):
-        return "another version of the scores"
     for role, words in (("train", "training"), ("heldout", "held-back")):
         if others := set(theirs["contents"][role]) ^ set(ours["contents"][role]):
             return f"other {words} cases (or by an older version of this program: {len(others)} contents differ)"
