@@ -196,7 +196,7 @@ def halves(tumour: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("left_right", [0, 2])
 def test_healed_as_if_never_ill(left_right: int) -> None:
-    """The tumour of a brain with equal halves goes without a trace; beyond its margin nothing changes, inputs neither."""
+    """The tumour of a brain with equal halves goes without a trace; beyond its margin nothing changes."""
     image, labels, healthy = halves(LEFT)
     turned = [np.swapaxes(a, left_right - 3, 0 - 3) for a in (image, labels, healthy)]
     before = turned[0].copy()
