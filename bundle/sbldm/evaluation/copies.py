@@ -210,7 +210,7 @@ def aligned(query: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _excess(correlations: np.ndarray) -> float:
-    """By how much the largest of correlations `[N]` exceeds the next five, on average and after Fisher's z transform."""
+    """By how much the largest of correlations `[N]` exceeds the mean of the next five, after Fisher's z transform."""
     first, *others = _fisher(np.sort(correlations)[::-1][: 1 + NEXT])
     return float(np.tanh(first - np.mean(others)))
 

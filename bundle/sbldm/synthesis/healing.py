@@ -30,8 +30,10 @@ def heal(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Replace a tumour by the mirrored other half of the brain, brought to the brightness of its new surroundings.
 
-    Where the other half is not healthy, or is no brain, the mean of what lies around takes its place: 9 % of the
-    replaced voxels of 100 real cases. The tumour's margin of 4 mm fades into the brain.
+    Where the other half is not healthy, or is no brain, the mean of what lies around takes its place: 13 % of the
+    replaced voxels of 25 real cases. The tumour's margin of 4 mm fades into the brain. There the mask's place is .4 SD
+    of the brain brighter than healthy brain, once 2.7 SD (its mirror image, where healthy: .2 SD), and has .8 of its
+    gradient. .6 s a case at 2 mm, undisturbed.
 
     Args:
         image: `[C, X, Y, Z]`, background exactly 0.
