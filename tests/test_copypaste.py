@@ -346,6 +346,12 @@ def test_healed_dataset(tmp_path: Path, pasted_run: Path, phantom_cases: Path) -
         assert not labels[healed].any() and (image != scanned)[healed].mean() > 0.9
 
 
+def test_only_copypaste_heals(prepared_run: Path) -> None:
+    """A generator has no receiver."""
+    said = one_line(call("synth", "--run", prepared_run, "--n", 1, "--own", "healed"), 2)
+    assert "OWN=healed: pairs of MODEL=sbldm have no receiver" in said
+
+
 def test_receivers_take_turns(prepared_run: Path) -> None:
     """Among five cases, ten seeds in a row from 0 let each receive twice; donors differ."""
     training = _Training(Run.at(prepared_run), "")

@@ -5,8 +5,8 @@ MICCAI 2021), where a margin around the lesion, cut by its distance map, comes a
 seams away: the margin fades into the receiver, and intensities are brought to the receiver's.
 
 The receiver keeps its own tumour, as in CarveMix, so pairs hold two: 188 ml on average where 100 real cases hold 94. A
-gain may then be one of volume. The control heals the receiver first (`OWN=healed`): 40 pairs of those cases hold 96 ml, a
-Wasserstein distance of 13 ml from the real volumes (40 real cases: 8 [95 %: 15]), and one lesion in .88 (real: .90).
+gain may then be one of volume. The control heals the receiver first (`OWN=healed`): 40 pairs of those cases hold 96 ml,
+a Wasserstein distance of 13 ml from the real volumes (40 real cases: 8 [95 %: 15]), and one lesion in .88 (real: .90).
 Keeping the tumour and choosing donor and scale so that the sum is a training volume came to 142 ml, 48 ml off, with two
 lesions in .90, as a receiver's own tumour is a whole one already.
 """
