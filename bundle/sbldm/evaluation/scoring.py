@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from collections.abc import Callable, Iterator, Mapping
-=======
 import itertools
-from collections.abc import Callable, Iterator
->>>>>>> w12-paste
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +14,8 @@ from scipy.spatial.distance import cdist
 from sbldm.errors import DataError, StateError
 from sbldm.evaluation import copies, distribution, fit, requests, similarity, slices, tumours
 from sbldm.evaluation.cohort import Cohort, read_image
-<<<<<<< HEAD
-from sbldm.evaluation.protocols import MEASURES, REFERENCES, Estimate, Score, mean_estimate
-=======
 from sbldm.evaluation.disguises import DISGUISES
-from sbldm.evaluation.protocols import MEASURES, Estimate, Score, mean_estimate
->>>>>>> w12-paste
+from sbldm.evaluation.protocols import MEASURES, REFERENCES, Estimate, Score, mean_estimate
 from sbldm.manifest import read_given_up
 from sbldm.run.workers import Workers
 from sbldm.tumour.characteristics import NAMES
@@ -345,7 +337,7 @@ def score_copies(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: C
         note = f"{count} pairs beyond an excess of r = {limit:.3f}"
         yield _score(f"copies.{name}", "copies", rate, floors[name], n, floor_n, aim="low", note=note)
     planted = {kind: [memory.nearest(print_).excess for print_ in prints] for kind, prints in _planted(train).items()}
-    told = [f"{kind} {sum(e > memory.copy for e in found)} of {len(found)}" for kind, found in planted.items()]
+    told = [f"{kind} {sum(e > memory.copy for e in seen)} of {len(seen)}" for kind, seen in planted.items()]
     _, rate = copies.copy_rate(np.concatenate(list(planted.values())), memory.copy)
     of = (sum(map(len, planted.values())), len(train))
     yield _score("copies.planted", "copies", rate, 1.0, of, (0, 0), aim="high", note="; ".join(told))
