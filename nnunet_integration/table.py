@@ -149,8 +149,8 @@ def markdown(results: Results, rows: list[dict[str, Any]]) -> str:
         "arms. A difference is called better or worse only when its interval leaves out 0 and p < .05, and only with "
         f"{LEAST_TRAININGS} trainings or more on both sides.",
         "- *Shown from*: the smallest true difference that so many cases and trainings would have shown (power .8). "
-        f"The SD over trainings is an arm's own; with fewer than {LEAST_TRAININGS} trainings it is {TRAINING_SD:g}, as "
-        f"measured with {TRAINING_SD_FROM}.",
+        f"The SD over trainings is an arm's own; with fewer than {LEAST_TRAININGS} trainings it is {TRAINING_SD:g} "
+        f"({TRAINING_SD_FROM}).",
         "- The paper's figures come from 100 other test cases, `3d_fullres` and 1000 epochs; compare differences "
         'between arms, not levels. Its "Augmented (x5)" can be read as `real+aug` (online) or `real+aug5` (files).',
         "- Every arm has the same number of updates: more data does not mean more training.",

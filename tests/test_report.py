@@ -128,7 +128,7 @@ def test_all_as_real() -> None:
     first, *_, counted, advice = ("\n".join((f.statement, *f.evidence)).replace("\u00a0", " ") for f in found)
     one = "0.0040 [-0.0060, 0.0140], n = 100 / 30"
     assert f"MMD, all planes: {one}; real against real: {one}." in first
-    assert "0 of 100 pairs (correlation beyond 0.871)" in counted
+    assert "0 of 100 pairs (excess correlation beyond 0.871)" in counted
     assert "[0.0, 3.6] %; an honest generator: 0.1 %" in counted
     assert "No score here measures whether the pairs help." in advice
 

@@ -105,6 +105,7 @@ def test_manifest(drawn_run: Path) -> None:
         "refused_because",
         "gate",
         "nearest_correlation",
+        "nearest_excess",
         "near_copy",
         "checkpoint_sha256",
         "sampler",

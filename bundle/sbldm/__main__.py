@@ -135,6 +135,8 @@ def synth(arguments: argparse.Namespace) -> None:
         arguments.name = name
         copypaste(arguments)
         return
+    if arguments.own:
+        raise InputError(f"OWN={arguments.own}: pairs of MODEL={run.preset['model']} have no receiver; leave it out.")
     _bundle(
         ("inference",),
         "synthesis",
@@ -170,7 +172,8 @@ def copypaste(arguments: argparse.Namespace) -> None:
     from sbldm.synthesis.copypaste import draw_pairs
 
     seed = _whole("SEED", arguments.seed, 0, MOST_SEED)
-    draw_pairs(Run.at(arguments.run), arguments.data, arguments.n, seed, arguments.dataset, arguments.name)
+    run, own = Run.at(arguments.run), arguments.own or "kept"
+    draw_pairs(run, arguments.data, arguments.n, seed, arguments.dataset, arguments.name, own)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -229,6 +232,7 @@ def parser() -> argparse.ArgumentParser:
         dataset=("501", "nnU-Net dataset number"),
         name=("", "nnU-Net dataset name (default: that of the model)"),
         data=("", "folder of the cases, for MODEL=copypaste; as prepared when empty"),
+        own=("", "for MODEL=copypaste: kept or healed, the receiver's own tumour (default: kept)"),
     )
     command(
         sweep,
@@ -244,8 +248,9 @@ def parser() -> argparse.ArgumentParser:
         data=("", "folder of the cases; as prepared when empty"),
         n=("", "number of pairs"),
         seed=("0", "pair i has the seed SEED + i"),
-        dataset=("502", "nnU-Net dataset number"),
-        name=("COPYPASTE", "nnU-Net dataset name"),
+        own=("", "kept, or healed as a control: the receiver's own tumour (default: kept)"),
+        dataset=("", "nnU-Net dataset number (default: 502; 503 for own=healed)"),
+        name=("", "nnU-Net dataset name (default: COPYPASTE, COPYPASTE_HEALED)"),
     )
     return top
 

@@ -71,6 +71,7 @@ PAIR_COLUMNS = {
     "pair": "pair",
     "nearest_case": "nearest training case",
     "nearest_correlation": "correlation",
+    "nearest_excess": "beyond the next five",
     "mask_dsc": "DSC of masks",
     "feature_ratio": "distance ratio",
 }
@@ -414,7 +415,7 @@ def _copies(scores: Mapping[str, Score], repeated: int) -> Finding:
         return _unseen("copies")
     count = {score.protocol: round(score.value * score.n[0]) for score in (near, sure)}
     limits = [re.search(r"r = (-?[\d.]*\d)", score.note) for score in (near, sure)]
-    beyond = [f" (correlation beyond {limit[1]})" if limit else "" for limit in limits]
+    beyond = [f" (excess correlation beyond {limit[1]})" if limit else "" for limit in limits]
     masks = scores.get("copies.masks")
     copied = f"{count['copies.sure']} of {sure.n[0]} pairs"
     if repeated:
@@ -544,7 +545,7 @@ def _nearest_pairs(out: Path) -> dict[str, Any] | None:
     rows = [row for row in rows if row.get("nearest_correlation")]
     if not rows:
         return None
-    rows.sort(key=lambda row: -float(row["nearest_correlation"]))
+    rows.sort(key=lambda row: -float(row.get("nearest_excess") or row["nearest_correlation"]))
     columns = {key: heading for key, heading in PAIR_COLUMNS.items() if key in rows[0]}
     names = ("pair", "nearest_case")
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from scipy.spatial.distance import cdist
 from sbldm.errors import DataError, StateError
 from sbldm.evaluation import copies, distribution, fit, requests, similarity, slices, tumours
 from sbldm.evaluation.cohort import Cohort, read_image
+from sbldm.evaluation.disguises import DISGUISES
 from sbldm.evaluation.protocols import MEASURES, REFERENCES, Estimate, Score, mean_estimate
 from sbldm.manifest import read_given_up
 from sbldm.run.workers import Workers
@@ -325,23 +327,25 @@ def score_copies(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: C
     """Nearest training cases in image, mask and features, each against what held-back cases have."""
     by_name = dict(zip(train.names, train.fingerprints, strict=True))
     memory = copies.Memory.build(by_name, dict(zip(heldout.names, heldout.fingerprints, strict=True)))
-    found.remarks.append(f"Copies: limits set by {memory.calibration}.")
+    found.remarks.append(f"Copies: limits set by {memory.calibration}. {copies.REACH}")
     nearest = [memory.nearest(fingerprint) for fingerprint in synthetic.fingerprints]
-    correlations = np.array([n.correlation for n in nearest])
+    excess = np.array([n.excess for n in nearest])
     n, floor_n = (len(synthetic), len(train)), (memory.honest, len(train))
     floors = {"near": copies.near_floor(len(synthetic), memory.honest), "sure": copies.SURE}
     for name, limit in (("near", memory.near), ("sure", memory.copy)):
-        count, rate = copies.copy_rate(correlations, limit)
-        note = f"{count} pairs beyond r = {limit:.3f}"
+        count, rate = copies.copy_rate(excess, limit)
+        note = f"{count} pairs beyond an excess of r = {limit:.3f}"
         yield _score(f"copies.{name}", "copies", rate, floors[name], n, floor_n, aim="low", note=note)
-    planted = _planted(train)
-    _, rate = copies.copy_rate(np.array([memory.nearest(p).correlation for p in planted]), memory.copy)
-    yield _score("copies.planted", "copies", rate, 1.0, (len(planted), len(train)), (0, 0), aim="high")
+    planted = {kind: [memory.nearest(print_).excess for print_ in prints] for kind, prints in _planted(train).items()}
+    told = [f"{kind} {sum(e > memory.copy for e in seen)} of {len(seen)}" for kind, seen in planted.items()]
+    _, rate = copies.copy_rate(np.concatenate(list(planted.values())), memory.copy)
+    of = (sum(map(len, planted.values())), len(train))
+    yield _score("copies.planted", "copies", rate, 1.0, of, (0, 0), aim="high", note="; ".join(told))
 
-    worst = np.argsort(-correlations)[:WORST]
+    worst = np.argsort(-excess)[:WORST]
     found.arrays |= {
-        "copies.correlation.synthetic": correlations,
-        "copies.correlation.heldout": memory.heldout_correlations,
+        "copies.excess.synthetic": excess,
+        "copies.excess.heldout": memory.heldout_excess,
         "copies.limits": np.array([memory.near, memory.copy]),
         "copies.worst": worst,
         "copies.differences": np.stack(
@@ -352,7 +356,8 @@ def score_copies(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: C
         ),
     }
     for pair, near in zip(found.pairs, nearest, strict=True):
-        pair |= {"nearest_case": near.name, "nearest_correlation": round(float(near.correlation), 4)}
+        pair |= {"nearest_case": near.name, "nearest_correlation": round(near.correlation, 4)}
+        pair |= {"nearest_excess": round(near.excess, 4)}
     yield from _copied_masks(found, synthetic, train, heldout)
     if len(heldout) < LEAST_HELDOUT:
         few = f"{len(heldout)} held-back case(s); {LEAST_HELDOUT} are the least"
@@ -361,15 +366,12 @@ def score_copies(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: C
     yield from _copied_features(found, synthetic, train, heldout)
 
 
-def _planted(train: Cohort) -> list[np.ndarray]:
-    """Fingerprints of training images in disguise: mirrored, moved by two voxels, with noise of a tenth of their SD."""
-    rng, prints = np.random.default_rng(0), []
-    for k in train.first(PLANTED):
-        image = np.roll(read_image(train.place(k))[::-1], 2, axis=1)
-        brain = image > 0
-        noise = 0.1 * image[brain].std() * rng.standard_normal(image.shape)
-        disguised = np.where(brain, (image + noise).clip(1e-3, 1), 0)
-        prints.append(copies.fingerprint(disguised.astype(np.float32), train.spacing))
+def _planted(train: Cohort) -> dict[str, list[np.ndarray]]:
+    """Fingerprints of training images in disguise, each image in one."""
+    prints: dict[str, list[np.ndarray]] = {}
+    for (kind, disguise), k in zip(itertools.cycle(DISGUISES.items()), train.first(PLANTED), strict=False):
+        image = disguise(read_image(train.place(k)), train.spacing, np.random.default_rng(k))
+        prints.setdefault(kind, []).append(copies.fingerprint(image, train.spacing))
     return prints
 
 

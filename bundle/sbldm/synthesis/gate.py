@@ -37,7 +37,7 @@ LEAST_CASES = 3  # that a range is learnt from
 SLACK = 0.1  # by which real ranges are wider at least: in logarithms of sizes, in SD of the brain for the contrast
 UNLIKELY = 0.01  # share of honest pairs that a measure may refuse, were its (logarithmic) values normal
 SIZES = ("volume_ml", "sphericity", "w_mm", "h_mm", "d_mm", "brain_ml", "brain_l_mm", "brain_p_mm", "brain_s_mm")
-VERSION = 6  # raise it when the gate measures differently
+VERSION = 7  # raise it when the gate measures differently
 FORMS = ("largest", "thickness", "depth")  # of the mask (`shape_measures`), in logarithms as sizes
 SHARES = ("specks", "hollow")
 MEASURES = ("volume_ml", *SHARES, *FORMS, *SIZES[1:], "contrast")  # the first that is wrong is named
@@ -97,13 +97,15 @@ class Verdict:
     Attributes:
         fault: what is wrong with it, or an empty string.
         refused: whether it must be drawn again.
-        correlation: with the nearest training case (see `Memory`); NaN where copies are not looked for.
+        correlation, excess: with the nearest training case, and over the next ones (see `Memory`); NaN where copies are
+            not looked for.
         near: nearer to a training case than 95 % of the held-back cases are.
     """
 
     fault: str
     refused: bool
     correlation: float = np.nan
+    excess: float = np.nan
     near: bool = False
 
     def record(self) -> dict[str, Any]:
@@ -113,6 +115,7 @@ class Verdict:
         return {
             "gate": f"OVERRIDDEN: {self.fault}" if self.fault else passed,
             "nearest_correlation": "" if unseen else round(self.correlation, 4),
+            "nearest_excess": "" if unseen else round(self.excess, 4),
             "near_copy": "" if unseen else int(self.near),
         }
 
@@ -195,12 +198,12 @@ class Gate:
             return Verdict(fault, True)
         volume = to_volume("", pair.image[0], pair.labels > 0, affine, self.grid)
         found = self.memory.nearest(fingerprint(volume.image, volume.spacing)) if self.memory else None
-        if found and found.correlation > self.memory.copy:
-            fault = f"copy of a training case (correlation {found.correlation:.2f})"
+        if found and found.excess > self.memory.copy:
+            fault = f"copy of a training case (correlation {found.correlation:.2f}, {found.excess:.2f} beyond the next)"
         else:
             measured = _measures(volume, pair, affine)
             fault = self._implausible(measured, request) or _unlike_request(measured, request)
-        seen = (float(found.correlation), bool(found.correlation > self.memory.near)) if found else ()
+        seen = (found.correlation, found.excess, found.excess > self.memory.near) if found else ()
         return Verdict(fault, bool(fault) and self.enforced, *seen)
 
     def _implausible(self, found: Mapping[str, float], request: Mapping[str, float]) -> str:
