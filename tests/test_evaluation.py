@@ -111,7 +111,8 @@ def test_an_unharmed_reference_is_the_floor(content: dict, folders: dict[str, Pa
             assert (score.path, score.path_n) == (pytest.approx(score.floor, rel=1e-6, abs=1e-9), score.floor_n), score
             assert score.path_high - score.path_low == pytest.approx(score.floor_high - score.floor_low, rel=0.5)
     assert scores["ssim.all-pairs.heldout"].path == pytest.approx(scores["ssim.all-pairs.heldout"].floor, rel=0.05)
-    assert 20 > scores["psnr.random-pair.train"].path > 10, "not with itself"
+    random = scores["psnr.random-pair.train"]
+    assert random.path == pytest.approx(random.floor, abs=2), "not with itself, which knows no bound"
     assert not any(np.isfinite(score.autoencoder) for score in scores.values())
     assert f"No reference of real through path and autoencoder: {NO_AUTOENCODER}" in content["remarks"]
     assert len(content["provenance"]["references"]["path"]) == 11
