@@ -12,6 +12,7 @@ from conftest import call, one_line
 
 from sbldm.cases.phantom import write_phantoms
 from sbldm.evaluation import __main__ as evaluation_command
+from sbldm.evaluation.copies import REACH
 from sbldm.evaluation.protocols import PROTOCOLS, Estimate, Score, mean_estimate, protocol
 from sbldm.evaluation.scoring import LEAST
 from sbldm.evaluation.table import GROUPS, number, read_scores, write_table
@@ -82,6 +83,7 @@ def test_unsound_cases_cost_one_sentence_each(content: dict) -> None:
     assert "synthetic_Phantom_002_flair.nii.gz: holds voxels that are no numbers; left out." in remarks
     assert "1 of 13 synthetic cases were resampled to 4 x 4 x 4 mm." in remarks
     assert "1 of 13 synthetic cases have no mask" in remarks
+    assert REACH in remarks
     assert "1 synthetic pair(s) hold the very voxels of a real case" in remarks
     left_out = dict(content["left_out"])
     assert "no manifest.csv" in left_out["requests"] and "make nnunet-eval" in left_out["fit"]
