@@ -16,6 +16,7 @@ from sbldm.cases.layouts import Case, Source, find_cases
 from sbldm.cases.phantom import write_phantoms
 from sbldm.errors import StateError
 from sbldm.evaluation import __main__ as evaluation_command
+from sbldm.evaluation.copies import REACH
 from sbldm.evaluation.distribution import Scale, kid, mmd
 from sbldm.evaluation.evaluate import Evaluation, reference_names
 from sbldm.evaluation.protocols import PROTOCOLS, REFERENCES_EXPLAINED, Estimate, Score, mean_estimate, protocol
@@ -124,6 +125,7 @@ def test_unsound_cases_cost_one_sentence_each(content: dict) -> None:
     assert "synthetic_Phantom_002_flair.nii.gz: holds voxels that are no numbers; left out." in remarks
     assert "1 of 13 synthetic cases were resampled to 4 x 4 x 4 mm." in remarks
     assert "1 of 13 synthetic cases have no mask" in remarks
+    assert REACH in remarks
     assert "1 synthetic pair(s) hold the very voxels of a real case" in remarks
     left_out = dict(content["left_out"])
     assert "no manifest.csv" in left_out["requests"] and "make nnunet-eval" in left_out["fit"]
