@@ -291,11 +291,11 @@ def test_loss_kl_known_answer():
 
 @pytest.mark.parametrize(("wanted", "got"), [(0.5, -0.25), (-1.0, 1.0), (0.8, 0.7)])
 def test_loss_l1_and_ssim_known_answer(wanted, got):
-    """Flat slices of values a, b cost |a - b| + 1 - (2ab + c) / (a^2 + b^2 + c), c = (0.01 * 2)^2, on both channels."""
+    """Flat slices of a and b, A and B on [0, 1], cost |a - b| + 1 - (2AB + c) / (A^2 + B^2 + c), c = 0.01^2, on both."""
     latents = torch.zeros(1, 3, 4, 4)
     target, slices = torch.full((1, 2, 16, 16), wanted), torch.full((1, 2, 16, 16), got)
-    c = 0.02**2
-    cost = abs(wanted - got) + 1 - (2 * wanted * got + c) / (wanted**2 + got**2 + c)
+    a, b, c = (wanted + 1) / 2, (got + 1) / 2, 0.01**2
+    cost = abs(wanted - got) + 1 - (2 * a * b + c) / (a**2 + b**2 + c)
     loss = AutoencoderLoss()
     assert loss((slices, latents, latents), target).item() == pytest.approx(cost, rel=1e-3)
     slices[:, 1] = wanted  # the mask channel now right: half the cost

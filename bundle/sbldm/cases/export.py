@@ -54,8 +54,11 @@ def native_image(
     intensity: Mapping[str, Any],
     limits: Sequence[float],
 ) -> np.ndarray:
-    """One channel `[X, Y, Z]` in [0, 1] on the native grid, in the units of `limits` (see `to_scanner`)."""
-    return to_scanner(from_means(scaled, working, native), limits, intensity)
+    """One channel `[X, Y, Z]` in [0, 1] on the native grid, in the units of `limits` (see `to_scanner`).
+
+    The shoulder is undone first: what overshoots in it would come out as a spark.
+    """
+    return from_means(to_scanner(scaled, limits, intensity), working, native)
 
 
 def native_labels(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from sbldm.cases.export import body_of
-from sbldm.cases.geometry import NativeGrid, WorkingGrid
+from sbldm.cases.geometry import WorkingGrid
 from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import load_prepared, read_sidecar
 from sbldm.errors import DataError, InputError, StateError
@@ -30,6 +29,8 @@ from sbldm.models import kind_of, refuse_requests
 from sbldm.run.progress import progress
 from sbldm.runs import Run
 from sbldm.synthesis.pairs import OUTSIDE, Pair
+from sbldm.synthesis.reference import as_pair
+from sbldm.training.cases import measure_cases
 
 __all__ = ["Gate", "Tolerance", "Verdict"]
 
@@ -37,7 +38,7 @@ LEAST_CASES = 3  # that a range is learnt from
 SLACK = 0.1  # by which real ranges are wider at least: in logarithms of sizes, in SD of the brain for the contrast
 UNLIKELY = 0.01  # share of honest pairs that a measure may refuse, were its (logarithmic) values normal
 SIZES = ("volume_ml", "sphericity", "w_mm", "h_mm", "d_mm", "brain_ml", "brain_l_mm", "brain_p_mm", "brain_s_mm")
-VERSION = 7  # raise it when the gate measures differently
+VERSION = 8  # raise it when the gate measures differently
 FORMS = ("largest", "thickness", "depth")  # of the mask (`shape_measures`), in logarithms as sizes
 SHARES = ("specks", "hollow")
 MEASURES = ("volume_ml", *SHARES, *FORMS, *SIZES[1:], "contrast")  # the first that is wrong is named
@@ -276,12 +277,6 @@ def _measures(volume: Volume, pair: Pair, affine: np.ndarray) -> dict[str, float
     return found
 
 
-def _real_measures(volume: Volume, mask: np.ndarray, spacing: Sequence[float]) -> dict[str, float]:
-    """The same of a prepared case, its shape on the working grid: that of pairs comes from there."""
-    found = _brain_measures(volume) | tumour_measures(volume)
-    return found | shape_measures(mask, spacing) if mask.any() else found
-
-
 def _yardstick(run: Run, grid: WorkingGrid) -> tuple[Memory, dict[str, tuple[float, float]]]:
     """What the gate judges by, from `RUN/gate/`, or measured anew on the prepared cases.
 
@@ -310,20 +305,19 @@ def _prepared(run: Run, names: list[str]) -> dict[str, str]:
 def _measure(
     run: Run, cases: dict[str, dict[str, str]], grid: WorkingGrid, folder: Path, key: str
 ) -> tuple[dict[str, Any], Memory]:
-    """Fingerprints of all prepared cases, and the ranges of those to train on (the others belong to the tests)."""
+    """Fingerprints of all prepared cases as pairs, and the ranges of those to train on (the others belong to the tests)."""
+    preset, written = run.preset, measure_cases(run, read_lists(run.folder))["written"]
     prints: dict[str, dict[str, np.ndarray]] = {role: {} for role in cases}
     measured: list[dict[str, Any]] = []
     for role, names in cases.items():
         for name in progress(names, f"The gate looks at the {role} cases"):
             volume, sidecar = load_prepared(run.prepared, name)
-            channels = len(run.preset["data"]["channels"])
-            image, mask = (volume[0] + 1) / 2, (volume[channels:] + 1).sum(0) / 2 > 0.5
-            image = np.where(body_of(image[None], run.preset["intensity"]["floor"]), image, 0)  # as in `finish_pair`
-            affine = NativeGrid.from_state(sidecar["working"]).affine()
-            found = to_volume(name, image, mask, affine, grid)
+            pair, affine = as_pair(volume, sidecar, preset, written)
+            found = to_volume(name, pair.image[0], pair.labels > 0, affine, grid)
             prints[role][name] = fingerprint(found.image, found.spacing)
             if role == "train":
-                measured.append(_real_measures(found, mask, sidecar["working"]["spacing"]))
+                tumour = pair.labels.any()
+                measured.append(_measures(found, pair, affine) if tumour else _brain_measures(found))
     ranges = {}
     for name in MEASURES:
         values = np.array([found[name] for found in measured if np.isfinite(found.get(name, np.nan))])

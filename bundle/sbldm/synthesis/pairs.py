@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ def finish_pair(volume: np.ndarray, model: Model) -> Pair:
 
 def finish(
     volume: np.ndarray,
-    preset: dict[str, Any],
+    preset: Mapping[str, Any],
     native: NativeGrid,
     working: NativeGrid,
     limits: Sequence[Sequence[float]],

@@ -6,7 +6,7 @@ Beside a score of pairs these say how much of its distance to the real cases no 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,13 @@ from sbldm.errors import StateError
 from sbldm.files import clear_partial, make_folder, read_json, sha256, write_json, write_nifti
 from sbldm.run.progress import progress
 from sbldm.runs import Run
-from sbldm.synthesis.pairs import finish
+from sbldm.synthesis.pairs import Pair, finish
 from sbldm.training.cases import measure_cases
 from sbldm.training.latents import load_autoencoder
 
-__all__ = ["KINDS", "reference_cases"]
+__all__ = ["KINDS", "as_pair", "reference_cases"]
 
-VERSION = 1  # raise it when pairs are finished differently
+VERSION = 2  # raise it when pairs are finished differently
 KINDS = {
     "path": "through the path",
     "autoencoder": "through the path and the autoencoder",
@@ -65,14 +65,33 @@ def reference_cases(run: Run, names: Sequence[str], kind: str) -> list[Case]:
             with torch.no_grad():
                 latents = torch.from_numpy(network.encode_volume(volume, device)[0]).to(device)
                 volume = network.decode_volume(latents)
-        native, working = (NativeGrid.from_state(sidecar[grid]) for grid in ("native", "working"))
-        limits = [w or own for own, w in zip(sidecar["intensities"], written, strict=True)]
-        pair = finish(np.asarray(volume), preset, native, working, limits)
+        pair, affine = as_pair(np.asarray(volume), sidecar, preset, written)
         for k in range(channels):
-            write_nifti(folder / "imagesTr" / f"{name}_{k:04d}.nii.gz", pair.image[k], native.affine(), scratch=folder)
-        write_nifti(_mask(folder, name), pair.labels, native.affine(), scratch=folder)  # last: it marks the case done
+            write_nifti(folder / "imagesTr" / f"{name}_{k:04d}.nii.gz", pair.image[k], affine, scratch=folder)
+        write_nifti(_mask(folder, name), pair.labels, affine, scratch=folder)  # last: it marks the case done
     source = replace(Source.from_config(**preset["data"]), scheme="auto")  # the labels are ours
     return find_cases(folder, source, list(names)) if names else []
+
+
+def as_pair(
+    volume: np.ndarray,
+    sidecar: Mapping[str, Any],
+    preset: Mapping[str, Any],
+    written: Sequence[Sequence[float] | None],
+) -> tuple[Pair, np.ndarray]:
+    """A prepared volume `[C + L, X, Y, Z]` in [-1, 1] as `finish_pair` would leave it, on the case's own grid.
+
+    Args:
+        volume, sidecar: see `load_prepared`.
+        preset: of the run.
+        written: see `written_ranges`.
+
+    Returns:
+        the pair and its 4x4 affine.
+    """
+    native, working = (NativeGrid.from_state(sidecar[grid]) for grid in ("native", "working"))
+    limits = [ends or own for own, ends in zip(sidecar["intensities"], written, strict=True)]
+    return finish(volume, preset, native, working, limits), native.affine()
 
 
 def _mask(folder: Path, name: str) -> Path:
