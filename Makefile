@@ -14,7 +14,7 @@ SHARD = 1/1
 CASES_N = 24
 $(foreach v,DATA CASES VALIDATION_CASES LABELS ACCEPT MODEL MINUTES RUNS N STRICT NAME OUT TEST SYNTH ARMS ARMS_FILE N_REAL FOLDS \
   BUDGET ITERATIONS SNAPSHOTS TOL NNUNET FID LICENCE JOBS REQUESTS VOLUME_ML SURFACE_MM2 SPHERICITY CENTRE_MM EXTENTS_MM \
-  SAMPLER STEPS ETA GUIDANCE,$(eval $v =))
+  SAMPLER STEPS ETA GUIDANCE OWN,$(eval $v =))
 DEVICE ?=
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
@@ -44,11 +44,16 @@ help: ## this page
 	@echo "  synth:   N=pairs  REQUESTS=table.csv | VOLUME_ML= SURFACE_MM2= SPHERICITY= CENTRE_MM=R,A,S EXTENTS_MM=R,A,S"
 	@echo "           SAMPLER=ddim|ddpm STEPS= ETA= GUIDANCE= BATCH=$(BATCH) DATASET=$(DATASET) NAME= (of the dataset; as MODEL)"
 	@echo "           TOL=20,10 (draw again until within 20 % of the volume, 10 mm of the centre)  GATE=on|off"
+<<<<<<< HEAD
+	@echo "  sweep:   N=seeds of noise for each request (default 5) SEED STEPS BATCH"
+=======
+	@echo "  copypaste: N=pairs  OWN=kept|healed (the receiver's own tumour; healed: the control, one tumour a pair)"
+>>>>>>> w12-paste
 	@echo "  evaluate, report: DATASET=$(DATASET) FEATURES=imagenet|medicalnet:FILE|radimagenet:FILE NNUNET=trained model"
 	@echo "           FID=1|force LICENCE='terms of the data' OUT=RUN/evaluation/DATASET"
 	@echo "  table1:  RUNS='runs/mine runs/lsgan:501 ..' (RUN or RUN:DATASET) FEATURES NNUNET as above, OUT=first RUN/table1"
 	@echo "  nnunet-eval, plateau: ARMS='real real+aug ..' SYNTH='sbldm=runs/mine gan=/a/raw/dataset' TEST=folder of test cases"
-	@echo "           SEEDS=$(SEEDS) N_REAL=10,25,.. FOLDS=0,1,.. BUDGET=demo|small|paper|file (default: as the run's preset)"
+	@echo "           SEEDS=$(SEEDS) (three allow a verdict) N_REAL=10,25,.. FOLDS=0,1,.. BUDGET=demo|small|paper|file (as the preset)"
 	@echo "           ITERATIONS= SNAPSHOTS= AMOUNTS=$(AMOUNTS) JOBS=at once SHARD=i/k ARMS_FILE= OUT=RUN/table2"
 	@echo; echo "Exit codes of each step (make prints them as 'Error N'): 0 done, 2 a variable is wrong, 3 the data are wrong,"
 	@echo "4 an earlier step is missing, unfinished or of another preset, 5 the output cannot be written, 130 stopped by Ctrl-C."
@@ -103,16 +108,16 @@ train-diffusion: ## stage 2 alone
 
 synth: $(READY) ## RUN=.. N=..: draw N pairs into RUN/nnUNet_raw
 	@$(SBLDM) synth $(call o,RUN N SEED REQUESTS VOLUME_ML SURFACE_MM2 SPHERICITY CENTRE_MM EXTENTS_MM SAMPLER STEPS ETA \
-	  GUIDANCE BATCH TOL GATE DATASET NAME DATA)
+	  GUIDANCE BATCH TOL GATE DATASET NAME DATA OWN)
 
-sweep: $(READY) ## RUN=..: tumours of five sizes at one place, and of one size at five places, all else equal
-	@$(SBLDM) sweep $(call o,RUN SEED STEPS)
+sweep: $(READY) ## RUN=..: tumours of five sizes at one place, and of one size at five places; N=5 seeds of noise each
+	@$(SBLDM) sweep $(call o,RUN SEED STEPS N BATCH)
 
 verify: $(READY) ## RUN=..: let nnU-Net check, plan and preprocess the pairs of a run
 	@$(PY) -m nnunet_integration verify $(call o,RUN DATASET)
 
 copypaste: $(READY) ## RUN=.. N=..: copy-paste pairs of the real training cases, the rival of any generator
-	@$(SBLDM) copypaste $(call o,RUN DATA N SEED)
+	@$(SBLDM) copypaste $(call o,RUN DATA N SEED OWN)
 
 EVALUATION = $(call o,RUN OUT DATA TEST SYNTH ARMS ARMS_FILE N_REAL FOLDS SEEDS BUDGET ITERATIONS SNAPSHOTS WORKERS \
   JOBS SHARD)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 from nnunet_integration.arms import ArmBook, default_budget, load_budget
 from nnunet_integration.evaluation import Question, export, queued
 from nnunet_integration.jobs import FOLDS, read_job, run_jobs
+from nnunet_integration.statistics import LEAST_TRAININGS
 from nnunet_integration.verify import verify_dataset
 from sbldm.errors import InputError, finish
 from sbldm.files import user_path
@@ -146,6 +148,9 @@ def _evaluate(arguments: argparse.Namespace, arms: str, amounts: str) -> None:
     question, out = _question(arguments, arms, amounts), _out(arguments)
     at_once, shard = _jobs(arguments, question.budget["threads"]), _shard(arguments.shard)
     jobs = export(question, out, _one("WORKERS", arguments.workers, 1))
+    trainings = Counter((job["n_real"], job["arm"]) for job in map(read_job, queued(out)))
+    if min(trainings.values()) < LEAST_TRAININGS:
+        print(f"Arms with fewer than {LEAST_TRAININGS} trainings are not decided; SEEDS=0,1,2 trains three of each.")
     run_jobs(jobs, at_once, shard)
     if shard[1] > 1 and any(not (folder / "done.json").exists() for folder in jobs):
         print(f"Shard {shard[0]}/{shard[1]} is finished; when all are: python -m nnunet_integration table --out {out}")
@@ -196,7 +201,7 @@ def parser() -> argparse.ArgumentParser:
         "arms": ("", "names of arms (default: the standard ones)"),
         "n_real": ("", "numbers of real training cases, nested subsets (default: all)"),
         "folds": ("", f"leave out these fifths of the real cases (0 to {FOLDS - 1}) in turn (default: none)"),
-        "seeds": ("0", "seeds of the trainings"),
+        "seeds": ("0", "seeds of the trainings; three or more allow a verdict"),
         "iterations": ("", "in place of those of the budget"),
         "snapshots": ("", "iterations at which the test cases are scored on the way, in place of those of the budget"),
         "workers": ("2", "processes that prepare the cases"),

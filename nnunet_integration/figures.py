@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import offset_copy
 
 from nnunet_integration.results import ArmResults, Results
-from nnunet_integration.statistics import paired_difference
+from nnunet_integration.statistics import LEAST_TRAININGS, paired_difference, undecided
 from sbldm.files import atomic_path
 
 __all__ = ["arm_styles", "draw_figures", "n_real_points", "plateau_points", "worst_drops"]
@@ -30,8 +30,7 @@ PALETTE = ("#0077bb", "#cc3311", "#e69f00", "#332288", "#cc79a7", "#88ccee", "#e
 MARKERS = "osD^vPX<>"
 DASHES = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 DROPS = 10  # bars for each arm
-INTERVAL = "95 % bootstrap interval over test cases and trainings"
-BARS = f"bars: {INTERVAL};\nthe arms share their test cases, so compare two of them in paired_n*.png"
+SHARED = "the arms share their test cases, so compare two of them in paired_n*.png"
 
 
 def draw_figures(results: Results) -> list[Path]:
@@ -139,6 +138,14 @@ def _sizes(arms: Iterable[ArmResults]) -> str:
     return text if max(folds) == 1 else f"{text}, {_range(folds, 'fold')}"
 
 
+def _interval(arms: Iterable[ArmResults]) -> str:
+    """What the intervals of these arms hold."""
+    least = min(len(arm.jobs) for arm in arms)
+    over = "test cases alone where there is one training" if least == 1 else "test cases and trainings"
+    few = f";\nnothing is decided with fewer than {LEAST_TRAININGS} trainings" if undecided(least) else ""
+    return f"95 % bootstrap interval over {over}{few}"
+
+
 def _real(n: int) -> str:
     return f"N = {n} real training case{'s' * (n != 1)}"
 
@@ -187,7 +194,8 @@ def _paired(results: Results, n_real: int) -> Figure | None:
         found = paired_difference(scores, baseline.scores["dsc"])
         below.vlines(column + 0.3, found["low"], found["high"], **mark)
         below.hlines(found["difference"], column + 0.2, column + 0.4, **mark)
-        _note(below, column, f"{found['difference']:+.3f}")
+        few = undecided(min(len(scores), len(baseline.jobs)))
+        _note(below, column, f"{found['difference']:+.3f}" + "\nnot decided" * bool(few))
     below.axhline(0, color=GREY, linewidth=1, zorder=0.5)
     below.set_xticks(range(len(arms)), list(arms), rotation=35, ha="right", rotation_mode="anchor")
     below.set_xlim(-0.6, len(arms) - 0.4)
@@ -196,11 +204,11 @@ def _paired(results: Results, n_real: int) -> Figure | None:
     for panel in (above, below):
         _tidy(panel)
     figure.suptitle(f"DSC of each test case: {_real(n_real)}\n{_sizes(arms.values())}", fontsize=10)
-    point = {"linestyle": "", "color": "black"}
+    point, interval = {"linestyle": "", "color": "black"}, _interval(arms.values())
     handles = [
         Line2D([], [], marker="o", markersize=4, label="a test case, mean over trainings", linestyle="", color="0.6"),
         Line2D([], [], marker="_", markersize=11, markeredgewidth=2, label="mean (its value on top)", **point),
-        Line2D([], [], marker="|", markersize=9, markeredgewidth=3.5, label=f"below: {INTERVAL}", **point),
+        Line2D([], [], marker="|", markersize=9, markeredgewidth=3.5, label=f"below: {interval}", **point),
     ]
     if any(_paper(results, name) for name in arms):
         label = "the paper's mean, on its own 100 test cases: not comparable case by case"
@@ -286,8 +294,8 @@ def _learning_n_real(results: Results) -> Figure | None:
     _lines(panel, points, styles)
     panel.set_xlabel("N, real training cases", fontsize=9)
     panel.set_ylabel("mean DSC", fontsize=9)
-    sizes = _sizes(arm for (_, name), arm in results.arms.items() if name in points)
-    figure.suptitle(f"What more real cases bring: {sizes}\n{BARS}", fontsize=10)
+    shown = [arm for (_, name), arm in results.arms.items() if name in points]
+    figure.suptitle(f"What more real cases bring: {_sizes(shown)}\nbars: {_interval(shown)};\n{SHARED}", fontsize=10)
     _legend(figure, _handles(points, styles))
     return figure
 
@@ -307,8 +315,9 @@ def _plateau(results: Results) -> Figure | None:
         panel.set_title(_real(n), fontsize=9)
         panel.set_xlabel("synthetic pairs for each real case", fontsize=9)
     figure.axes[0].set_ylabel("mean DSC", fontsize=9)
-    sizes = _sizes(arm for (n, name), arm in results.arms.items() if _family(name) in by_n.get(n, ()))
-    figure.suptitle(f"What more synthetic pairs bring: {sizes}\n{BARS}", fontsize=10)
+    shown = [arm for (n, name), arm in results.arms.items() if _family(name) in by_n.get(n, ())]
+    title = f"What more synthetic pairs bring: {_sizes(shown)}\nbars: {_interval(shown)};\n{SHARED}"
+    figure.suptitle(title, fontsize=10)
     _legend(figure, _handles(dict.fromkeys(family for points in by_n.values() for family in points), styles))
     return figure
 

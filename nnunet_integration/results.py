@@ -36,7 +36,7 @@ class ArmResults:
         name: of the arm.
         n_real: number of real training cases.
         cases: names of the test cases `[C]`.
-        scores: metric -> `[S, C]`, one row a job (seed, or seed and fold).
+        scores: metric -> `[S, C]`, one row a job (seed, or seed and fold): a training.
         lesions: rows of volume_ml and found, of all jobs.
         false_lesions: `[S, C]`.
         snapshots: iterations -> DSC `[S, C]`, the last one being that of the whole budget.

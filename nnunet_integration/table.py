@@ -11,10 +11,14 @@ import numpy as np
 
 from nnunet_integration.results import METRICS, ArmResults, Results
 from nnunet_integration.statistics import (
+    LEAST_TRAININGS,
+    TRAINING_SD,
+    TRAINING_SD_FROM,
     detectable_difference,
     holm,
     mean_and_spreads,
     paired_difference,
+    undecided,
     verdict,
     wilcoxon_p,
 )
@@ -30,9 +34,9 @@ def compare(arms: dict[str, ArmResults], baseline: str) -> dict[str, dict[str, A
     """Paired DSC differences of the arms with one number of real cases against the baseline.
 
     Returns:
-        By arm: difference, low and high (95 % hierarchical bootstrap over cases and seeds), p (Wilcoxon over cases,
-        Holm over arms), detectable (the smallest true difference that this many cases show with power .8) and verdict.
-        Empty when the baseline is not among the arms.
+        By arm: difference, low and high (95 % bootstrap over cases and trainings), p (Wilcoxon over cases,
+        Holm over the arms that can be decided; NaN for the others), detectable (the smallest true difference that so
+        many cases and trainings show with power .8) and verdict. Empty when the baseline is not among the arms.
     """
     if baseline not in arms:
         return {}
@@ -40,13 +44,16 @@ def compare(arms: dict[str, ArmResults], baseline: str) -> dict[str, dict[str, A
     found, p = {}, {}
     for name, arm in arms.items():
         if name != baseline:
-            differences = (arm.scores["dsc"].mean(axis=0)) - base.mean(axis=0)
-            p[name] = wilcoxon_p(differences)
-            found[name] = paired_difference(arm.scores["dsc"], base)
-            found[name]["detectable"] = detectable_difference(differences)
+            scores = arm.scores["dsc"]
+            found[name] = paired_difference(scores, base)
+            found[name] |= {"detectable": detectable_difference(scores, base)}
+            found[name] |= {"trainings": min(len(scores), len(base))}
+            # A p over cases beside "not decided" would be read as the verdict that it is not.
+            p[name] = math.nan if undecided(found[name]["trainings"]) else wilcoxon_p(scores.mean(0) - base.mean(0))
     for name, adjusted in holm(p).items():
         row = found[name]
-        found[name] = row | {"p": adjusted, "verdict": verdict(row["difference"], row["low"], row["high"], adjusted)}
+        words = verdict(row["difference"], row["low"], row["high"], adjusted, row.pop("trainings"))
+        found[name] = row | {"p": adjusted, "verdict": words}
     return found
 
 
@@ -63,7 +70,7 @@ def table_rows(results: Results) -> list[dict[str, Any]]:
                 "n_real": n,
                 "arm": name,
                 "seeds": len({job["seed"] for job in arm.jobs}),
-                "jobs": len(arm.jobs),
+                "trainings": len(arm.jobs),
                 "test_cases": len(arm.cases),
                 "train_real": train.pop("real", 0),
                 "train_other": sum(train.values()),
@@ -138,9 +145,12 @@ def markdown(results: Results, rows: list[dict[str, Any]]) -> str:
         "- DSC, IoU as in nnU-Net's summary.json; HD95 in mm; NSD at 1 mm. Both masks empty: DSC = IoU = NSD = 1, HD95 "
         "= 0; one empty: 0, and 374 mm.",
         "- A lesion is a 26-connected component of 0.1 ml or more, found when at least a tenth of it is predicted.",
-        "- ΔDSC: 95 % interval of a hierarchical bootstrap over cases and seeds; p: Wilcoxon over cases, Holm over "
-        "arms. *Shown from*: the smallest true difference that this many cases would have shown (power .8). A "
-        "difference is called better or worse only when its interval leaves out 0 and p < .05.",
+        "- ΔDSC: 95 % interval of a bootstrap over cases and trainings; p: Wilcoxon over cases, Holm over "
+        "arms. A difference is called better or worse only when its interval leaves out 0 and p < .05, and only with "
+        f"{LEAST_TRAININGS} trainings or more on both sides.",
+        "- *Shown from*: the smallest true difference that so many cases and trainings would have shown (power .8). "
+        f"The SD over trainings is an arm's own; with fewer than {LEAST_TRAININGS} trainings it is {TRAINING_SD:g} "
+        f"({TRAINING_SD_FROM}).",
         "- The paper's figures come from 100 other test cases, `3d_fullres` and 1000 epochs; compare differences "
         'between arms, not levels. Its "Augmented (x5)" can be read as `real+aug` (online) or `real+aug5` (files).',
         "- Every arm has the same number of updates: more data does not mean more training.",
@@ -148,10 +158,11 @@ def markdown(results: Results, rows: list[dict[str, Any]]) -> str:
     if any(row["lineage"] == "unknown" for row in rows):
         names = ", ".join(sorted({f"`{row['arm']}`" for row in rows if row["lineage"] == "unknown"}))
         page.append(f"- **Lineage unknown** for {names}: the dataset does not say which real cases it was made from.")
-    if any(row["jobs"] == 1 for row in rows):
+    if any(undecided(row["trainings"]) for row in rows):
         page.append(
-            "- **One training** in some arms: their intervals hold the spread over cases alone, and are too narrow by "
-            "that between trainings."
+            f"- **Not decided**: the arm or the baseline has fewer than {LEAST_TRAININGS} trainings. The interval then "
+            "holds the spread over cases, but little (two) or nothing (one) of that over trainings: it says how these "
+            "networks differ on other cases, not how the methods do. `SEEDS=0,1,2` trains three of each."
         )
     if results.unfinished:
         page.append(f"- **Not finished**: {', '.join(results.unfinished)}.")
@@ -160,7 +171,7 @@ def markdown(results: Results, rows: list[dict[str, Any]]) -> str:
 
 def _section(rows: list[dict[str, Any]], baseline: str) -> list[str]:
     lines = [
-        "| arm | trained on | seeds | DSC | IoU | HD95 (mm) | NSD 1 mm | paper DSC, IoU |",
+        "| arm | trained on | trainings | DSC | IoU | HD95 (mm) | NSD 1 mm | paper DSC, IoU |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -169,7 +180,7 @@ def _section(rows: list[dict[str, Any]], baseline: str) -> list[str]:
         )
         paper = f"{row['paper_dsc']:.3f}, {row['paper_iou']:.3f}" if row["paper_dsc"] != "" else "-"
         scores = " | ".join(_spread(row, metric, 1 if metric == "hd95_mm" else 3) for metric in METRICS)
-        lines.append(f"| {row['arm']} | {data} | {row['seeds']} | {scores} | {paper} |")
+        lines.append(f"| {row['arm']} | {data} | {row['trainings']} | {scores} | {paper} |")
     lines += ["", f"| arm | ΔDSC against {baseline} | p | shown from | verdict |", "|---|---|---|---|---|"]
     for row in rows:
         if row["verdict"]:
@@ -182,7 +193,7 @@ def _section(rows: list[dict[str, Any]], baseline: str) -> list[str]:
     lines += ["", f"| arm | {names} | false lesions a case | minutes a job | peak GB |", "|---" * (4 + len(BINS)) + "|"]
     for row in rows:
         found = " | ".join(
-            "-" if not row[f"lesions {b}"] else f"{row[f'found {b}']:.2f} of {row[f'lesions {b}'] // row['jobs']}"
+            "-" if not row[f"lesions {b}"] else f"{row[f'found {b}']:.2f} of {row[f'lesions {b}'] // row['trainings']}"
             for b in BINS
         )
         costs = f"{row['false_lesions_per_case']:.2f} | {row['minutes']:.1f} | {row['peak_gb']:.2f}"

@@ -23,6 +23,8 @@ def test_standard_arms_follow_the_generators(book):
     assert names(book.choose([], ["sbldm", "lsgan"])) == [
         *("real", "real+aug", "real+aug5", "sbldm", "lsgan", "real+sbldm", "real+lsgan", "real+sbldm+aug")
     ]
+    rivals = ["real+copypaste+aug", "real+copypaste_healed+aug"]  # the second is the control of the first
+    assert names(book.choose([], ["copypaste", "copypaste_healed"]))[-2:] == rivals
 
 
 def test_the_paper_stands_beside_the_arms(book):

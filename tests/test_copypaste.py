@@ -19,6 +19,7 @@ from sbldm.cases.layouts import Source, find_cases, read_arrays
 from sbldm.runs import Run
 from sbldm.synthesis import copypaste
 from sbldm.synthesis.copypaste import BLEND_MM, CLEAR_MM, GAIN, OVERLAP, SCALE, _carve, _Training, paste_tumour
+from sbldm.synthesis.healing import MARGIN_MM, heal
 
 DATASET = Path("nnUNet_raw") / "Dataset502_COPYPASTE"
 SHAPE, SPACING = (56, 64, 48), (2.0, 2.0, 2.5)
@@ -182,6 +183,62 @@ def test_no_place() -> None:
     assert paste_tumour(*donor, *head(200, BRAIN), rng, SPACING) is None
 
 
+# --- the receiver healed --------------------------------------------------------------------------------------------
+
+
+def halves(tumour: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image with a tumour, labels, and the same brain without it: halves alike but for brightness that falls across."""
+    texture = ndimage.gaussian_filter(np.random.default_rng(3).standard_normal(SHAPE), 2)
+    texture = 300 + 400 * (texture + np.roll(texture[::-1], -1, axis=0))  # the middle is x = 27
+    healthy = np.where(BRAIN, texture + 2 * (np.arange(SHAPE[0]) - 27)[:, None, None], 0).astype(np.float32)
+    return np.where(tumour & BRAIN, 900, healthy)[None], (tumour & BRAIN).astype(np.uint8), healthy
+
+
+@pytest.mark.parametrize("left_right", [0, 2])
+def test_healed_as_if_never_ill(left_right: int) -> None:
+    """The tumour of a brain with equal halves goes without a trace; beyond its margin nothing changes."""
+    image, labels, healthy = halves(LEFT)
+    turned = [np.swapaxes(a, left_right - 3, 0 - 3) for a in (image, labels, healthy)]
+    before = turned[0].copy()
+    spacing = np.array(SPACING)
+    spacing[[0, left_right]] = spacing[[left_right, 0]]
+    healed, none = heal(*turned[:2], spacing, left_right)
+    np.testing.assert_array_equal(turned[0], before)
+    assert healed.dtype == np.float32 and none.shape == turned[1].shape and not none.any()
+    tumour = turned[1] > 0
+    beyond = ndimage.distance_transform_edt(~tumour, spacing) >= MARGIN_MM
+    np.testing.assert_array_equal(healed[0][beyond], turned[2][beyond])
+    error = np.abs(healed[0] - turned[2])[tumour]
+    assert error.mean() < 7 and error.max() < 25  # the halves differ by 44, the tumour by 600
+
+
+def test_healed_without_another_half() -> None:
+    """In the middle, and on both sides: filled with what lies around, never background; nothing healthy: left alone."""
+    for tumour in (ball((27, 31, 23), (8, 8, 6)), LEFT | LEFT[::-1]):
+        image, labels, healthy = halves(tumour)
+        healed, none = heal(image, labels, SPACING)
+        inside = labels > 0
+        assert not none.any() and ((healed[0] > 0) == BRAIN).all()
+        assert abs(healed[0][inside].mean() - healthy[inside].mean()) < healthy[inside].std()
+        assert healed[0][inside].max() <= healthy.max() < 900
+    image, labels, _ = halves(BRAIN)
+    for given, found in zip((image, labels), heal(image, labels, SPACING), strict=True):
+        np.testing.assert_array_equal(found, given)
+    image, labels, healthy = halves(np.zeros(SHAPE, bool))
+    np.testing.assert_array_equal(heal(image, labels, SPACING)[0][0], healthy)
+
+
+def test_volume_of_pairs() -> None:
+    """Healed receivers: the pair holds the pasted tumour alone, as it was carved; kept ones add theirs."""
+    donor, receiver = head(400, LEFT, 300), head(200, RIGHT, 80, 10)
+    healed = heal(*receiver, SPACING)
+    for seed in range(6):
+        alone, both = (paste(donor, r, seed)[1].sum() for r in (healed, receiver))
+        carved = _carve(*donor, BRAIN, np.random.default_rng(seed), np.array(SPACING))[2].sum()
+        assert 0.97 * carved <= alone <= carved
+        assert 0.97 * carved + (1 - OVERLAP) * RIGHT.sum() <= both <= carved + RIGHT.sum()
+
+
 # --- the dataset ----------------------------------------------------------------------------------------------------
 
 
@@ -257,6 +314,44 @@ def test_alone_and_again(tmp_path: Path, pasted_run: Path) -> None:
     assert len(again) == 8 and all((again[k] == together[k]).all() for k in together)
 
 
+def test_healed_dataset(tmp_path: Path, pasted_run: Path, phantom_cases: Path) -> None:
+    """The control beside the rival: the same receivers, one tumour each, both parents, and it says so."""
+    run, other = copy_run(pasted_run, tmp_path), Path("nnUNet_raw") / "Dataset503_COPYPASTE_HEALED"
+    done = call("copypaste", "--run", run, "--n", 2, "--own", "healed")
+    assert done.returncode == 0, done.stderr
+    assert "own = kept, now it is healed" in one_line(
+        call("copypaste", "--run", run, "--n", 2, "--own", "healed", "--dataset", 502, "--name", "COPYPASTE"), 4
+    )
+    table, files = rows(run, other), voxels(run, other)
+    lineage = json.loads((run / other / "lineage.json").read_text())["cases"]
+    assert json.loads((run / other / "synthesis.json").read_text())["own"] == "healed"
+    assert "the receiver's own tumour healed" in (run / other / "datasheet.md").read_text()
+    assert {row["own"] for row in table} == {"healed"} and {row["own"] for row in rows(run)} == {"kept"}
+    for row, kept in zip(table, rows(run), strict=False):
+        donor, receiver = row["parents"].split(";")
+        assert receiver == kept["parents"].split(";")[1] and {donor, receiver} <= set(lineage)
+        scanned, own, given = (
+            np.asarray(nib.load(phantom_cases / case / f"{case}_{part}.nii.gz").dataobj)
+            for case, part in ((receiver, "flair"), (receiver, "seg"), (donor, "seg"))
+        )
+        image, labels = files[f"{row['pair']}_0000.nii.gz"], files[f"{row['pair']}.nii.gz"]
+        ratio = float(row["measured_volume_ml"]) / ((given > 0).sum() * 0.064)
+        assert 0.9 * SCALE[0] ** 3 < ratio < 1.1 * SCALE[1] ** 3
+        touched = (ndimage.distance_transform_edt(labels == 0, 4.0) <= max(BLEND_MM)) | (
+            ndimage.distance_transform_edt(own == 0, 4.0) < MARGIN_MM
+        )
+        np.testing.assert_array_equal(image[~touched], scanned[~touched])
+        np.testing.assert_array_equal(image == 0, scanned == 0)
+        healed = (own > 0) & (ndimage.distance_transform_edt(labels == 0, 4.0) > max(BLEND_MM))
+        assert not labels[healed].any() and (image != scanned)[healed].mean() > 0.9
+
+
+def test_only_copypaste_heals(prepared_run: Path) -> None:
+    """A generator has no receiver."""
+    said = one_line(call("synth", "--run", prepared_run, "--n", 1, "--own", "healed"), 2)
+    assert "OWN=healed: pairs of MODEL=sbldm have no receiver" in said
+
+
 def test_receivers_take_turns(prepared_run: Path) -> None:
     """Among five cases, ten seeds in a row from 0 let each receive twice; donors differ."""
     training = _Training(Run.at(prepared_run), "")
@@ -292,6 +387,7 @@ def test_other_grid(tmp_path: Path, prepared_run: Path) -> None:
         (["--n", 1, "--data", "/nowhere"], 2, "DATA=/nowhere"),
         (["--n", 1, "--dataset", 0], 2, "DATASET=0"),
         (["--n", 1, "--name", "a b"], 2, "NAME=a b"),
+        (["--n", 1, "--own", "gone"], 2, "OWN=gone: write kept or healed"),
         (["--n", 4, "--seed", 1], 4, "seed = 0, now it is 1"),
         (["--n", 1, "--name", "OTHER"], 4, "number 502 is taken"),
     ],

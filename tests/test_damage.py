@@ -74,7 +74,7 @@ def commands(run: Path, cases: Path) -> dict[str, Callable[[], subprocess.Comple
         "train": lambda: call("train", "--run", run),
         "synth": lambda: call("synth", "--run", run, "--n", 3),
         "copypaste": lambda: call("copypaste", "--run", run, "--n", 2),
-        "sweep": lambda: call("sweep", "--run", run, "--steps", 2),
+        "sweep": lambda: call("sweep", "--run", run, "--steps", 2, "--n", 1),
         "report": lambda: call("report", "--run", run, program=evaluation),
         "table1": lambda: call("table1", "--runs", run, program=evaluation),
         "verify": lambda: call("verify", "--run", run, program=toolkit),
@@ -237,7 +237,7 @@ def finished_run(drawn_run: Path, phantom_cases: Path, tmp_path_factory: pytest.
     queue = ["--run", run, "--budget", run / "budget.yaml", "--test", run / "test", "--workers", 1]
     for module, *arguments in (
         ("sbldm", "copypaste", "--run", run, "--n", 2),
-        ("sbldm", "sweep", "--run", run, "--steps", 2),
+        ("sbldm", "sweep", "--run", run, "--steps", 2, "--n", 1),
         ("nnunet_integration", "eval", *queue, "--arms", "real+aug"),
         ("nnunet_integration", "predict", "--model", run, "--images", run / "test", "--out", run / "predicted"),
         ("sbldm.evaluation", "table1", "--runs", run),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 from scipy.spatial.distance import pdist, squareform
 
-from sbldm.evaluation.distribution import _gaussian, _squared_mmd, frechet, kid, mmd, prdc
+from sbldm.evaluation.distribution import Scale, _squared_mmd, frechet, kid, mmd, permutation_p, prdc
 from sbldm.evaluation.protocols import Estimate
 
 
@@ -97,12 +98,13 @@ def test_kid_is_the_plain_double_loop() -> None:
 
 
 def test_mmd_is_the_plain_double_loop() -> None:
-    """Pair by pair at the median of the pooled distances."""
-    x, y = normal(0, 13, 6), normal(1, 9, 6, mean=0.3)
-    rows = [*x, *y]
-    bandwidth = np.median([math.dist(rows[i], rows[j]) for i in range(22) for j in range(i)])
-    expected = plain_mmd(x, y, lambda a, b: math.exp(-(math.dist(a, b) ** 2) / (2 * bandwidth**2)))
-    assert mmd(x, y)[0].value == pytest.approx(expected, rel=1e-12)
+    """Pair by pair, in the unit of other rows."""
+    x, y, train = normal(0, 13, 6), normal(1, 9, 6, mean=0.3), normal(2, 17, 6)
+    distances = [math.dist(train[i], train[j]) for i in range(17) for j in range(i)]
+    unit = np.median(distances)
+    likeness = np.mean([math.exp(-d / unit) for d in distances])
+    expected = plain_mmd(x, y, lambda a, b: math.exp(-math.dist(a, b) / unit)) / (2 * likeness)
+    assert mmd(x, y, Scale.of(train)).value == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(("mean", "deviation"), [(0.0, 1.0), (0.7, 1.0), (0.0, 3.0), (0.4, 0.5)])
@@ -112,7 +114,7 @@ def test_gaussian_mmd_in_closed_form(mean: float, deviation: float) -> None:
     first = np.arange(2 * n)[None] < n
 
     def value(x: np.ndarray, y: np.ndarray) -> float:
-        kernel = _gaussian(squareform(pdist(np.concatenate([x, y]))), bandwidth)
+        kernel = np.exp(-(squareform(pdist(np.concatenate([x, y]))) ** 2) / (2 * bandwidth**2))
         return float(_squared_mmd(kernel, first, ~first)[0])
 
     values = repeated(value, 60, n, d, mean=mean, deviation=deviation)
@@ -122,8 +124,10 @@ def test_gaussian_mmd_in_closed_form(mean: float, deviation: float) -> None:
 
 def test_mmd_without_difference() -> None:
     """Zero on average, inside the interval, and p-values that are spread evenly over 0 to 1."""
-    results = [mmd(normal(2 * t, 30, 8), normal(2 * t + 1, 30, 8), permutations=99) for t in range(200)]
-    estimates, p = np.array([estimate for estimate, _ in results]), np.array([p for _, p in results])
+    scale = Scale.of(normal(1000, 60, 8))
+    pairs = [(normal(2 * t, 30, 8), normal(2 * t + 1, 30, 8)) for t in range(200)]
+    estimates = np.array([mmd(x, y, scale, draws=200) for x, y in pairs])
+    p = np.array([permutation_p(x, y, scale, permutations=99) for x, y in pairs])
     assert abs(estimates[:, 0].mean()) < 3 * estimates[:, 0].std() / math.sqrt(len(p))
     assert covered(estimates, 0.0) >= 0.95
     assert 0.01 <= np.mean(p <= 0.05) <= 0.09
@@ -131,13 +135,73 @@ def test_mmd_without_difference() -> None:
     assert 0.15 <= np.mean(p <= 0.25) <= 0.35
 
 
+CENTRE = 0.43
+SHIFT = 0.5  # in median distances
+
+
+def brains(seed: int, n: int) -> np.ndarray:
+    """Rows as features of brains are: close together far from 0, in so many dimensions that all lie as far apart."""
+    return CENTRE + 0.13 * normal(seed, n, 2000)
+
+
+def shrunk(rows: np.ndarray, factor: float) -> np.ndarray:
+    """Drawn towards the centre."""
+    return CENTRE + factor * (rows - CENTRE)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda x: shrunk(x, 0.1), (1 + math.exp(0.9) - 2 * math.exp(1 - math.sqrt(0.505))) / 2),
+        (lambda x: shrunk(x, 0.5), (1 + math.exp(0.5) - 2 * math.exp(1 - math.sqrt(0.625))) / 2),
+        (lambda x: np.repeat(x[:5], 6, axis=0), 5 / 29 * (math.e - 1) / 2),
+        (lambda x: x + SHIFT * 0.13 * math.sqrt(2), 1 - math.exp(1 - math.sqrt(1 + SHIFT**2))),
+        (lambda x: x + 10, 1),
+        (lambda x: np.repeat(x[:1] + 10, 30, axis=0), (1 + math.e) / 2),
+    ],
+    ids=["a tenth of the spread", "half the spread", "five modes", "shifted", "apart", "one case, apart"],
+)
+def test_mmd_of_changed_brains(change, expected: float) -> None:
+    """In many dimensions all distances are one, which gives the share in closed form; its interval excludes 0."""
+    real, scale = brains(0, 30), Scale.of(brains(1, 60))
+    found = mmd(real, change(brains(2, 30)), scale)
+    assert found.value == pytest.approx(expected, rel=0.06)
+    assert found.low > mmd(real, brains(3, 30), scale).high
+
+
+def test_kid_does_not_see_what_mmd_sees() -> None:
+    """Of the same rows: neither a tenth nor half the spread is told from the null, a shift of the mean is."""
+    real = brains(0, 30)
+    null = kid(real, brains(3, 30))
+    for factor in (0.1, 0.5):
+        assert kid(real, shrunk(brains(2, 30), factor)).low < null.high
+    assert kid(real, brains(2, 30) + 0.1).low > null.high
+
+
+def test_mmd_and_shares_know_distances_alone() -> None:
+    """A shift, a turn and a factor that all rows share change nothing; the unit is not that of the samples."""
+    real, drawn, train = normal(0, 30, 6), normal(1, 30, 6, mean=0.4), normal(2, 50, 6)
+    turn = np.linalg.qr(normal(3, 6, 6))[0]
+    for x, y, z in (
+        (real + 100, drawn + 100, train + 100),
+        (real @ turn, drawn @ turn, train @ turn),
+        (0.01 * real, 0.01 * drawn, 0.01 * train),
+    ):
+        assert mmd(x, y, Scale.of(z)) == pytest.approx(mmd(real, drawn, Scale.of(train)), rel=1e-6)
+        ours, theirs = prdc(x, y, draws=5), prdc(real, drawn, draws=5)
+        assert [v.value for v in ours.values()] == [v.value for v in theirs.values()]
+    assert kid(real + 100, drawn + 100).value > 10 * kid(real, drawn).value
+    wide, narrow = (mmd(real, f * drawn, Scale.of(train)).value for f in (1, 0.1))
+    assert narrow > wide > 0, "a unit taken from the samples would shrink with them"
+
+
 @pytest.mark.parametrize("d", [1, 8])
 def test_change_of_variance_is_seen(d: int) -> None:
     """N(0, 1) against N(0, 9), of which a linear kernel sees next to nothing."""
     x, y = normal(0, 100, d), normal(1, 100, d, deviation=3.0)
-    estimate, p = mmd(x, y)
-    assert p == 1 / 501
-    assert estimate.low > 0.02
+    scale = Scale.of(normal(2, 100, d))
+    assert permutation_p(x, y, scale) == 1 / 501
+    assert mmd(x, y, scale).low > 0.02
     assert abs(plain_mmd(x, y, lambda a, b: float(a @ b) / d)) < 0.1
     if d > 1:  # In one dimension the cubic kernel's sixth moments swamp KID at this N.
         assert kid(x, y).low > 0
@@ -267,10 +331,11 @@ def test_order_of_rows_does_not_matter() -> None:
     x, y = normal(0, 60, 8), normal(1, 60, 8, mean=0.3)
     rng = np.random.default_rng(2)
     u, v = rng.permutation(x), rng.permutation(y)
-    for (ours, p), (theirs, q) in [(mmd(x, y), mmd(u, v)), ((kid(x, y), 0), (kid(u, v), 0))]:
+    scale = Scale.of(x)
+    for ours, theirs in [(mmd(x, y, scale), mmd(u, v, scale)), (kid(x, y), kid(u, v))]:
         assert theirs.value == pytest.approx(ours.value, rel=1e-9)
         assert theirs == pytest.approx(ours, abs=0.15 * (ours.high - ours.low))
-        assert q == pytest.approx(p, abs=0.03)
+    assert permutation_p(u, v, scale) == pytest.approx(permutation_p(x, y, scale), abs=0.03)
     again = prdc(u, v)
     for name, estimate in prdc(x, y).items():
         assert again[name].value == pytest.approx(estimate.value, rel=1e-12)
@@ -281,21 +346,24 @@ def test_order_of_rows_does_not_matter() -> None:
 def test_seed_decides() -> None:
     """The same seed gives the same numbers, another one does not."""
     x, y = normal(0, 20, 4).astype(np.float32), normal(1, 20, 4).astype(np.float32)
-    for score in (kid, mmd, prdc):
+    for score in (kid, partial(mmd, scale=Scale.of(x)), prdc):
         assert score(x, y, seed=3) == score(x, y, seed=3) != score(x, y, seed=4)
 
 
 def test_few_and_equal_rows() -> None:
     """Below 4 rows there is a value without an interval; rows that are all one differ in nothing."""
-    for estimate in (kid(normal(0, 3, 2), normal(1, 9, 2)), mmd(normal(0, 2, 2), normal(1, 9, 2))[0]):
+    scale = Scale.of(normal(2, 9, 2))
+    for estimate in (kid(normal(0, 3, 2), normal(1, 9, 2)), mmd(normal(0, 2, 2), normal(1, 9, 2), scale)):
         assert np.isfinite(estimate.value) and np.isnan(estimate.low) and np.isnan(estimate.high)
     same = np.ones((8, 3))
-    assert mmd(same, same) == (Estimate(0, 0, 0), 1)
+    assert Scale.of(same) == (1, 1)
+    assert mmd(same, same, Scale.of(same)) == Estimate(0, 0, 0)
+    assert permutation_p(same, same, Scale.of(same)) == 1
     assert frechet(same, same) == 0
     assert prdc(normal(0, 7, 2), normal(1, 7, 2))["density"].high >= 0
 
 
-@pytest.mark.parametrize("score", [kid, mmd, prdc, frechet])
+@pytest.mark.parametrize("score", [kid, partial(mmd, scale=Scale(1.0, 1.0)), prdc, frechet])
 def test_unusable_features_are_refused(score) -> None:
     """Too few rows, values that are not finite, other shapes: a sentence that says which."""
     good, least = normal(0, 12, 3), 7 if score is prdc else 2

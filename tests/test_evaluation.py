@@ -3,18 +3,26 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 from conftest import call, one_line
 
+from sbldm.cases.layouts import Case, Source, find_cases
 from sbldm.cases.phantom import write_phantoms
+from sbldm.errors import StateError
 from sbldm.evaluation import __main__ as evaluation_command
-from sbldm.evaluation.protocols import PROTOCOLS, Estimate, Score, mean_estimate, protocol
-from sbldm.evaluation.scoring import LEAST
+from sbldm.evaluation.copies import REACH
+from sbldm.evaluation.distribution import Scale, kid, mmd
+from sbldm.evaluation.evaluate import Evaluation, reference_names
+from sbldm.evaluation.protocols import PROTOCOLS, REFERENCES_EXPLAINED, Estimate, Score, mean_estimate, protocol
+from sbldm.evaluation.scoring import LEAST, chosen, score_distribution
 from sbldm.evaluation.table import GROUPS, number, read_scores, write_table
+from sbldm.runs import Run
 
 
 def rename(case: Path, name: str) -> Path:
@@ -53,13 +61,29 @@ def evaluation(folders: dict[str, Path], out: Path, *more: object) -> list[objec
     return [*roles, "--out", out, *more]
 
 
-@pytest.fixture(scope="module")
-def content(folders: dict[str, Path]) -> dict:
-    """`evaluation.json` of those folders."""
-    done = call(*evaluation(folders, folders["out"]), program=evaluation_command)
+NO_AUTOENCODER = "the run has no autoencoder."
+
+
+def evaluate(folders: dict[str, Path]) -> dict:
+    """`evaluation.json`, with the floor's cases as if they had come through the path unharmed, and no autoencoder."""
+
+    def unharmed(run: Run | None, dataset: Path, names: list[str]) -> tuple[dict[str, list[Case]], dict[str, str]]:
+        source = Source.from_config(["flair"], {"whole tumour": "all"})
+        by_name = {case.name: case for case in find_cases(folders["train"], source)}
+        return {"path": [by_name[name] for name in names]}, {"autoencoder": NO_AUTOENCODER}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation_command, "_references", unharmed)
+        done = call(*evaluation(folders, folders["out"]), program=evaluation_command)
     assert done.returncode == 0, done.stderr
     assert "Do the images come from the same distribution?" in done.stdout
     return json.loads((folders["out"] / "evaluation.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def content(folders: dict[str, Path]) -> dict:
+    """`evaluation.json` of those folders."""
+    return evaluate(folders)
 
 
 def test_every_number_has_its_floor(content: dict, folders: dict[str, Path]) -> None:
@@ -76,12 +100,32 @@ def test_every_number_has_its_floor(content: dict, folders: dict[str, Path]) -> 
     assert {score.group for score in scores} == {"similarity", "distribution", "tumours", "slices", "copies"}
 
 
+def test_an_unharmed_reference_is_the_floor(content: dict, folders: dict[str, Path]) -> None:
+    """The same cases, as many, against the same: what scores the path has are the floor's, in four groups alone."""
+    scores = {score.protocol: score for score in read_scores(folders["out"])}
+    known = [score for score in scores.values() if np.isfinite(score.path)]
+    assert {score.group for score in known} == {"similarity", "distribution", "tumours", "slices"}
+    assert {score.group for score in scores.values() if score not in known} == {"copies"}
+    drawn = ("psnr.random-pair.train", "ssim.random-pair.train", "ssim.all-pairs.heldout", "ms-ssim.diversity")
+    for score in known:
+        if score.protocol not in drawn:  # whose partners are drawn at random
+            assert (score.path, score.path_n) == (pytest.approx(score.floor, rel=1e-6, abs=1e-9), score.floor_n), score
+            assert score.path_high - score.path_low == pytest.approx(score.floor_high - score.floor_low, rel=0.5)
+    assert scores["ssim.all-pairs.heldout"].path == pytest.approx(scores["ssim.all-pairs.heldout"].floor, rel=0.05)
+    random = scores["psnr.random-pair.train"]
+    assert random.path == pytest.approx(random.floor, abs=2), "not with itself, which knows no bound"
+    assert not any(np.isfinite(score.autoencoder) for score in scores.values())
+    assert f"No reference of real through path and autoencoder: {NO_AUTOENCODER}" in content["remarks"]
+    assert len(content["provenance"]["references"]["path"]) == 11
+
+
 def test_unsound_cases_cost_one_sentence_each(content: dict) -> None:
     """NaN, another grid, no mask, no manifest, no predictions: said, and everything else is delivered."""
     remarks = " ".join(content["remarks"])
     assert "synthetic_Phantom_002_flair.nii.gz: holds voxels that are no numbers; left out." in remarks
     assert "1 of 13 synthetic cases were resampled to 4 x 4 x 4 mm." in remarks
     assert "1 of 13 synthetic cases have no mask" in remarks
+    assert REACH in remarks
     assert "1 synthetic pair(s) hold the very voxels of a real case" in remarks
     left_out = dict(content["left_out"])
     assert "no manifest.csv" in left_out["requests"] and "make nnunet-eval" in left_out["fit"]
@@ -104,11 +148,11 @@ def test_the_planted_copy_is_found(content: dict, folders: dict[str, Path]) -> N
 
 
 def test_phantoms_are_like_phantoms(content: dict, folders: dict[str, Path]) -> None:
-    """Cases drawn like the training cases are not told apart from them in most scores, KID among them."""
+    """Cases drawn like the training cases are not told apart from them in most scores, MMD among them."""
     scores = [score for score in read_scores(folders["out"]) if score.verdict]
     alike = [score.verdict == "not told apart" for score in scores]
     assert np.mean(alike) > 0.85
-    assert next(score for score in scores if score.protocol == "kid.heldout").verdict == "not told apart"
+    assert next(score for score in scores if score.protocol == "mmd-laplace.heldout").verdict == "not told apart"
 
 
 @pytest.mark.slow
@@ -118,10 +162,8 @@ def test_again_from_the_cache(content: dict, folders: dict[str, Path]) -> None:
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npz")}
     assert len(before) == 2 * (12 + 11 + 11) - 2  # the copy shares the files of its original
     assert not list(folders["out"].rglob("*.npy"))
-    done = call(*evaluation(folders, folders["out"]), program=evaluation_command)
-    assert done.returncode == 0, done.stderr
+    again = evaluate(folders)
     assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.npz")} == before
-    again = json.loads((folders["out"] / "evaluation.json").read_text())
     assert again["scores"] == content["scores"]
 
 
@@ -162,6 +204,38 @@ def test_wrong_arguments(folders: dict[str, Path], tmp_path: Path, change: dict[
     assert sentence in one_line(done, code)
 
 
+def test_references_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run makes them of the cases of the floor; none of pairs that took no path of its own, and it is said why."""
+    raw = tmp_path / "run" / "nnUNet_raw"
+    for name, settings in (("Dataset501_SBLDM", {"model": "sbldm"}), ("Dataset502_PASTE", {"generator": "copypaste"})):
+        (raw / name).mkdir(parents=True)
+        (raw / name / "synthesis.json").write_text(json.dumps(settings | {"seed": 0}))
+        for file in ("lineage.json", "manifest.csv"):
+            (raw / name / file).touch()
+    asked = []
+
+    def reference_cases(run: Run, names: list[str], kind: str) -> list[SimpleNamespace]:
+        asked.append((run.folder.name, names, kind))
+        if kind == "autoencoder":
+            raise StateError(NO_AUTOENCODER)
+        return [SimpleNamespace(name=name) for name in names]
+
+    monkeypatch.setitem(sys.modules, "sbldm.synthesis.reference", SimpleNamespace(reference_cases=reference_cases))
+    names, run = reference_names(list("abcdef"), 4), Run.at(tmp_path / "run")
+    assert len(set(names)) == 4 and names == reference_names(list("abcdef"), 9)[:4]
+    found, missing = evaluation_command._references(run, raw / "Dataset501_SBLDM", names)
+    assert [case.name for case in found["path"]] == names and missing == {"autoencoder": NO_AUTOENCODER}
+    assert asked == [("run", names, "path"), ("run", names, "autoencoder")]
+    for other, dataset, said in (
+        (run, raw / "Dataset502_PASTE", "take no path"),
+        (Run.at(tmp_path / "another"), raw / "Dataset501_SBLDM", "not drawn by a run"),
+        (None, raw / "Dataset501_SBLDM", "not drawn by a run"),
+    ):
+        found, missing = evaluation_command._references(other, dataset, names)
+        assert not found and list(missing) == ["path", "autoencoder"] and said in missing["path"]
+    assert len(asked) == 2
+
+
 def test_predictions_of_something_else_are_made_anew(tmp_path: Path) -> None:
     """What `predict` refuses to mix (exit code 4) is cleared once; any other failure is passed on in its own words."""
     old = tmp_path / "predictions" / "old.nii.gz"
@@ -180,7 +254,7 @@ def test_predictions_of_something_else_are_made_anew(tmp_path: Path) -> None:
 
 def score(value: tuple[float, float, float], floor: tuple[float, float, float], aim: str = "floor") -> Score:
     """A score with these two intervals."""
-    return Score("kid.heldout", "distribution", *value, (5, 5), *floor, (5, 5), aim)
+    return Score("mmd-laplace.heldout", "distribution", *value, (5, 5), *floor, (5, 5), aim)
 
 
 @pytest.mark.parametrize(
@@ -199,11 +273,69 @@ def test_verdict(value: tuple, floor: tuple, aim: str, verdict: str) -> None:
     assert score(value, floor, aim).verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("value", "path", "autoencoder", "aim", "reading"),
+    [
+        ((0.05, 0.04, 0.06), (0.04, 0.03, 0.05), None, "low", "worse, as the path alone"),
+        ((0.03, 0.02, 0.035), (0.06, 0.05, 0.07), None, "low", "worse, as the path alone"),  # better than the path
+        ((0.05, 0.04, 0.06), (0.03, 0.02, 0.035), None, "low", "worse"),
+        ((0.05, 0.04, 0.06), (0.03, 0.02, 0.035), (0.06, 0.05, 0.08), "low", "worse, as path and autoencoder alone"),
+        ((0.05, 0.04, 0.06), (0.02, -0.01, 0.045), None, "low", "worse"),  # the path itself is not told from the floor
+        ((0.0, -0.01, 0.02), (0.04, 0.03, 0.05), None, "low", "not told apart"),
+        ((-0.05, -0.06, -0.04), (-0.05, -0.06, -0.04), None, "low", "beyond real"),
+        ((-0.05, -0.06, -0.04), (0.04, 0.03, 0.05), None, "floor", "lower"),
+        ((-0.05, -0.06, -0.04), (-0.04, -0.05, -0.03), None, "high", "worse, as the path alone"),
+    ],
+)
+def test_as_the_path_alone(value: tuple, path: tuple, autoencoder: tuple | None, aim: str, reading: str) -> None:
+    """A score apart from its floor [-.01, .01] no farther than real cases through the path are, on the same side."""
+    references = {}
+    for side, three in (("path", path), ("autoencoder", autoencoder)):
+        if three:
+            references |= {side: three[0], f"{side}_low": three[1], f"{side}_high": three[2], f"{side}_n": (5, 5)}
+    assert replace(score(value, (0.0, -0.01, 0.01), aim), **references).reading == reading
+
+
+class Features(SimpleNamespace):
+    """Of a cohort the feature vectors alone, of two planes."""
+
+    def __init__(self, seed: int, n: int, spread: float = 1.0) -> None:
+        rows = spread * np.random.default_rng(seed).normal(size=(2, n, 8))
+        super().__init__(features=dict(zip(("axial", "coronal"), rows, strict=True)), names=[str(k) for k in range(n)])
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def joined(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """The planes side by side."""
+        return np.concatenate([plane[rows] for plane in self.features.values()], axis=1)
+
+
+def test_the_unit_is_of_all_training_cases() -> None:
+    """Whatever the pairs are and however few: theirs, the floor's and the references' MMD have one unit; n is equal."""
+    heldout, train, path = Features(0, 14), Features(1, 30), Features(2, 12, 0.7)
+    some = chosen(12, 30)
+    for spread in (1.0, 0.2):
+        sides = {"synthetic": Features(3, 12, spread), "floor": train, "path": path}
+        scores = {s.protocol: s for s in score_distribution(Evaluation(), sides, heldout, "")}
+        unit = Scale.of(train.joined())
+        for side, rows in (("synthetic", slice(None)), ("floor", some), ("path", slice(None))):
+            found = scores["mmd-laplace.heldout"].side(side)
+            assert found.value == pytest.approx(mmd(heldout.joined(), sides[side].joined(rows), unit).value, rel=1e-9)
+            assert found.n == (12, 14)
+        plane = mmd(heldout.features["coronal"], path.features["coronal"], Scale.of(train.features["coronal"]))
+        assert scores["mmd-laplace.coronal.heldout"].path == pytest.approx(plane.value, rel=1e-9)
+        assert scores["kid.heldout"].value == pytest.approx(kid(heldout.joined(), sides["synthetic"].joined()).value)
+    assert scores["mmd-laplace.heldout"].value > 0.2, "pairs of a fifth of the spread"
+
+
 def test_score_there_and_back() -> None:
     """What is missing is null in JSON and NaN in Python."""
     one = Score("fid.heldout", "distribution", 1.0, float("nan"), float("nan"), (5, 6))
     row = json.loads(json.dumps(one.row()))
     assert row["low"] is None and str(Score.from_row(row)) == str(one)
+    older = {name: value for name, value in row.items() if not name.startswith(("path", "autoencoder"))}
+    assert str(Score.from_row(older)) == str(one)
 
 
 def test_protocols_have_names_of_their_own() -> None:
@@ -245,6 +377,16 @@ def test_table_says_what_is_left_out(tmp_path: Path) -> None:
     }
     (tmp_path / "evaluation.json").write_text(json.dumps(content))
     text = write_table(tmp_path).read_text()
-    assert "| KID, all planes | `kid.heldout` | 0.200 [0.100, 0.300] | 5 | 0 [-0.100, 0.0500] | 5 | worse |" in text
-    assert "Left out: no predictions." in text and "- one remark" in text
+    assert (
+        "| MMD, all planes | `mmd-laplace.heldout` | 0.200 [0.100, 0.300] | 5 | 0 [-0.100, 0.0500] | 5 | worse |"
+        in text
+    )
+    assert "Left out: no predictions." in text and "- one remark" in text and "through the path" not in text
     assert Estimate(1, 0, 2).value == 1
+    path = {"path": 0.25, "path_low": 0.2, "path_high": 0.3, "path_n": (5, 7)}
+    content["scores"][0] |= path
+    (tmp_path / "evaluation.json").write_text(json.dumps(content))
+    text = write_table(tmp_path).read_text()
+    assert "| synthetic | n | floor: real | n | real through the path | |" in text and "autoencoder |" not in text
+    assert "| 0 [-0.100, 0.0500] | 5 | 0.250 [0.200, 0.300], n = 5 / 7 | worse, as the path alone |" in text
+    assert REFERENCES_EXPLAINED in text

@@ -58,8 +58,8 @@ def whole() -> dict[str, np.ndarray]:
     return (
         arrays
         | {
-            "copies.correlation.synthetic": np.array([0.1] * 8 + [0.5, 0.8, 0.85, 0.95]),
-            "copies.correlation.heldout": np.linspace(0.1, 0.6, 8),
+            "copies.excess.synthetic": np.array([0.1] * 8 + [0.5, 0.8, 0.85, 0.95]),
+            "copies.excess.heldout": np.linspace(0.1, 0.6, 8),
             "copies.limits": np.array([0.7, 0.9]),
             "copies.worst": np.array([11, 10]),
             "copies.differences": difference,
@@ -119,7 +119,7 @@ def test_absent_arrays_leave_figures_out_and_remove_old_ones(tmp_path: Path) -> 
     """A figure whose arrays are gone goes too; without any array there is none."""
     fit = {key: value for key, value in whole().items() if key.startswith("fit.")}
     assert [path.stem for path in draw_figures(evaluation(tmp_path, fit))] == ["fit"]
-    copies = {"copies.correlation.synthetic": np.full(3, np.nan), "copies.limits": np.array([0.7, 0.9])}
+    copies = {"copies.excess.synthetic": np.full(3, np.nan), "copies.limits": np.array([0.7, 0.9])}
     assert draw_figures(evaluation(tmp_path, copies)) == []
     assert list((tmp_path / "figures").iterdir()) == []
 
@@ -131,10 +131,10 @@ def test_absent_arrays_leave_figures_out_and_remove_old_ones(tmp_path: Path) -> 
         ("place", ["heat.synthetic"]),
         ("slices", ["curves.heldout"]),
         ("slices", ["slices.banding.train"]),
-        ("copies", ["copies.correlation.synthetic"]),
+        ("copies", ["copies.excess.synthetic"]),
         ("requests", ["requested.extrapolated", "measured.extrapolated"]),
         ("fit", ["fit.dsc.heldout"]),
-        ("", ["copies.correlation.heldout", "copies.differences", "requested"]),
+        ("", ["copies.excess.heldout", "copies.differences", "requested"]),
     ],
 )
 def test_the_least_that_makes_a_figure(tmp_path: Path, name: str, keys: list[str]) -> None:

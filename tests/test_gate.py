@@ -16,7 +16,7 @@ from sbldm.cases.geometry import NativeGrid
 from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import load_prepared
 from sbldm.errors import InputError, StateError
-from sbldm.evaluation.copies import Memory, too_many_copies
+from sbldm.evaluation.copies import REACH, Memory, too_many_copies
 from sbldm.evaluation.tumours import shape_measures
 from sbldm.evaluation.volumes import evaluation_grid, to_volume
 from sbldm.files import read_json, write_csv, write_json
@@ -386,6 +386,7 @@ def test_datasheet_keeps_what_was_filled_in(tmp_path: Path, drawn_run: Path) -> 
     folder = copy_run(drawn_run, tmp_path) / "nnUNet_raw" / "Dataset501_SBLDM"
     text = write_datasheet(folder).read_text()
     assert "not stated" in text and "not evaluated yet" in text and "3 **synthetic** pairs" in text
+    assert f"- {REACH}\n" in text
     write_datasheet(folder, "CC BY 4.0, cite the authors", ["KID .2 against .0 between real cases"])
     text = write_datasheet(folder).read_text()
     assert "- CC BY 4.0, cite the authors" in text and "- KID .2 against .0" in text and "not stated" not in text

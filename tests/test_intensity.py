@@ -13,9 +13,18 @@ from conftest import call, copy_run
 
 from sbldm.cases.geometry import NativeGrid
 from sbldm.cases.identity import Identity
-from sbldm.cases.intensity import SPREAD, describe_written, to_unit, whole_numbers, written_by, written_ranges
+from sbldm.cases.intensity import (
+    SPREAD,
+    describe_written,
+    scale_intensity,
+    to_scanner,
+    to_unit,
+    whole_numbers,
+    written_by,
+    written_ranges,
+)
 from sbldm.cases.lists import read_lists
-from sbldm.cases.prepare import load_prepared, scale_intensity
+from sbldm.cases.prepare import load_prepared
 from sbldm.evaluation.volumes import evaluation_grid, to_volume
 from sbldm.runs import Run
 from sbldm.synthesis import finish_pair
@@ -114,15 +123,38 @@ def test_preparation_and_evaluation(phantom_cases: Path) -> None:
     texture = np.random.default_rng(0).uniform(-0.5, 0.5, file.shape)  # the phantoms are whole numbers
     image = np.asarray(file.dataobj) + np.where(np.asarray(file.dataobj) > 0, texture, 0)
     grid = evaluation_grid((7.0, 7.0, 9.5))
-    prepared, _ = scale_intensity(image.astype(np.float32), image > 0, PERCENTILES, 0.1)
+    prepared, _ = scale_intensity(image.astype(np.float32), image > 0, {"percentiles": PERCENTILES, "floor": 0.1})
     scored = to_volume("", image.astype(np.float32), None, file.affine, grid).image
     assert np.unique(prepared).size > 200 and np.unique(scored).size > 200
     for factor, offset, _ in UNITS.values():
         other = in_units(image, factor, offset)
-        found, limits = scale_intensity(other, image > 0, PERCENTILES, 0.1)
+        found, limits = scale_intensity(other, image > 0, {"percentiles": PERCENTILES, "floor": 0.1})
         np.testing.assert_allclose(found, prepared, atol=2e-3)
         assert np.ptp(limits) == pytest.approx(factor * np.ptp(np.percentile(image[image > 0], PERCENTILES)), rel=1e-2)
         np.testing.assert_allclose(to_volume("", other, None, file.affine, grid).image, scored, atol=2e-3)
+
+
+def test_shoulder() -> None:
+    """Linear up to the upper percentile, at the same slope beyond, below 1 always; undone up to 3 times as much."""
+    intensity = {"percentiles": [0, 80], "floor": 0.1, "shoulder": 0.1}
+    values = np.r_[np.linspace(0, 1, 801), np.linspace(1, 3, 200)].reshape(-1, 1, 1)
+    values = np.insert(values, 0, -0.0, axis=0)
+    brain = np.ones(values.shape, bool)
+    scaled, limits = scale_intensity(values, brain, intensity)
+    low, high = limits
+    assert low == 0 and high == pytest.approx(1, abs=2e-3)
+    unit = values / high
+    below = unit <= 1
+    np.testing.assert_allclose(scaled[below], 0.1 + 0.8 * unit[below], atol=1e-6)
+    over = unit[~below] - 1
+    np.testing.assert_allclose(scaled[~below], 0.9 + 0.1 * over / (over + 0.125), atol=5e-6)  # over ends at 2
+    assert scaled.max() < 0.995
+    np.testing.assert_allclose(to_scanner(scaled, limits, intensity), values, rtol=3e-4, atol=1e-6)
+    # What no real case has: a decoder's 1 and more are the brightest there is, its 0 lies below the lower percentile.
+    assert to_scanner(np.array([1.0, 7.0]), (100, 1000), intensity) == pytest.approx([100 + 900 * 3] * 2)
+    assert to_scanner(np.array([0.0, 0.1, 0.9]), (100, 1000), intensity) == pytest.approx([-12.5, 100, 1000])
+    clipped, limits = scale_intensity(values, brain, intensity | {"shoulder": 0})
+    assert clipped.max() == 1 and to_scanner(clipped, limits, {"floor": 0.1}).max() == pytest.approx(high)
 
 
 def test_decided_for_all_cases_channel_by_channel() -> None:

@@ -173,11 +173,12 @@ def test_the_table(evaluated):
     for arm, row in table.items():
         scores = [float(r["dsc"]) for r in rows(evaluated / "jobs" / f"{arm}_n5_seed0" / "scores.csv")]
         assert float(row["dsc_mean"]) == pytest.approx(np.mean(scores), abs=1e-6)
-        assert (row["n_real"], row["seeds"], row["iterations"]) == ("5", "1", "200")
+        assert (row["n_real"], row["seeds"], row["trainings"], row["iterations"]) == ("5", "1", "1", "200")
         assert 0 < float(row["minutes"]) < 5 and 0.1 < float(row["peak_gb"]) < 8
     base = float(table["real+aug"]["dsc_mean"])
     assert float(table["real"]["difference"]) == pytest.approx(float(table["real"]["dsc_mean"]) - base, abs=2e-6)
     assert table["real+aug"]["difference"] == ""
+    assert (table["real"]["verdict"], table["real"]["p"]) == ("not decided: one training", "")
     assert (table["real"]["paper_dsc"], table["real+sbldm+some"]["paper_dsc"]) == ("0.714", "")
     page = (evaluated / "table2.md").read_text()
     assert "5 real training cases" in page and "| real+sbldm+some | 5 real + 3 other | 1 |" in page

@@ -18,12 +18,13 @@ import SimpleITK as sitk
 import yaml
 from scipy.spatial.transform import Rotation
 
-from sbldm.cases.geometry import NativeGrid, WorkingGrid, brain_centre, from_image, to_image, to_native
+from sbldm.cases.geometry import NativeGrid, WorkingGrid, brain_centre, from_image, from_means, to_image, to_native
+from sbldm.cases.intensity import scale_intensity, to_scanner
 from sbldm.cases.layouts import Source, find_cases
 from sbldm.cases.lists import read_lists
 from sbldm.cases.phantom import make_channels, write_phantoms
 from sbldm.cases.pipeline import original_cases, prepare_run
-from sbldm.cases.prepare import load_prepared, prepare_case, prepare_cases, scale_intensity
+from sbldm.cases.prepare import load_prepared, prepare_case, prepare_cases
 from sbldm.errors import DataError, InputError, StateError
 from sbldm.runs import Run, load_preset
 from sbldm.tumour.characteristics import NAMES
@@ -191,6 +192,31 @@ def test_smooth_volume_goes_there_and_back(axes, spacing, degrees):
     assert far.any() and (back[far] == -9.0).all()
 
 
+@grids
+def test_means_are_undone(axes, spacing, degrees):
+    """Native -> working -> native by the smoothest volume with these means: waves of 30 mm come back to 0.02.
+
+    Linear interpolation leaves 0.12 of them. What comes back has the means that it was made of, to 0.003.
+    """
+    shape, affine = grid_of(axes, spacing, degrees)
+    p = positions(shape, affine, degrees)
+    wave = np.sin(p * (2 * np.pi / 30) + [0.3, 1.1, 2.0]).sum(-1)
+    native = to_image(wave.astype(np.float32), affine)
+    oriented = sitk.DICOMOrient(native, "LPS")
+    centre = oriented.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in oriented.GetSize()])
+    coarse = WorkingGrid((26, 29, 17), (65.0, 72.5, 51.0))  # 2.5 x 2.5 x 3 mm
+    working, placed = coarse.resample(oriented, centre), coarse.placed(centre, oriented.GetDirection())
+    back = from_means(working, placed, NativeGrid.of(native))
+    assert back.shape == shape and back.dtype == np.float32
+    inside = (np.abs(p) < np.array([65, 72.5, 51]) / 2 - 8).all(-1)
+    assert np.abs(back - wave)[inside].max() < 0.02
+    assert np.abs(to_native(working, placed, NativeGrid.of(native), 0) - wave)[inside].max() > 0.1
+    again = coarse.resample(sitk.DICOMOrient(to_image(back, affine), "LPS"), centre)
+    core = (slice(4, -4),) * 3
+    assert np.abs(again - working)[core].max() < 0.003
+    assert (back[(np.abs(p) > np.array([65, 72.5, 51]) / 2 + 2).any(-1)] == 0).all()
+
+
 # One case
 
 
@@ -219,10 +245,10 @@ def test_sidecar_frame_and_characteristics(tmp_path, axes, spacing, degrees):
     expected = turn.T @ (world_centre(labels, affine) - middle)
     values = sidecar["characteristics"]
     assert tuple(values) == NAMES
-    np.testing.assert_allclose([values[n] for n in ("x_mm", "y_mm", "z_mm")], expected, atol=0.006)
+    np.testing.assert_allclose([values[n] for n in ("x_mm", "y_mm", "z_mm")], expected, atol=0.08)
     np.testing.assert_allclose(expected, TUMOUR, atol=max(spacing) / 2)  # the body as it was meant
     np.testing.assert_allclose([values[n] for n in ("w_mm", "h_mm", "d_mm")], 2 * RADIUS, atol=max(spacing))
-    assert values["volume_ml"] == pytest.approx(np.count_nonzero(labels) * np.prod(spacing) / 1000, abs=1e-3)
+    assert values["volume_ml"] == pytest.approx(np.count_nonzero(labels) * np.prod(spacing) / 1000, rel=2e-3)
     extents = np.abs(axes) @ ([np.ptp(i) + 1 for i in index] * np.array(spacing))
     np.testing.assert_allclose(sidecar["brain_extents_mm"], extents, atol=2e-3)
     assert sidecar["cropped"] is False
@@ -241,8 +267,7 @@ def test_sidecar_restores_the_native_grid(tmp_path, axes, spacing, degrees):
     assert working.size == BODY.size and working.spacing == BODY.spacing
 
     low, high = sidecar["intensities"][0]
-    back = to_native(result["image"][0], working, native, outside=0.0)
-    units = low + (back - 0.1) / 0.9 * (high - low)
+    units = to_scanner(from_means(result["image"][0], working, native), (low, high), INTENSITY)
     deep = ((positions(image.shape, affine, degrees) / (BRAIN - 5)) ** 2).sum(-1) <= 1
     assert np.abs(units - image)[deep].mean() < 0.005 * (high - low)
     mask = to_native(result["occupancy"][0] / 255, working, native, outside=0.0) > 0.5
@@ -284,13 +309,13 @@ def test_percentiles_become_floor_and_one():
     """Known answer on 1 ... 1001: both percentiles land on their ends, all between is linear, background is 0."""
     brain = np.ones((1001, 1, 1), bool)
     values = np.arange(1, 1002, dtype=np.float32)[:, None, None]
-    scaled, limits = scale_intensity(values, brain, [10, 90], 0.1)
+    scaled, limits = scale_intensity(values, brain, {"percentiles": [10, 90], "floor": 0.1})
     assert limits == (101.0, 901.0)
     flat = scaled.ravel()
     np.testing.assert_allclose(flat[[0, 100, 500, 900, 1000]], [0.1, 0.1, 0.55, 1, 1], atol=1e-6)
     np.testing.assert_allclose(np.diff(flat[100:901]), 0.9 / 800, atol=1e-6)
     brain[500:] = False
-    scaled, limits = scale_intensity(values, brain, [0, 100], 0.25)
+    scaled, limits = scale_intensity(values, brain, {"percentiles": [0, 100], "floor": 0.25})
     assert limits == (1.0, 500.0) and scaled.dtype == np.float32
     assert (scaled[500:] == 0).all() and scaled[0] == 0.25 and scaled[499] == 1
 

@@ -49,10 +49,10 @@ def share(name: str, count: int, of: int, honest: float) -> Score:
     return Score(name, "copies", count / of, low, high, (of, 100), honest, **more)
 
 
-def images(kid: float = 0.004, precision: float = 0.9, half: float = 0.05) -> list[Score]:
-    """KID with its floor at .004, precision and recall with theirs at .9."""
+def images(mmd: float = 0.004, precision: float = 0.9, half: float = 0.05) -> list[Score]:
+    """MMD with its floor at .004, precision and recall with theirs at .9."""
     return [
-        score("kid.heldout", "distribution", kid, 0.01, 0.004, 0.01, aim="low"),
+        score("mmd-laplace.heldout", "distribution", mmd, 0.01, 0.004, 0.01, aim="low"),
         score("precision.heldout", "distribution", precision, half, 0.9, 0.05),
         score("recall.heldout", "distribution", 0.9, half, 0.9, 0.05),
     ]
@@ -101,6 +101,7 @@ def copies(near: int = 3, sure: int = 0, of: int = 100) -> list[Score]:
 def everything() -> list[Score]:
     """All groups, as real."""
     similarity = score("psnr.all-pairs.heldout", "similarity", 14.2, 0.1, 13.6, 0.2, unit="dB")
+    similarity = references(similarity, half=0.1, path=14.3)
     return [*images(), *slices(), *tumours(0.2, 0.2, 0.2, 0.2), *requests(), *fit(), *copies(), similarity]
 
 
@@ -126,8 +127,8 @@ def test_all_as_real() -> None:
     assert {f.mark for f in found} == {"good"}
     first, *_, counted, advice = ("\n".join((f.statement, *f.evidence)).replace("\u00a0", " ") for f in found)
     one = "0.0040 [-0.0060, 0.0140], n = 100 / 30"
-    assert f"KID: {one}; real against real: {one}." in first
-    assert "0 of 100 pairs (correlation beyond 0.871)" in counted
+    assert f"MMD, all planes: {one}; real against real: {one}." in first
+    assert "0 of 100 pairs (excess correlation beyond 0.871)" in counted
     assert "[0.0, 3.6] %; an honest generator: 0.1 %" in counted
     assert "No score here measures whether the pairs help." in advice
 
@@ -146,13 +147,43 @@ def test_interval_of_a_difference(margin: float, expected: str) -> None:
 
 
 def test_images_told_from_real_ones() -> None:
-    """A higher KID is bad with a loss of precision, mixed without one; both numbers are named."""
-    found = finding("distribution", images(kid=0.123, precision=0.5))
+    """A higher MMD is bad with a loss of precision, mixed without one; both numbers are named."""
+    found = finding("distribution", images(mmd=0.123, precision=0.5))
     assert found.mark == "bad" and found.statement.startswith("The images do not yet look like real ones: many")
-    assert "KID:\u00a0" not in found.evidence[0] and "0.123" in found.evidence[0] and "0.004" in found.evidence[0]
-    assert finding("distribution", images(kid=0.123)).mark == "mixed"
+    assert "planes:\u00a0" not in found.evidence[0] and "0.123" in found.evidence[0] and "0.004" in found.evidence[0]
+    assert finding("distribution", images(mmd=0.123)).mark == "mixed"
     assert finding("distribution", images(precision=0.5)).mark == "mixed"
-    assert finding("distribution", images(kid=0.123)[:1]).mark == "bad"
+    assert finding("distribution", images(mmd=0.123)[:1]).mark == "bad"
+    older = [replace(images(mmd=0.123)[0], protocol="kid.heldout"), *images(precision=0.5)[1:]]
+    assert finding("distribution", older).mark == "bad", "of evaluations from before there was another first figure"
+
+
+def references(s: Score, half: float = 0.01, **values: float) -> Score:
+    """The score, beside real cases through the path, or through path and autoencoder."""
+    for side, value in values.items():
+        more = {side: value, f"{side}_low": value - half, f"{side}_high": value + half, f"{side}_n": (100, 30)}
+        s = replace(s, **more)
+    return s
+
+
+def test_as_real_cases_through_the_path() -> None:
+    """What the path alone costs is said, and of what: of all that differs, of a part of it, or of nothing."""
+    first, precision, recall = images(mmd=0.123, precision=0.5)
+    both = [references(first, path=0.12), references(precision, path=0.45, half=0.05), recall]
+    found = finding("distribution", both)
+    assert found.mark == "bad" and found.statement.endswith(
+        "real. Real cases brought through the path alone do no better."
+    )
+    assert (
+        "; real through the path: 0.120\u00a0[0.110,\u00a00.130], n\u00a0=\u00a0100\u00a0/\u00a030."
+        in found.evidence[0]
+    )
+    part = finding("distribution", [references(first, path=0.05, autoencoder=0.12), both[1], recall])
+    assert "Real cases brought through the path alone do no better in precision (realistic images)." in part.statement
+    assert "Real cases through path and autoencoder do no better in MMD all planes." in part.statement
+    assert "Real cases" not in finding("distribution", [references(first, path=0.05), precision, recall]).statement
+    off = [references(slices(1.8)[0], path=1.9, half=0.3), *slices()[1:]]
+    assert "Real cases brought through the path alone do no better." in finding("slices", off).statement
 
 
 def test_wide_intervals_claim_nothing() -> None:
@@ -162,7 +193,7 @@ def test_wide_intervals_claim_nothing() -> None:
     assert found.mark == "unknown" and "for 5 of 5 the cases are too few" in found.statement
     assert finding("copies", copies(near=0, of=20)).mark == "unknown"
     assert finding("requests", requests(volume=0.3, half=0.29)[1:2] + requests()[2:]).mark == "mixed"
-    no_interval = [Score("kid.heldout", "distribution", 0.5, math.nan, math.nan, (100, 30), 0.0)]
+    no_interval = [Score("mmd-laplace.heldout", "distribution", 0.5, math.nan, math.nan, (100, 30), 0.0)]
     assert finding("distribution", no_interval).mark == "unknown"
 
 
@@ -263,7 +294,7 @@ def test_what_was_left_out() -> None:
     ("scores", "mark", "said"),
     [
         ([*everything(), *copies(near=12)], "bad", "Do not train on these pairs"),
-        ([*everything(), *images(kid=0.2, precision=0.4)], "bad", "do not count on these pairs"),
+        ([*everything(), *images(mmd=0.2, precision=0.4)], "bad", "do not count on these pairs"),
         ([*everything(), *fit(dsc=0.6)], "bad", "do not count on these pairs"),
         ([*everything(), *slices(1.8)], "mixed", "at most"),
         (everything(), "good", "nothing here speaks against it"),
@@ -391,6 +422,9 @@ def test_every_number_has_its_protocol(full: Path) -> None:
     assert f"{name} 0.0500 [0.0100, 0.0900] 100 / 30 0.0500 100 / 30 as expected" in text
     one = "0.880 [0.860, 0.900]"
     assert f"DSC of mask and segmentation fit.dsc {one} 100 {one} 30 {fit()[0].verdict}" in text
+    of_path = "psnr.all-pairs.heldout 14.2 dB [14.1, 14.3] 100 / 30 13.6 dB [13.4, 13.8] 100 / 30 14.3 dB [14.2, 14.4]"
+    assert f"{of_path} n = 100 / 30 higher, as the path alone" in text
+    assert "real through the path [95 %]" in text and "autoencoder [95 %]" not in text
     headings = [cell.get("scope") for cell in page.of("th")]
     assert len(headings) > 50 and set(headings) == {"col", "row"}
 
@@ -521,13 +555,18 @@ def test_sweeps_in_numbers(datasets: tuple[Path, Run], monkeypatch: pytest.Monke
     out, run = datasets
     asked = {"volume_ml": 10.2, "x_mm": -30, "y_mm": 0, "z_mm": 5}
     step = {"name": "size_1", "requested": asked, "measured": asked | {"volume_ml": 12, "x_mm": -27, "z_mm": 9}}
-    step |= {"checkpoint_sha256": "ab", "fault": HOSTILE}
-    steps = [step, step | {"measured": None, "fault": ""}]
+    drawn = {"seed": 0, "measured": step["measured"], "fault": ""}
+    draws = [drawn, drawn | {"seed": 1, "measured": asked | {"volume_ml": 14}}]
+    step |= {"checkpoint_sha256": "ab", "fault": HOSTILE, "sweep": "size", "draws": draws}
+    steps = [step, step | {"measured": None, "fault": "", "sweep": "place"}]
     monkeypatch.setattr(report, "read_sweeps", lambda folder: steps)
     monkeypatch.setattr(report, "sweep_figure", lambda folder, path: Image.new("RGB", (90, 60)).save(path))
     text = " ".join(Page(write_report(out, run)).text.split())
-    assert f"size 1 10 ml 12 ml 5 mm refuses: {HOSTILE}" in text
-    assert "size 1 10 ml no tumour - passes" in text
+    over = "13 ± 1 ml, centre 2 ± 4 mm off (2 seeds)"  # 12 and 14 ml, 5 and 0 mm
+    assert f"size 1 10 ml 12 ml 5 mm refuses: {HOSTILE} {over}" in text
+    assert f"size 1 10 ml no tumour - passes {over}" in text
+    # 12 / 10.2 and 14 / 10.2 less 1: mean .275, SD .139, and 12.7 times that over the root of 2
+    assert "Volume over the sizes: +27 % [-97, +152] over 2 seeds, no bias shown." in text
     assert "Drawn by another checkpoint of the generator" in text
     monkeypatch.undo()
     assert "The same noise" not in Page(write_report(out, run)).text
@@ -571,7 +610,7 @@ def test_costs_of_training(tmp_path: Path) -> None:
 
 def test_numbers_of_a_row_share_their_decimals() -> None:
     """Three digits of the largest, none of the smaller ones to more places, no negative zero, units and per cent."""
-    row = report._numbers(score("kid.heldout", "distribution", 0.782, 0.1, -0.0004, 0.02))
+    row = report._numbers(score("mmd-laplace.heldout", "distribution", 0.782, 0.1, -0.0004, 0.02))
     assert (row["value"], row["interval"]) == ("0.782", "[0.682, 0.882]")
     assert (row["floor"], row["floor_interval"], row["n"]) == ("0.000", "[-0.020, 0.020]", "100 / 30")
     row = report._numbers(score("request.volume_error", "requests", 0.147, 0.03, 0.65, n=(9, 9)), percent=True)

@@ -105,6 +105,7 @@ def test_manifest(drawn_run: Path) -> None:
         "refused_because",
         "gate",
         "nearest_correlation",
+        "nearest_excess",
         "near_copy",
         "checkpoint_sha256",
         "sampler",
@@ -522,7 +523,9 @@ def test_islands_outside_the_brain() -> None:
         finish_pair(decoded(ball((20, -10, 12), 15)), model()),
     )
     assert pair.fault == ""
-    assert np.array_equal(pair.labels, clean.labels) and np.array_equal(pair.image, clean.image)
+    assert np.array_equal(pair.image > 0, clean.image > 0)
+    assert np.abs(pair.image - clean.image).max() <= 1  # the smoothest volume is made of all of it
+    assert np.count_nonzero(pair.labels != clean.labels) < 0.005 * np.count_nonzero(clean.labels)
 
 
 def test_holes_in_the_brain() -> None:

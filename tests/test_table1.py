@@ -19,7 +19,8 @@ from PIL import Image
 from sbldm.cases.lists import write_lists
 from sbldm.errors import InputError, StateError
 from sbldm.evaluation import figures, table1
-from sbldm.evaluation.protocols import Score
+from sbldm.evaluation.evaluate import SCORING
+from sbldm.evaluation.protocols import REFERENCES_EXPLAINED, Score
 from sbldm.evaluation.table1 import (
     Entry,
     check_same_cases,
@@ -35,26 +36,39 @@ from sbldm.runs import Run, load_preset
 TRAIN, HELD = [f"case_{k:02d}" for k in range(6)], ["held_0", "held_1"]
 DDIM = {"sampler": "ddim", "steps": 25, "eta": 0.0, "guidance": 1.0}
 DDPM = {"sampler": "ddpm", "steps": 1000, "eta": 1.0, "guidance": 1.0}
-FLOORS = {"psnr.random-pair.train": 19.2, "ssim.random-pair.train": 0.79, "kid.heldout": 0.001, "copies.near": 0.05}
+FLOORS = {
+    "psnr.random-pair.train": 19.2,
+    "ssim.random-pair.train": 0.79,
+    "mmd-laplace.heldout": 0.001,
+    "copies.near": 0.05,
+}
 
 
 def score(name: str, value: float, floor: float, half: float = 0.1, n: tuple[int, int] = (4, 2), **more: Any) -> dict:
     """A row of `evaluation.json`; the floor's interval is half as wide."""
-    group = {"kid": "distribution", "copies": "copies", "request": "requests"}.get(name.split(".")[0], "similarity")
+    group = {"mmd-laplace": "distribution", "copies": "copies", "request": "requests"}.get(
+        name.split(".")[0], "similarity"
+    )
     ends = (floor - half / 2, floor + half / 2)
     return Score(name, group, value, value - half, value + half, n, floor, *ends, (6, 2), **more).row()
 
 
 def write_evaluation(
-    folder: Path, psnr: float = 20.0, kid: float = 0.2, near: float = 0.0, sure: float = 0.0, **provenance: Any
+    folder: Path, psnr: float = 20.0, mmd: float = 0.2, near: float = 0.0, sure: float = 0.0, **provenance: Any
 ) -> None:
     """An evaluation with four scores, one of them of requests."""
-    values = {"psnr.random-pair.train": psnr, "ssim.random-pair.train": 0.81, "kid.heldout": kid, "copies.near": near}
+    values = {
+        "psnr.random-pair.train": psnr,
+        "ssim.random-pair.train": 0.81,
+        "mmd-laplace.heldout": mmd,
+        "copies.near": near,
+    }
     rows = [score(name, value, FLOORS[name]) for name, value in values.items()]
     rows[0]["unit"] = "dB"
     rows += [score("copies.sure", sure, 0.001), score("request.volume_error", 0.15, 0.65, n=(4, 4))]
     contents = {"synthetic": ["s" * 48], "train": ["t" * 48], "heldout": ["h" * 48]}
     known = {"features": "imagenet", "spacing_mm": [2.0, 2.0, 2.0], "first_channel": "flair", "contents": contents}
+    known |= {"scoring": SCORING}
     known |= {"cases": {"synthetic": 4, "train": 6, "heldout": 2}} | provenance
     write_json(folder / "evaluation.json", {"scores": rows, "left_out": [], "remarks": [], "provenance": known})
 
@@ -239,11 +253,12 @@ def test_other_grids_channels_and_labels_are_refused(tmp_path: Path, part: str, 
     assert f"{part}.{key} is {usual[key]} in the first and {value} in the second" in str(error.value)
 
 
-def test_only_what_is_missing_or_older_than_its_pairs_is_evaluated(tmp_path: Path) -> None:
-    """A fresh evaluation is left alone."""
-    runs = [write_run(tmp_path / name) for name in "abc"]
+def test_only_what_is_missing_or_older_is_evaluated(tmp_path: Path) -> None:
+    """A fresh evaluation is left alone; one older than its pairs or of another version is made anew."""
+    runs = [write_run(tmp_path / name) for name in "abcd"]
     entries = read_entries([*map(str, runs)])
     update_evaluations(entries, refuse)
+    write_evaluation(entries[3].evaluation.parent, scoring=SCORING - 1)
     entries[0].evaluation.unlink()
     seconds = entries[1].evaluation.stat().st_mtime + 5
     os.utime(entries[1].dataset / "manifest.csv", (seconds, seconds))
@@ -254,7 +269,7 @@ def test_only_what_is_missing_or_older_than_its_pairs_is_evaluated(tmp_path: Pat
         write_evaluation(entry.evaluation.parent)
 
     update_evaluations(entries, evaluate)
-    assert called == ["a", "b"]
+    assert called == ["a", "b", "d"]
 
 
 def test_evaluations_must_be_made_alike(tmp_path: Path) -> None:
@@ -394,6 +409,32 @@ def test_budgets(
     }
 
 
+def test_rows_of_real_cases_through_the_path(tmp_path: Path, timed: list[dict[str, Any]]) -> None:
+    """One row where the path is the same for all, one for each autoencoder; dashes where a method has none."""
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b"), write_run(tmp_path / "gan", "lsgan", {"steps": 1})]
+    entries = read_entries([*map(str, runs)])
+    for entry, autoencoder in zip(entries, (0.1, 0.15, None), strict=True):
+        content = read_json(entry.evaluation)
+        for values, path in ((content["scores"][0], 19.3), (content["scores"][2], 0.02)):
+            values |= {"path": path, "path_low": path - 0.01, "path_high": path + 0.01, "path_n": (4, 2)}
+            if autoencoder:
+                values |= {"autoencoder": path + autoencoder, "autoencoder_n": (4, 2)}
+        write_json(entry.evaluation, content)
+    paths = write_table1(entries, tmp_path / "out")
+    page, content = paths[2], read_json(paths[0])
+    path, *autoencoders = [row["method"] for row in content["references"]]
+    assert path == table1.THROUGH["path"] and len(autoencoders) == 2
+    assert autoencoders[1] == "real cases through path and autoencoder of SBLDM (DDIM 25), b"
+    assert [row["method"] for row in content["table"][-4:]] == [table1.REAL, path, *autoencoders]
+    top, below = "# Table 1: the methods beside each other", "## What these columns leave out"
+    assert markdown(page, top, path) == ["19.3 dB [19.3, 19.3], n = 4 / 2", "-", "-", "-"]
+    assert markdown(page, below, path)[0] == "0.0200 [0.0100, 0.0300], n = 4 / 2"
+    assert [markdown(page, below, label)[0] for label in autoencoders] == ["0.120, n = 4 / 2", "0.170, n = 4 / 2"]
+    rows = read_csv(paths[1])
+    assert [row["mmd_path"] for row in rows] == ["0.02"] * 3 and rows[2]["mmd_autoencoder"] == ""
+    assert REFERENCES_EXPLAINED in page.read_text()
+
+
 def test_budgets_on_a_shared_machine(tmp_path: Path, timed: list[dict[str, Any]]) -> None:
     """On a CPU the time of its processors counts: one training ran beside others and took twice as long."""
     mine = write_run(tmp_path / "mine", minutes=20)
@@ -428,7 +469,7 @@ def test_remarks(tmp_path: Path, timed: list[dict[str, Any]]) -> None:
         f"{label}: half-trained: 50 of 800 iterations of the diffusion.",
         f"{label}: another checkpoint than the one in the run drew these pairs; training and speed are of the latter.",
         f"{label}: the gate was overridden for 1 of 4 pairs.",
-        f"{label}: its own floor of KID is 0.00300 [-0.0490, 0.0510], n = 6 / 2.",
+        f"{label}: its own floor of MMD is 0.00300 [-0.0490, 0.0510], n = 6 / 2.",
     ]
 
 

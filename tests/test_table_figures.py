@@ -17,8 +17,11 @@ from matplotlib.colors import to_rgb
 from nnunet_integration import figures
 from nnunet_integration.figures import arm_styles, draw_figures, n_real_points, plateau_points, worst_drops
 from nnunet_integration.results import Results
+from nnunet_integration.statistics import holm, wilcoxon_p
+from nnunet_integration.table import compare, markdown, table_rows
 
 ITERATIONS = (300, 600, 1200, 2400)
+BUDGET = {"plan": None, "iterations": 2400}
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -29,16 +32,26 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def write_job(out: Path, arm: str, dsc: Sequence[float], n_real: int = 10, seed: int = 0, pairs: int = 0) -> None:
+def write_job(
+    out: Path,
+    arm: str,
+    dsc: Sequence[float],
+    n_real: int = 10,
+    seed: int = 0,
+    pairs: int = 0,
+    fold: int | None = None,
+) -> None:
     """A finished job whose cases have these DSC."""
-    folder = out / "jobs" / f"{arm}_n{n_real}_seed{seed}"
+    folder = out / "jobs" / f"{arm}_n{n_real}{'' if fold is None else f'_fold{fold}'}_seed{seed}"
     random = np.random.default_rng([seed, n_real, *arm.encode()])
     cases = [f"test__BraTS20_Training_{k:03d}" for k in range(len(dsc))]
     train = [f"real__{k}" for k in range(n_real * ("real" in arm.split("+")))] + [f"sbldm__{k}" for k in range(pairs)]
     split = len(list((out / "jobs").glob("*")))
-    job = {"job": folder.name, "arm": arm, "n_real": n_real, "fold": None, "seed": seed, "split": split}
+    job = {"job": folder.name, "arm": arm, "n_real": n_real, "fold": fold, "seed": seed, "split": split}
     folder.mkdir(parents=True)
-    (folder / "job.json").write_text(json.dumps(job | {"budget": {}, "train": train, "test": cases}))
+    (folder / "job.json").write_text(
+        json.dumps(job | {"budget": BUDGET, "lineage": "", "validation": [], "train": train, "test": cases})
+    )
     snapshots = [
         {"iterations": i, "case": case, "dsc": max(0.0, value - 60 / i)}
         for i in ITERATIONS
@@ -116,7 +129,9 @@ def test_small_evaluation(tmp_path):
     assert drawn(below.collections[0]) == pytest.approx([-0.4, -0.1, 0, 0.1], abs=1e-12)
     diamonds = [c for c in above.collections if isinstance(c, PathCollection) and len(c.get_offsets()) == 1]
     assert [drawn(diamond) for diamond in diamonds] == [[0.714], [0.806]]  # the paper's, of arms.yaml
-    assert {text.get_text() for text in below.texts} == {"-0.100", "baseline"}
+    assert {text.get_text() for text in below.texts} == {"-0.100\nnot decided", "baseline"}
+    legend = figures._paired(results, 10).legends[0].get_texts()
+    assert "over test cases alone where there is one training;\nnothing is decided" in legend[2].get_text()
 
 
 def test_without_baseline_nothing_is_compared(tmp_path):
@@ -144,7 +159,8 @@ def test_worst_drops(tmp_path):
 
 
 def test_growth(tmp_path):
-    """Points by hand; all cases alike, so that the interval is that of the two seeds alone, 0.1 apart."""
+    """Points by hand; all cases alike, so that the interval is that of the two seeds alone, 0.1 apart,
+    each .05 sqrt(2) from their mean when stretched."""
     write_job(tmp_path, "real", [0.5, 0.5])
     write_job(tmp_path, "real", [0.7, 0.7], n_real=20)
     for name, dsc, pairs in (("@2x", 0.9, 20), ("", 0.8, 10), ("+aug@2x", 0.7, 20), ("+aug@5x", 0.75, 50)):
@@ -153,13 +169,73 @@ def test_growth(tmp_path):
     write_job(tmp_path, "real+copypaste@2x", [0.6, 0.6], pairs=20)  # one amount: no line
     results = finish(tmp_path)
     assert n_real_points(results) == {"real": [pytest.approx((10, 0.5, 0.5, 0.5)), pytest.approx((20, 0.7, 0.7, 0.7))]}
+    far = 0.05 * 2**0.5
     expected = {
-        "real+sbldm": [(0, 0.5, 0.5, 0.5), (1, 0.75, 0.7, 0.8), (2, 0.85, 0.8, 0.9)],
-        "real+sbldm+aug": [(2, 0.65, 0.6, 0.7), (5, 0.7, 0.65, 0.75)],  # real+aug is not there
+        "real+sbldm": [(0, 0.5, 0.5, 0.5), (1, 0.75, 0.75 - far, 0.75 + far), (2, 0.85, 0.85 - far, 0.85 + far)],
+        "real+sbldm+aug": [(2, 0.65, 0.65 - far, 0.65 + far), (5, 0.7, 0.7 - far, 0.7 + far)],  # without real+aug
     }
     found = plateau_points(results, 10)
     assert found == {family: [pytest.approx(point) for point in points] for family, points in expected.items()}
     assert plateau_points(results, 20) == {}
+
+
+def write_trainings(out: Path, counts: dict[str, int]) -> Results:
+    """The second arm is worse by .1 in every case; trainings of an arm differ by .001."""
+    for arm, count in counts.items():
+        for seed in range(count):
+            write_job(out, arm, [0.9 - 0.02 * k - 0.1 * (arm == "real") - 0.001 * seed for k in range(12)], seed=seed)
+    return finish(out)
+
+
+@pytest.mark.parametrize(
+    ("own", "base", "expected"),
+    [
+        (1, 1, "not decided: one training"),
+        (3, 1, "not decided: one training"),
+        (1, 3, "not decided: one training"),
+        (2, 5, "not decided: two trainings"),
+        (3, 3, "worse"),
+    ],
+)
+def test_no_verdict_below_three_trainings(tmp_path, own, base, expected):
+    """However clear the difference: difference and interval stand, a p and a verdict do not."""
+    results = write_trainings(tmp_path, {"real+aug": base, "real": own})
+    found = compare(results.with_n(10), "real+aug")["real"]
+    assert found["verdict"] == expected and found["difference"] == pytest.approx(-0.1 - 0.0005 * (own - base))
+    assert found["low"] < found["difference"] < found["high"] < 0 or (own, base) == (1, 1)
+    decided = expected == "worse"
+    assert np.isfinite(found["p"]) == decided and (found["p"] < 0.05) == decided
+    rows = table_rows(results)
+    assert {row["arm"]: row["trainings"] for row in rows} == {"real+aug": base, "real": own}
+    page = markdown(Results(tmp_path, results.arms, results.book, BUDGET, []), rows)
+    (line,) = [line for line in page.splitlines() if line.startswith("| real |") and expected in line]
+    assert ("| - |" in line) != decided
+    assert ("**Not decided**" in page) != decided
+    notes = {text.get_text() for text in figures._paired(results, 10).axes[1].texts}
+    assert any("not decided" in note for note in notes) != decided
+
+
+def test_folds_are_trainings(tmp_path):
+    """One seed on three folds: three networks, so there is a verdict; both are counted."""
+    for arm, worse in (("real+aug", 0), ("real", 0.1)):
+        for fold in range(3):
+            write_job(tmp_path, arm, [0.9 - 0.02 * k - worse - 0.001 * fold for k in range(12)], fold=fold)
+    rows = table_rows(finish(tmp_path))
+    assert [(row["seeds"], row["trainings"]) for row in rows] == [(1, 3), (1, 3)]
+    assert rows[1]["verdict"] == "worse"
+
+
+def test_arms_that_cannot_be_decided_do_not_count_as_tests(tmp_path):
+    """Holm corrects for the two arms of three trainings alone."""
+    random, p = np.random.default_rng(0), {}
+    for arm, count in (("real+aug", 3), ("real", 3), ("real+aug5", 3), ("real+sbldm", 1), ("real+sbldm+aug", 2)):
+        p[arm] = random.normal(0.7, 0.05, 12)
+        for seed in range(count):
+            write_job(tmp_path, arm, p[arm], seed=seed)
+    found = compare(finish(tmp_path).with_n(10), "real+aug")
+    alone = {arm: wilcoxon_p(p[arm] - p["real+aug"]) for arm in ("real", "real+aug5")}
+    assert {arm: found[arm]["p"] for arm in alone} == pytest.approx(holm(alone))
+    assert all(np.isnan(found[arm]["p"]) for arm in ("real+sbldm", "real+sbldm+aug"))
 
 
 def test_large_evaluation(tmp_path):

@@ -135,6 +135,8 @@ def synth(arguments: argparse.Namespace) -> None:
         arguments.name = name
         copypaste(arguments)
         return
+    if arguments.own:
+        raise InputError(f"OWN={arguments.own}: pairs of MODEL={run.preset['model']} have no receiver; leave it out.")
     _bundle(
         ("inference",),
         "synthesis",
@@ -155,11 +157,14 @@ def synth(arguments: argparse.Namespace) -> None:
 def sweep(arguments: argparse.Namespace) -> None:
     """Draw tumours of five sizes at one place and of one size at five places, all else equal."""
     from sbldm.device import choose_device
-    from sbldm.synthesis.sweep import draw_sweeps, sweep_figure
+    from sbldm.synthesis.sweep import SEEDS, draw_sweeps, sweep_figure
 
     run, seed = Run.at(arguments.run), _whole("SEED", arguments.seed, 0, MOST_SEED)
     steps = _whole("STEPS", arguments.steps, 1, MOST_ITERATIONS) if arguments.steps else None
-    sweep_figure(draw_sweeps(run, choose_device(), steps, seed), run.folder / "figures" / "sweeps.png")
+    n = _whole("N", arguments.n, 1, MOST_PAIRS) if arguments.n else SEEDS
+    batch = _whole("BATCH", arguments.batch, 1, MOST_BATCH)
+    folder = draw_sweeps(run, choose_device(), steps, seed, n, batch)
+    sweep_figure(folder, run.folder / "figures" / "sweeps.png")
 
 
 def copypaste(arguments: argparse.Namespace) -> None:
@@ -167,7 +172,8 @@ def copypaste(arguments: argparse.Namespace) -> None:
     from sbldm.synthesis.copypaste import draw_pairs
 
     seed = _whole("SEED", arguments.seed, 0, MOST_SEED)
-    draw_pairs(Run.at(arguments.run), arguments.data, arguments.n, seed, arguments.dataset, arguments.name)
+    run, own = Run.at(arguments.run), arguments.own or "kept"
+    draw_pairs(run, arguments.data, arguments.n, seed, arguments.dataset, arguments.name, own)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -226,12 +232,15 @@ def parser() -> argparse.ArgumentParser:
         dataset=("501", "nnU-Net dataset number"),
         name=("", "nnU-Net dataset name (default: that of the model)"),
         data=("", "folder of the cases, for MODEL=copypaste; as prepared when empty"),
+        own=("", "for MODEL=copypaste: kept or healed, the receiver's own tumour (default: kept)"),
     )
     command(
         sweep,
         run=run,
         steps=("", "network evaluations an image; as the preset says when empty"),
-        seed=("0", "of the noise, the same for every image"),
+        seed=("0", "of the noise of the pictures, the same for every request"),
+        n=("", "seeds of noise for each request, from SEED on; errors are means over them (default: 5)"),
+        batch=("1", "images drawn at once"),
     )
     command(
         copypaste,
@@ -239,8 +248,9 @@ def parser() -> argparse.ArgumentParser:
         data=("", "folder of the cases; as prepared when empty"),
         n=("", "number of pairs"),
         seed=("0", "pair i has the seed SEED + i"),
-        dataset=("502", "nnU-Net dataset number"),
-        name=("COPYPASTE", "nnU-Net dataset name"),
+        own=("", "kept, or healed as a control: the receiver's own tumour (default: kept)"),
+        dataset=("", "nnU-Net dataset number (default: 502; 503 for own=healed)"),
+        name=("", "nnU-Net dataset name (default: COPYPASTE, COPYPASTE_HEALED)"),
     )
     return top
 

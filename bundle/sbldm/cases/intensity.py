@@ -13,14 +13,69 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["BRIGHTEST", "SPREAD", "describe_written", "to_unit", "whole_numbers", "written_by", "written_ranges"]
+__all__ = [
+    "BRIGHTEST",
+    "SPREAD",
+    "describe_written",
+    "scale_intensity",
+    "to_scanner",
+    "to_unit",
+    "whole_numbers",
+    "written_by",
+    "written_ranges",
+]
 
 BRIGHTEST = int(np.iinfo(np.int16).max)
 LEVELS, LEAST_LEVELS = 256.0, 100.0  # grey levels that whole numbers must leave the usual brain, and every one
 HEADROOM = 2.5  # brightest voxel over the upper percentile; 130 BraTS 2020 cases: 1.35 in the middle, 2.45 at most
 SPREAD = (100.0, 1000.0)  # room below for what is darker than the lower percentile, and above for 32 times the upper
 
+REACH = 2.0  # what the shoulder holds above the upper percentile, in distances of the two percentiles
+
 Range = tuple[float, float]
+
+
+def scale_intensity(
+    image: np.ndarray, brain: np.ndarray, intensity: Mapping[str, Any]
+) -> tuple[np.ndarray, tuple[float, float]]:
+    """Map the two percentiles inside the brain to `floor` and 1 - `shoulder`, lower values to `floor`; background to 0.
+
+    The gap between 0 and `floor` keeps dark brain apart from background. Above the upper percentile a hyperbola that
+    goes on at the same slope and never reaches 1 keeps the few brightest voxels apart; without a shoulder they are
+    clipped.
+
+    Args:
+        image: `[X, Y, Z]`.
+        brain: `[X, Y, Z]` bool.
+        intensity: `percentiles`, `floor` and, 0 where it is missing, `shoulder` of a preset.
+
+    Returns:
+        the scaled image `[X, Y, Z]` float32 and the two intensities (scanner units) that undo it (`to_scanner`).
+    """
+    low, high = np.percentile(image[brain], intensity["percentiles"])
+    floor, top, bend = _scale(intensity)
+    unit = to_unit(image, low, high).clip(0, 1 + REACH)
+    over = (unit - 1).clip(0)
+    scaled = floor + (top - floor) * unit.clip(0, 1) + (1 - top) * over / (over + bend)
+    return np.where(brain, scaled, 0).astype(np.float32), (float(low), float(high))
+
+
+def to_scanner(scaled: np.ndarray, limits: Sequence[float], intensity: Mapping[str, Any]) -> np.ndarray:
+    """The inverse of `scale_intensity`: `floor` becomes the first of `limits`, 1 - `shoulder` the second."""
+    floor, top, bend = _scale(intensity)
+    unit = (scaled - floor) / (top - floor)
+    if top < 1:
+        share = ((scaled - top) / (1 - top)).clip(0, REACH / (REACH + bend))
+        unit = np.minimum(unit, 1) + bend * share / (1 - share)
+    low, high = limits
+    return low + unit * (high - low)
+
+
+def _scale(intensity: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Floor, what the upper percentile becomes, and the excess at which the shoulder is half used up."""
+    floor, shoulder = intensity["floor"], intensity.get("shoulder", 0.0)
+    top = 1 - shoulder
+    return floor, top, shoulder / (top - floor) or 1.0
 
 
 def written_ranges(intensities: Sequence[Sequence[Sequence[float]]] | np.ndarray) -> list[list[float] | None]:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+from sbldm.cases.export import body_of, native_brain, native_labels
 from sbldm.cases.geometry import NativeGrid, WorkingGrid, brain_centre, from_image, to_image
 from sbldm.cases.identity import Identity
-from sbldm.cases.intensity import to_unit
+from sbldm.cases.intensity import scale_intensity
 from sbldm.cases.layouts import Case, Source, read_arrays
 from sbldm.errors import StateError
 from sbldm.files import atomic_path, clear_partial, read_json, read_npz, write_csv, write_json
@@ -21,8 +22,9 @@ from sbldm.run.room import check_room
 from sbldm.run.workers import map_in_processes
 from sbldm.tumour.characteristics import NAMES, measure, to_dict
 
-__all__ = ["known_sidecar", "load_prepared", "prepare_case", "prepare_cases", "read_sidecar", "scale_intensity"]
+__all__ = ["known_sidecar", "load_prepared", "prepare_case", "prepare_cases", "read_sidecar"]
 
+VERSION = 2  # raise it when cases are prepared or measured differently: those of two versions do not mix
 PACKED = 0.25  # a prepared case compressed, over its arrays: .10 to .24 on real cases and the presets
 GRID = {"size": [int], "spacing": [float], "origin": [float], "direction": [float]}
 SIDECAR = {
@@ -37,26 +39,14 @@ SIDECAR = {
 }
 
 
-def scale_intensity(
-    image: np.ndarray, brain: np.ndarray, percentiles: Sequence[float], floor: float
-) -> tuple[np.ndarray, tuple[float, float]]:
-    """Map the two percentiles inside the brain to `floor` and 1, clip to [floor, 1]; the background is exactly 0.
-
-    The gap between 0 and `floor` keeps dark brain apart from background. Returns the scaled image `[X, Y, Z]` float32
-    and the two intensities (scanner units) that undo it.
-    """
-    low, high = np.percentile(image[brain], percentiles)
-    scaled = floor + (1 - floor) * to_unit(image, low, high).clip(0, 1)
-    return np.where(brain, scaled, 0).astype(np.float32), (float(low), float(high))
-
-
 def prepare_case(case: Case, source: Source, grid: WorkingGrid, intensity: dict[str, Any]) -> dict[str, Any]:
     """Bring one case onto the working grid.
 
     Returns:
         `image` float32 `[C, X, Y, Z]` in [0, 1], `occupancy` uint8 `[L, X, Y, Z]` (255 = the whole voxel is that label)
         and `sidecar`: what its files hold (`Identity`), native and working grid (the way back), intensities, brain
-        extents and tumour characteristics, the latter measured on the native mask in the frame of the working grid.
+        extents and tumour characteristics. The characteristics are those of the mask that the occupancy makes on the
+        native grid (`native_labels`), in the frame of the working grid; of the original where nothing comes back of it.
     """
     image, labels, affine = read_arrays(case, source)
     brain = (image != 0).any(axis=0)
@@ -67,7 +57,7 @@ def prepare_case(case: Case, source: Source, grid: WorkingGrid, intensity: dict[
 
     channels, intensities = [], []
     for channel in image:
-        scaled, limits = scale_intensity(channel, brain, intensity["percentiles"], intensity["floor"])
+        scaled, limits = scale_intensity(channel, brain, intensity)
         channels.append(grid.resample(sitk.DICOMOrient(to_image(scaled, affine), "LPS"), centre))
         intensities.append(limits)
     occupancy = [
@@ -75,7 +65,13 @@ def prepare_case(case: Case, source: Source, grid: WorkingGrid, intensity: dict[
         for number in range(1, 1 + len(source.labels))
     ]
 
+    occupancy = np.rint(np.stack(occupancy) * 255).clip(0, 255).astype(np.uint8)
+
     placed = grid.placed(centre, oriented.GetDirection())
+    images = np.stack(channels)
+    outline = native_brain(body_of(images, intensity["floor"]), placed, native)
+    drawn, _ = native_labels(occupancy / np.float32(255), outline, placed, native)
+    drawn = drawn if drawn.any() else labels
     sidecar = {
         "case": case.name,
         "layout": case.layout,
@@ -85,11 +81,11 @@ def prepare_case(case: Case, source: Source, grid: WorkingGrid, intensity: dict[
         "intensities": intensities,
         "brain_extents_mm": [round(e, 3) for e in extents],
         "cropped": bool(np.any(np.asarray(extents) > grid.fov_mm)),
-        "characteristics": to_dict(measure(labels > 0, native.frame(placed))),
+        "characteristics": to_dict(measure(drawn > 0, native.frame(placed))),
     }
     return {
-        "image": np.stack(channels),
-        "occupancy": np.rint(np.stack(occupancy) * 255).clip(0, 255).astype(np.uint8),
+        "image": images,
+        "occupancy": occupancy,
         "sidecar": sidecar,
     }
 
@@ -103,7 +99,7 @@ def _prepare_to(folder: Path, settings: dict[str, Any], source: Source, grid: Wo
     with atomic_path(folder / f"{case.name}.npz") as temporary:
         np.savez_compressed(temporary, image=prepared["image"].astype(np.float16), occupancy=prepared["occupancy"])
     # Last, as it marks the case done.
-    write_json(folder / f"{case.name}.json", prepared["sidecar"] | {"settings": settings})
+    write_json(folder / f"{case.name}.json", prepared["sidecar"] | {"settings": settings, "version": VERSION})
 
 
 def prepare_cases(
@@ -131,9 +127,10 @@ def prepare_cases(
     clear_partial(folder)
     held = {case.name: known_sidecar(folder, case.name) for case in cases}
     for name, sidecar in held.items():
-        if sidecar and sidecar["settings"] != settings:
+        if sidecar and (sidecar["settings"], sidecar.get("version", 1)) != (settings, VERSION):
             raise StateError(
-                f"{folder / name}.json: prepared with other settings; choose another RUN or remove {folder}."
+                f"{folder / name}.json: prepared with other settings, or by another version; choose another RUN or "
+                f"remove {folder}."
             )
     missing = [
         case for case in cases if case.name in anew or not held[case.name] or not (folder / f"{case.name}.npz").exists()

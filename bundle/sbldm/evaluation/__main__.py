@@ -25,7 +25,8 @@ from sbldm.cases.layouts import Case, Source, find_cases
 from sbldm.cases.lists import read_case_list, read_lists, read_lists_file
 from sbldm.cases.pipeline import original_cases
 from sbldm.errors import InputError, StateError, finish
-from sbldm.evaluation.evaluate import Settings, evaluate
+from sbldm.evaluation.evaluate import SCORING, Settings, evaluate, reference_names
+from sbldm.evaluation.protocols import REFERENCES
 from sbldm.evaluation.table import read_evaluation
 from sbldm.files import make_folder, read_json, user_path
 from sbldm.manifest import read_description, read_lineage, read_manifest, read_settings
@@ -98,12 +99,17 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     manifest = folder / "manifest.csv"
     if _is_ours(folder):  # what the datasheet needs in the end is looked at before the work
         read_manifest(folder, {"redrawn": int}), read_settings(folder), read_lineage(folder), read_description(folder)
+    synthetic = find_cases(folder, replace(source, scheme="auto"))  # pairs say themselves what they hold
     predictions, problem = _predictions(arguments, folder, out)
+    names = reference_names([case.name for case in real["train"]], len(synthetic))
+    references, missing = _references(Run.at(arguments.run) if arguments.run else None, folder, names)
     return Settings(
-        synthetic=find_cases(folder, replace(source, scheme="auto")),  # pairs say themselves what they hold
+        synthetic=synthetic,
         source=source,
         out=out,
         cache=user_path(arguments.cache) if arguments.cache else (out.parent if arguments.run else out) / "cache",
+        references=references,
+        no_references=missing,
         manifest=manifest if manifest.is_file() else None,
         predictions=predictions,
         no_predictions=problem,
@@ -117,6 +123,23 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 def _is_ours(dataset: Path) -> bool:
     return all((dataset / name).is_file() for name in ("synthesis.json", "lineage.json", "manifest.csv"))
+
+
+def _references(run: Run | None, dataset: Path, names: list[str]) -> tuple[dict[str, list[Case]], dict[str, str]]:
+    """These training cases through the path of a run's pairs, by kind; and why not, for each kind there is none of."""
+    if run is None or not _is_ours(dataset) or run.folder.resolve() not in dataset.resolve().parents:
+        return {}, dict.fromkeys(REFERENCES, "the pairs are not drawn by a run, whose path would be known.")
+    if read_settings(dataset).get("generator") == "copypaste":
+        return {}, dict.fromkeys(REFERENCES, "copy-paste pairs are made on the grid of the cases and take no path.")
+    from sbldm.synthesis.reference import reference_cases
+
+    found, missing = {}, {}
+    for kind in REFERENCES:
+        try:
+            found[kind] = reference_cases(run, names, kind)
+        except StateError as error:
+            missing[kind] = str(error)
+    return found, missing
 
 
 def _predictions(arguments: argparse.Namespace, synthetic: Path, out: Path) -> tuple[dict[str, Path], str]:
@@ -202,11 +225,12 @@ def report_command(arguments: argparse.Namespace) -> None:
 
     out = _out(arguments)
     last = out / "evaluation.json"
-    manifest = (
-        (out / read_evaluation(out)["provenance"].get("dataset", "") / "manifest.csv") if last.is_file() else None
-    )
-    if not manifest or (manifest.is_file() and manifest.stat().st_mtime > last.stat().st_mtime):
-        evaluate_command(arguments)  # there is none, or pairs have been drawn since
+    provenance = read_evaluation(out)["provenance"] if last.is_file() else {}
+    manifest = out / provenance.get("dataset", "") / "manifest.csv"
+    drawn_since = last.is_file() and manifest.is_file() and manifest.stat().st_mtime > last.stat().st_mtime
+    older = provenance.get("scoring") != SCORING and (arguments.run or arguments.synthetic)
+    if not last.is_file() or drawn_since or older:
+        evaluate_command(arguments)
     else:
         print(f"{last}: as it is; `evaluate` makes it anew.")
     print(write_report(out, Run.at(arguments.run) if arguments.run else None))

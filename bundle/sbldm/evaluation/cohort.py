@@ -34,7 +34,7 @@ class Cohort:
     """Cases of one role, in the order of their names.
 
     Attributes:
-        role: "synthetic", "train" or "heldout".
+        role: "synthetic", "train" or "heldout", or a reference, "path" or "autoencoder".
         names, contents: of the cases that could be read.
         spacing: of the evaluation grid, mm.
         file, rows: where the images lie, `[.., X, Y, Z]` float16 on the evaluation grid, and `[N]` which of them.

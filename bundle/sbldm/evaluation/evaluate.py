@@ -2,14 +2,18 @@
 
 The held-back cases are the reference. Beside every score stands its floor, the same score of the training cases: a
 generator that drew from the very distribution of the training cases would reach it, and one that copies them would
-too, which is why the copies are counted apart.
+too, which is why the copies are counted apart. Beside the floor stand, where they are known, the same training cases
+brought through the path that pairs take, without and with the autoencoder (`protocols.REFERENCES`): what a perfect
+generator, and a perfect diffusion behind this autoencoder, would score. Copies, requests and masks against a network's
+segmentation have no such references: these cases are training cases, nobody asked for them, and no network segmented
+them.
 """
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -22,11 +26,13 @@ import numpy as np
 from sbldm.cases.geometry import WorkingGrid
 from sbldm.cases.layouts import Case, Source
 from sbldm.device import choose_device
+from sbldm.errors import DataError
 from sbldm.evaluation.cohort import Cohort, describe, workers
 from sbldm.evaluation.features import load_extractor
-from sbldm.evaluation.protocols import Score
+from sbldm.evaluation.protocols import REFERENCES, Score
 from sbldm.evaluation.scoring import (
     LEAST,
+    chosen,
     score_copies,
     score_distribution,
     score_fit,
@@ -39,9 +45,11 @@ from sbldm.evaluation.volumes import common_spacing, evaluation_grid
 from sbldm.files import PARTIAL, atomic_path, clear_partial, make_folder, write_csv, write_json
 from sbldm.run.workers import Workers
 
-__all__ = ["Evaluation", "Settings", "evaluate"]
+__all__ = ["SCORING", "Evaluation", "Settings", "evaluate", "reference_names"]
 
 ROLES = ("synthetic", "train", "heldout")
+SCORING = 2
+"""Raise it when a score of one name is computed otherwise: evaluations of different versions do not go together."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,9 @@ class Settings:
     Attributes:
         synthetic, train, heldout: cases by role.
         source: channels and labels; the first channel is looked at, all labels together are the tumour.
+        references: training cases by how they were brought through the path of the pairs (see `protocols.REFERENCES`
+            and `reference_names`); a key may be missing.
+        no_references: why, for a key that is missing, in one sentence.
         manifest: table of requests, or None.
         predictions: role -> folder of a segmentation network's predictions, or empty.
         no_predictions: why there are none, where something went wrong.
@@ -68,6 +79,8 @@ class Settings:
     source: Source
     out: Path
     cache: Path
+    references: Mapping[str, Sequence[Case]] = field(default_factory=dict)
+    no_references: Mapping[str, str] = field(default_factory=dict)
     manifest: Path | None = None
     predictions: dict[str, Path] = field(default_factory=dict)
     no_predictions: str = ""
@@ -131,19 +144,25 @@ def evaluate(settings: Settings) -> Evaluation:
             found.remarks.append(f"{len(repeated)} synthetic pair(s) hold the very voxels of a real case.")
         if repeated := train & heldout:
             found.remarks.append(f"{len(repeated)} held-back case(s) are training cases too: every floor is too good.")
+        references = _read_references(settings, grid, Path(images), pool, found)
         found.pairs = [{"pair": name} for name in cohorts["synthetic"].names]
         parts: dict[str, Callable[..., Iterator[Score]]] = {
             "similarity": partial(score_similarity, pool=pool, spacing=grid.spacing),
             "distribution": partial(score_distribution, fid=settings.fid),
             "tumours": score_tumours,
             "slices": score_slices,
-            "copies": score_copies,
         }
         for group, score in parts.items():
             if reason := _too_few(group, cohorts):
                 found.left_out.append((group, reason))
-            else:
-                found.scores += score(found, *cohorts.values())
+                continue
+            enough = {kind: c for kind, c in references.items() if not _too_few(group, {kind: c})}
+            sides = {"synthetic": cohorts["synthetic"], "floor": cohorts["train"], **enough}
+            found.scores += score(found, sides, cohorts["heldout"])
+        if reason := _too_few("copies", cohorts):
+            found.left_out.append(("copies", reason))
+        else:
+            found.scores += score_copies(found, *cohorts.values())
     score_requests(found, cohorts["synthetic"], settings.manifest)
     score_fit(found, cohorts, settings)
     found.provenance = {
@@ -152,8 +171,10 @@ def evaluate(settings: Settings) -> Evaluation:
         "spacing_mm": list(grid.spacing),
         "features": extractor.name,
         "first_channel": settings.source.channels[0],
+        "scoring": SCORING,
         "cases": {role: len(cohort) for role, cohort in cohorts.items()},
         "contents": {role: cohort.contents for role, cohort in cohorts.items()},
+        "references": {kind: cohort.contents for kind, cohort in references.items()},
         "versions": {name: version(name) for name in ("sbldm", "torch", "monai", "numpy", "scikit-image", "scipy")}
         | {"python": platform.python_version()},
         **settings.origin,
@@ -161,9 +182,32 @@ def evaluate(settings: Settings) -> Evaluation:
     return found
 
 
+def reference_names(train: Sequence[str], pairs: int) -> list[str]:
+    """The training cases to bring through the path: those that make the floor of so many pairs."""
+    return [train[k] for k in chosen(pairs, len(train))]
+
+
+def _read_references(
+    settings: Settings, grid: WorkingGrid, images: Path, pool: Workers, found: Evaluation
+) -> dict[str, Cohort]:
+    """Describe what there is of the references; a sentence says why there is no more."""
+    cohorts = {}
+    for kind in REFERENCES:
+        reason = settings.no_references.get(kind, "")
+        if settings.references.get(kind):
+            try:
+                cohorts[kind] = _read(kind, settings, grid, images, pool, found)
+                continue
+            except DataError as error:
+                reason = str(error)
+        if reason:
+            found.remarks.append(f"No reference of {REFERENCES[kind]}: {reason}")
+    return cohorts
+
+
 def _read(role: str, settings: Settings, grid: WorkingGrid, images: Path, pool: Workers, found: Evaluation) -> Cohort:
-    """Describe the cases of one role, and remark on what is odd about them."""
-    cases = getattr(settings, role)
+    """Describe the cases of one role or reference, and remark on what is odd about them."""
+    cases = settings.references[role] if role in REFERENCES else getattr(settings, role)
     cohort = describe(role, cases, settings.source, grid, settings.cache, images, pool)
     if other := sum(not np.allclose(spacing, grid.spacing, rtol=1e-3) for spacing in cohort.spacings):
         spacing = " x ".join(f"{s:g}" for s in grid.spacing)

@@ -330,7 +330,7 @@ def _strips(panel: Axes, samples: Mapping[str, np.ndarray]) -> None:
 
 def _copies(found: _Found) -> Figure | None:
     """How near to a training case each pair and each held-back case comes, and from where on that is suspicious."""
-    samples = found.by_role("copies.correlation")
+    samples = found.by_role("copies.excess")
     if "synthetic" not in samples:
         return None
     limits = dict(zip(("near", "sure"), found.values("copies.limits"), strict=False))
@@ -353,7 +353,7 @@ def _copies(found: _Found) -> Figure | None:
     for name, limit in limits.items():
         label = f"{name} copies, above {limit:.2f}: {(pairs > limit).sum()} of {len(pairs)} pairs"
         panel.axvline(limit, color="black", linewidth=1.2, linestyle="--" if name == "near" else "-", label=label)
-    panel.set_xlabel("correlation with the nearest training case")
+    panel.set_xlabel("correlation with the nearest training case beyond the next five")
     panel.set_ylabel("share of cases")
     panel.yaxis.set_major_formatter(_percent)
     figure.legend(loc="outside upper left")
@@ -362,18 +362,18 @@ def _copies(found: _Found) -> Figure | None:
 
 def _worst(found: _Found) -> Figure | None:
     """The pairs nearest to a training case: what differs, never the real case itself."""
-    needed = ("copies.differences", "copies.worst", "copies.correlation.synthetic")
+    needed = ("copies.differences", "copies.worst", "copies.excess.synthetic")
     if not all(len(found.arrays.get(key, ())) for key in needed):
         return None
-    differences, worst, correlation = (found.arrays[key] for key in needed)
-    correlation = correlation[worst]
+    differences, worst, excess = (found.arrays[key] for key in needed)
+    excess = excess[worst]
     top = np.nanpercentile(np.abs(differences), 99.5) or 1
     rows = -(-len(worst) // 2)
     strips = [_three_planes(difference) for difference in differences]
     up, across = strips[0].shape
     figure = Figure(figsize=(WIDTH, 0.95 + rows * (0.3 + up / across * WIDTH / 2)), layout="constrained")
     panels = figure.subplots(rows, 2, squeeze=False)
-    for panel, strip, k, value in zip(panels.flat, strips, worst, correlation, strict=False):
+    for panel, strip, k, value in zip(panels.flat, strips, worst, excess, strict=False):
         shown = panel.imshow(strip, cmap="RdBu_r", vmin=-top, vmax=top, origin="lower")
         name = found.pairs[k] if k < len(found.pairs) else f"pair {k + 1}"
         panel.set_title(f"{name}: {value:.2f}")
@@ -385,7 +385,7 @@ def _worst(found: _Found) -> Figure | None:
     bar.ax.set_xticklabels(["pair darker", "no difference", "pair brighter"])
     for label, side in zip(bar.ax.get_xticklabels(), ("left", "center", "right"), strict=True):
         label.set_ha(side)
-    title = "Pairs nearest to a training case: the pair minus that case\n(name of the pair and correlation)"
+    title = "Pairs nearest to a training case: the pair minus that case\n(name of the pair and excess correlation)"
     figure.suptitle(title, fontsize=9)
     return figure
 

@@ -11,9 +11,19 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import yaml
 
-__all__ = ["PROTOCOLS", "Estimate", "Score", "mean_estimate", "protocol"]
+__all__ = ["PROTOCOLS", "REFERENCES", "REFERENCES_EXPLAINED", "Estimate", "Score", "Side", "mean_estimate", "protocol"]
 
 Aim = Literal["floor", "low", "high"]
+
+REFERENCES = {"path": "real through the path", "autoencoder": "real through path and autoencoder"}
+"""Training cases, those of the floor, brought through what pairs are brought through: onto the working grid and back,
+and on the way through the autoencoder too. What a perfect generator, and a perfect diffusion behind this autoencoder,
+would score; the autoencoder has seen these cases."""
+REFERENCES_EXPLAINED = (
+    "Real through the path: the training cases of the floor, brought onto the working grid and back as pairs are. A "
+    "perfect generator would score that. Real through path and autoencoder: encoded and decoded on the way by the "
+    "generator's own autoencoder, which was trained on them. A perfect diffusion behind it would score that."
+)
 
 # Names of measures in the words of a table.
 MEASURES = {
@@ -78,12 +88,15 @@ class Score:
     """One number beside its floor.
 
     Attributes:
-        protocol: name in `PROTOCOLS`, for example "kid.heldout".
+        protocol: name in `PROTOCOLS`, for example "mmd-laplace.heldout".
         group: "similarity", "distribution", "tumours", "slices", "requests", "copies" or "fit".
         value, low, high: the synthetic pairs' score and its 95 % interval.
         n: how many synthetic and real cases went in.
         floor, floor_low, floor_high: the same score of real cases against real cases; NaN where there is none.
         floor_n: how many real cases on either side.
+        path, path_low, path_high, path_n: the same of real cases through the path in place of the synthetic pairs (see
+            `REFERENCES`); NaN where there are none, or where they would say nothing.
+        autoencoder, autoencoder_low, autoencoder_high, autoencoder_n: of real cases through path and autoencoder.
         aim: "floor": best is equality with the floor; "low" or "high": the floor is what real cases reach, less (more)
             is worse; all are judged against the floor.
         unit: "mm", "ml", "dB", or empty.
@@ -103,6 +116,14 @@ class Score:
     aim: Aim = "floor"
     unit: str = ""
     note: str = ""
+    path: float = math.nan
+    path_low: float = math.nan
+    path_high: float = math.nan
+    path_n: tuple[int, int] = (0, 0)
+    autoencoder: float = math.nan
+    autoencoder_low: float = math.nan
+    autoencoder_high: float = math.nan
+    autoencoder_n: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         protocol(self.protocol)
@@ -116,10 +137,18 @@ class Score:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Score:
-        """The inverse of `row`."""
-        numbers = ("value", "low", "high", "floor", "floor_low", "floor_high")
-        values = row | {name: math.nan if row[name] is None else row[name] for name in numbers}
-        return cls(**values | {"n": tuple(row["n"]), "floor_n": tuple(row["floor_n"])})
+        """The inverse of `row`; of an older version, which knew no references, too."""
+        values = {
+            name: math.nan if value is None else tuple(value) if isinstance(value, list) else value
+            for name, value in row.items()
+        }
+        return cls(**values)
+
+    def side(self, name: str) -> Side:
+        """Value, interval and numbers of "floor" or of one of `REFERENCES`; of the pairs where it is "synthetic"."""
+        if name == "synthetic":
+            return Side(self.value, self.low, self.high, self.n)
+        return Side(*(getattr(self, f"{name}{part}") for part in ("", "_low", "_high", "_n")))
 
     @property
     def verdict(self) -> str:
@@ -128,15 +157,51 @@ class Score:
         Not told apart are two scores whose intervals meet, which is a reading aid and no test. Empty without two
         intervals.
         """
-        numbers = (self.low, self.high, self.floor_low, self.floor_high)
-        if not all(map(math.isfinite, numbers)):
-            return ""
-        if self.low <= self.floor_high and self.high >= self.floor_low:
-            return "not told apart"
-        above = self.low > self.floor_high
+        apart = self.side("synthetic").apart(self.side("floor"))
+        if not apart:
+            return "" if apart is None else "not told apart"
         if self.aim == "floor":
-            return "higher" if above else "lower"
-        return "worse" if above == (self.aim == "low") else "beyond real"
+            return "higher" if apart > 0 else "lower"
+        return "worse" if (apart > 0) == (self.aim == "low") else "beyond real"
+
+    @property
+    def no_worse_than(self) -> str:
+        """The first of `REFERENCES` that stands as far from the floor as the score does, on the same side of it.
+
+        Then what parts the score from its floor need not come from the generator. Empty where score or reference is not
+        told apart from the floor, and where the score lies beyond the reference.
+        """
+        ours, floor = self.side("synthetic"), self.side("floor")
+        if not (apart := ours.apart(floor)) or self.verdict == "beyond real":
+            return ""
+        for name in REFERENCES:
+            reference = self.side(name)
+            if reference.apart(floor) == apart and ours.apart(reference) != apart:
+                return name
+        return ""
+
+    @property
+    def reading(self) -> str:
+        """The verdict in words, with the reference that explains it."""
+        return self.verdict + NO_WORSE.get(self.no_worse_than, "")
+
+
+NO_WORSE = {"path": ", as the path alone", "autoencoder": ", as path and autoencoder alone"}
+
+
+class Side(NamedTuple):
+    """One of the numbers that a score sets beside each other, with its interval and how many cases went in."""
+
+    value: float
+    low: float
+    high: float
+    n: tuple[int, int]
+
+    def apart(self, other: Side) -> int | None:
+        """1 above the other one, -1 below it, 0 where the intervals meet; None without two intervals."""
+        if not all(map(math.isfinite, (self.low, self.high, other.low, other.high))):
+            return None
+        return int(self.low > other.high) - int(self.high < other.low)
 
 
 class Estimate(NamedTuple):

@@ -28,14 +28,14 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from sbldm.cases.lists import LISTS_FILE, read_lists
 from sbldm.errors import DataError, StateError
 from sbldm.evaluation.figures import animation, draw_figures, side_by_side
-from sbldm.evaluation.protocols import Score, protocol
+from sbldm.evaluation.protocols import REFERENCES, Score, protocol
 from sbldm.evaluation.table import EVALUATE_AGAIN, GROUPS, number, read_evaluation, read_scores
 from sbldm.evaluation.table1 import report_rows
 from sbldm.files import atomic_path, read_rows, read_text, reading, sha256
 from sbldm.manifest import read_manifest, read_settings
 from sbldm.runs import Run
 from sbldm.synthesis.datasheet import SHEET_AGAIN
-from sbldm.synthesis.sweep import read_sweeps, sweep_figure
+from sbldm.synthesis.sweep import biases, drawn_words, read_sweeps, sweep_figure
 from sbldm.training.checkpoints import load_checkpoint, read_history
 
 __all__ = ["Finding", "summarise", "write_report"]
@@ -71,6 +71,7 @@ PAIR_COLUMNS = {
     "pair": "pair",
     "nearest_case": "nearest training case",
     "nearest_correlation": "correlation",
+    "nearest_excess": "beyond the next five",
     "mask_dsc": "DSC of masks",
     "feature_ratio": "distance ratio",
 }
@@ -174,7 +175,8 @@ def _folded(value: float, low: float, high: float) -> np.ndarray:
 def _numbers(score: Score, percent: bool = False) -> dict[str, str]:
     """Value, interval and n of both sides as text, all with the decimals of the largest; empty where unknown."""
     factor = 100 if percent else 1
-    values = (score.value, score.low, score.high, score.floor, score.floor_low, score.floor_high)
+    sides = ("synthetic", "floor", *REFERENCES)
+    values = [v for side in sides for v in score.side(side)[:3]]
     largest = max((abs(v) for v in values if math.isfinite(v)), default=0)
     decimals = 0 if percent else len(number(largest).partition(".")[2])
 
@@ -187,40 +189,39 @@ def _numbers(score: Score, percent: bool = False) -> dict[str, str]:
     def sizes(n: Sequence[int]) -> str:  # as in scores.md: one number where both sides are as many
         return f"{n[0]}" if n[0] == n[1] else f"{n[0]} / {n[1]}"
 
-    return {
-        "value": text(score.value) or "-",
-        "interval": interval(score.low, score.high),
-        "n": sizes(score.n),
-        "floor": text(score.floor),
-        "floor_interval": interval(score.floor_low, score.floor_high),
-        "floor_n": sizes(score.floor_n) if math.isfinite(score.floor) else "",
-        "unit": "%" if percent else score.unit,
-    }
+    found = {"unit": "%" if percent else score.unit}
+    for side in sides:
+        value, low, high, n = score.side(side)
+        named = "" if side == "synthetic" else f"{side}_"
+        found |= {side if named else "value": text(value), f"{named}interval": interval(low, high)}
+        found |= {f"{named}n": sizes(n) if math.isfinite(value) or not named else ""}
+    return found | {"value": found["value"] or "-"}
 
 
 def _evidence(label: str, score: Score, floor: str = "real against real", percent: bool = False) -> str:
-    """One line with value, interval, n and floor; what belongs together does not break."""
+    """One line with value, interval, n, floor and references; what belongs together does not break."""
     texts = _numbers(score, percent)
 
-    def side(prefix: str, n: str) -> str:
-        value = " ".join(filter(None, (texts[f"{prefix}"], texts["unit"])))
-        interval, size = texts["interval" if prefix == "value" else "floor_interval"], f"n = {n}"
+    def side(name: str, prefix: str) -> str:
+        value = " ".join(filter(None, (texts[name], texts["unit"])))
+        interval, size = texts[f"{prefix}interval"], f"n = {texts[f'{prefix}n']}"
         parts = [value + (f" {interval}" if interval else ""), size if interval else ""]
         return ", ".join(part.replace(" ", "\u00a0") for part in parts if part)
 
-    line = f"{label}: {side('value', texts['n'])}"
-    return f"{line}; {floor}: {side('floor', texts['floor_n'])}." if texts["floor"] else f"{line}."
+    others = {"floor": floor, **REFERENCES}
+    told = [f"{words}: {side(name, f'{name}_')}" for name, words in others.items() if texts[name]]
+    return "; ".join([f"{label}: {side('value', '')}", *told]) + "."
 
 
 def _images(scores: Mapping[str, Score]) -> Finding:
-    kid = scores.get("kid.heldout")
+    first = scores.get("mmd-laplace.heldout") or scores.get("kid.heldout")  # of an older evaluation
     shares = {name: scores[f"{name}.heldout"] for name in ("precision", "recall") if f"{name}.heldout" in scores}
-    if kid is None:
+    if first is None:
         return _unseen("distribution")
     standings = {name: _standing(score, LARGE_SHARE, "less") for name, score in shares.items()}
     lower = [name for name, standing in standings.items() if "worse" in standing]
     missing = {"precision": "many of them lie outside of what is real", "recall": "part of the real variety is missing"}
-    told = _standing(kid, math.inf)
+    told = _standing(first, math.inf)
     if told == "worse" and (lower or len(shares) < 2):
         reasons = f": {' and '.join(missing[name] for name in lower)}" if lower else ""
         mark, statement = "bad", f"The images do not yet look like real ones{reasons}."
@@ -235,8 +236,22 @@ def _images(scores: Mapping[str, Score]) -> Finding:
     else:
         mark = "good"
         statement = "No difference from real images was found, and the intervals leave no room for a large one."
-    numbers = [_evidence("KID", kid), *(_evidence(name.capitalize(), score) for name, score in shares.items())]
+    statement += _explained([*([first] if told == "worse" else []), *(shares[name] for name in lower)])
+    numbers = [
+        _evidence(_measure(first), first),
+        *(_evidence(name.capitalize(), score) for name, score in shares.items()),
+    ]
     return Finding("distribution", mark, statement, tuple(numbers))
+
+
+def _explained(differ: Sequence[Score]) -> str:
+    """Which of the scores that stand apart from their floor do so for real cases too, once these take the same path."""
+    told = ""
+    for kind, words in (("path", "brought through the path alone"), ("autoencoder", "through path and autoencoder")):
+        if found := [score for score in differ if score.no_worse_than == kind]:
+            told += f" Real cases {words} do no better"
+            told += "." if len(found) == len(differ) else f" in {_names(found)}."
+    return told
 
 
 def _slices(scores: Mapping[str, Score]) -> Finding:
@@ -270,6 +285,7 @@ def _of_measures(
         statement = statements["differ"].format(_names(differ), "" if len(differ) > 1 else "s")
         statement += f" {standings.count('alike')} of {len(scores)} measures are alike"
         statement += f", {unclear} cannot be judged with so few cases." if unclear else "."
+        statement += _explained(differ)
     elif unclear or not scores:
         mark = "unknown" if 2 * unclear >= len(scores) else "mixed"
         statement = statements["unclear"]
@@ -399,7 +415,7 @@ def _copies(scores: Mapping[str, Score], repeated: int) -> Finding:
         return _unseen("copies")
     count = {score.protocol: round(score.value * score.n[0]) for score in (near, sure)}
     limits = [re.search(r"r = (-?[\d.]*\d)", score.note) for score in (near, sure)]
-    beyond = [f" (correlation beyond {limit[1]})" if limit else "" for limit in limits]
+    beyond = [f" (excess correlation beyond {limit[1]})" if limit else "" for limit in limits]
     masks = scores.get("copies.masks")
     copied = f"{count['copies.sure']} of {sure.n[0]} pairs"
     if repeated:
@@ -423,7 +439,7 @@ def _copies(scores: Mapping[str, Score], repeated: int) -> Finding:
     labels = ("Nearer to a training case than 95 % of held-back cases are", "Beyond the limit of the audit")
     numbers = [
         f"{label}{where}: {count[score.protocol]} of {score.n[0]} pairs, "
-        f"[{100 * score.low:.1f}, {100 * score.high:.1f}]\u00a0%; an honest generator: {100 * score.floor:g}\u00a0%."
+        f"[{100 * score.low:.1f}, {100 * score.high:.1f}]\u00a0%; an honest generator: {100 * score.floor:.3g}\u00a0%."
         for label, score, where in zip(labels, (near, sure), beyond, strict=True)
     ]
     return Finding("copies", mark, statement, tuple(numbers))
@@ -478,9 +494,9 @@ class _Reading(NamedTuple):
 
 
 def _reading(score: Score) -> _Reading:
-    """As `Score.verdict`; where the floor has no interval, it is what was expected."""
+    """As `Score.reading`; where the floor has no interval, it is what was expected."""
     if score.verdict:
-        return _Reading(score.verdict, score.verdict in ("worse", "higher", "lower", "beyond real"))
+        return _Reading(score.reading, score.verdict in ("worse", "higher", "lower", "beyond real"))
     if not np.isfinite([score.low, score.high, score.floor]).all():
         return _Reading("", False)
     if score.protocol.startswith("request.volume_bias"):  # which shuffling does not change
@@ -494,8 +510,8 @@ def _reading(score: Score) -> _Reading:
 
 
 def _strip(score: Score) -> dict[str, float] | None:
-    """Where value, floor and their intervals lie on a strip from 0 to 100."""
-    names = ("value", "low", "high", "floor", "floor_low", "floor_high")
+    """Where value, floor, their intervals and the references lie on a strip from 0 to 100."""
+    names = ("value", "low", "high", "floor", "floor_low", "floor_high", *REFERENCES)
     places = {name: getattr(score, name) for name in names}
     if not np.isfinite([score.floor_low, score.floor_high]).all():  # one side of a floor can be boundless
         del places["floor_low"], places["floor_high"]
@@ -529,7 +545,7 @@ def _nearest_pairs(out: Path) -> dict[str, Any] | None:
     rows = [row for row in rows if row.get("nearest_correlation")]
     if not rows:
         return None
-    rows.sort(key=lambda row: -float(row["nearest_correlation"]))
+    rows.sort(key=lambda row: -float(row.get("nearest_excess") or row["nearest_correlation"]))
     columns = {key: heading for key, heading in PAIR_COLUMNS.items() if key in rows[0]}
     names = ("pair", "nearest_case")
     return {
@@ -676,13 +692,15 @@ def _sweeps(out: Path, run: Run, dataset: Path) -> dict[str, Any]:
         sweep_figure(folder, path)
     pairs_by = {row.get("checkpoint_sha256", "") for row in _manifest(dataset)}
     other = bool(pairs_by) and pairs_by != {steps[0]["checkpoint_sha256"]}
-    return {"sweeps": _photograph(path), "steps": list(map(_swept, steps)), "other_checkpoint": other}
+    shown = {"sweeps": _photograph(path), "steps": list(map(_swept, steps)), "biases": biases(steps)}
+    return shown | {"other_checkpoint": other}
 
 
 def _swept(step: Mapping[str, Any]) -> dict[str, str]:
-    """What was asked for and drawn in one image of the sweeps."""
+    """What was asked for and drawn in one image of the sweeps, and over all seeds of noise."""
     asked, drawn = step["requested"], step["measured"]
     words = {"name": step["name"].replace("_", " "), "asked": f"{asked['volume_ml']:.0f} ml", "fault": step["fault"]}
+    words |= {"seeds": drawn_words(step)}
     if not drawn:
         return words | {"drawn": "no tumour", "off": "-"}
     off = math.dist(*([place[axis] for axis in ("x_mm", "y_mm", "z_mm")] for place in (asked, drawn)))
@@ -789,6 +807,7 @@ def _provenance(content: Mapping[str, Any], rows: Sequence[Mapping[str, str]], d
 def _lists(run: Run | None, contents: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
     """Cases by role: the hash of their list, and their names where the run knows them."""
     titles = {"synthetic": "Synthetic pairs", "train": "Training cases", "heldout": "Held-back cases"}
+    titles |= {kind: words.capitalize() for kind, words in REFERENCES.items()}
     names: dict[str, list[str]] = {}
     if run is not None and (run.folder / LISTS_FILE).is_file():
         held = read_lists(run.folder)
@@ -851,9 +870,11 @@ def write_report(out: Path, run: Run | None) -> Path:
         advice=advice,
         findings=findings,
         groups=GROUPS,
+        reference_words=REFERENCES,
         sections={
             group: {
                 "rows": [_row(score) for score in by_group[group]],
+                "references": [k for k in REFERENCES if any(math.isfinite(s.side(k).value) for s in by_group[group])],
                 "left_out": [why for key, why in left_out if _group_of(key) == group],
             }
             for group in GROUPS
@@ -867,7 +888,7 @@ def write_report(out: Path, run: Run | None) -> Path:
         table2=run is not None and (run.folder / "table2" / "table2.md").is_file(),
         protocols=_protocols([score for found in by_group.values() for score in found]),
         provenance=_provenance(content, rows, dataset),
-        lists=_lists(run, provenance.get("contents", {})),
+        lists=_lists(run, provenance.get("contents", {}) | provenance.get("references", {})),
         remarks=[_sentence(remark) for remark in content["remarks"]],
         left_out=left_out,
         licence=_licence(dataset, provenance),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,8 @@ from scipy.spatial.distance import cdist
 from sbldm.errors import DataError, StateError
 from sbldm.evaluation import copies, distribution, fit, requests, similarity, slices, tumours
 from sbldm.evaluation.cohort import Cohort, read_image
-from sbldm.evaluation.protocols import MEASURES, Estimate, Score, mean_estimate
+from sbldm.evaluation.disguises import DISGUISES
+from sbldm.evaluation.protocols import MEASURES, REFERENCES, Estimate, Score, mean_estimate
 from sbldm.manifest import read_given_up
 from sbldm.run.workers import Workers
 from sbldm.tumour.characteristics import NAMES
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LEAST",
+    "chosen",
     "score_copies",
     "score_distribution",
     "score_fit",
@@ -39,8 +42,10 @@ PLANTED = 20
 FID_LEAST = 1000
 NAN = float("nan")
 PARTNERS = 10  # held-back cases that each case is compared with in all-pairs SSIM
+COMPARED = 30  # cases of a reference whose SSIM is computed, which takes the most time of all scores
 DIVERSITY_PAIRS = 50
 WORST = 6  # pairs shown
+FIRST = "mmd-laplace"  # the figure to look at before all others
 QUANTILES = {"1st percentile": 0.01, "5th percentile": 0.05}
 
 
@@ -57,67 +62,98 @@ def _score(
     return Score(protocol, group, *value, n, *floor, floor_n, **more)
 
 
+def _beside(
+    protocol: str,
+    group: str,
+    values: Mapping[str, Estimate | float],
+    sizes: Mapping[str, tuple[int, int]],
+    **more: Any,
+) -> Score:
+    """One score of all sides: "synthetic", "floor", and what there is of `REFERENCES`."""
+    for side in REFERENCES:
+        if side in values:
+            value = values[side] if isinstance(values[side], Estimate) else Estimate(values[side], NAN, NAN)
+            more |= dict(zip((side, f"{side}_low", f"{side}_high"), value, strict=True)) | {f"{side}_n": sizes[side]}
+    return _score(protocol, group, values["synthetic"], values["floor"], sizes["synthetic"], sizes["floor"], **more)
+
+
+def chosen(count: int, of: int) -> np.ndarray:
+    """A seeded choice of so many of the cases of a list, the same for the floor and for the references."""
+    return np.random.default_rng(0).permutation(of)[:count]
+
+
 # --- similarity -------------------------------------------------------------------------------------------------------
 
 
 def score_similarity(
     found: Evaluation,
-    synthetic: Cohort,
-    train: Cohort,
+    sides: Mapping[str, Cohort],
     heldout: Cohort,
     pool: Workers,
     spacing: tuple[float, float, float],
 ) -> Iterator[Score]:
     """PSNR, SSIM and MS-SSIM: the paper's way, inside the brain, and among synthetic images alone."""
-    rng = np.random.default_rng(0)
-    random_pairs = {
-        "synthetic": rng.integers(len(train), size=len(synthetic)),
-        "heldout": rng.integers(len(train), size=len(heldout)),
+    rng, another = np.random.default_rng(0), np.random.default_rng(1)
+    synthetic, train = sides["synthetic"], sides["floor"]
+    references = {side: c for side, c in sides.items() if side in REFERENCES}
+    against_train = {"synthetic": synthetic, "floor": heldout, **references}
+    random_pairs = {side: rng.integers(len(train), size=len(against_train[side])) for side in ("synthetic", "floor")}
+    random_pairs |= {side: _strangers(another, c, train) for side, c in references.items()}
+    in_brain = {side: similarity.psnr(*_squared_errors(c, heldout)) for side, c in sides.items()}
+    partners = {
+        side: _partners(another if side in references else rng, len(c), len(heldout)) for side, c in sides.items()
     }
-    squares = {c.role: _squared_errors(c, heldout) for c in (synthetic, train)}
-    in_brain = {role: similarity.psnr(*found) for role, found in squares.items()}
-    partners = {c.role: _partners(rng, len(c), len(heldout)) for c in (synthetic, train)}
     jobs = {}
-    for c in (synthetic, heldout):
-        jobs[f"random {c.role}"] = [(c.place(i), train.place(j)) for i, j in enumerate(random_pairs[c.role])]
-    for c in (synthetic, train):
-        places = [[heldout.place(j) for j in row] for row in partners[c.role]]
-        jobs[f"all {c.role}"] = [(c.place(i), place) for i, row in enumerate(places) for place in row]
-        nearest = in_brain[c.role].argmax(1)
-        jobs[f"nearest {c.role}"] = [(c.place(i), heldout.place(j)) for i, j in enumerate(nearest)]
+    for side, c in against_train.items():
+        jobs[f"random {side}"] = [(c.place(i), train.place(random_pairs[side][i])) for i in _compared(side, c)]
+    for side, c in sides.items():
+        rows, nearest = _compared(side, c), in_brain[side].argmax(1)
+        jobs[f"all {side}"] = [(c.place(i), heldout.place(j)) for i in rows for j in partners[side][i]]
+        jobs[f"nearest {side}"] = [(c.place(i), heldout.place(nearest[i])) for i in rows]
     ssim = _in_processes("SSIM", partial(_ssim, spacing=spacing), jobs, pool)
 
     voxels = np.prod(similarity.PAPER_FOV_MM) / np.prod(spacing)
 
-    def random_psnr(c: Cohort, others: np.ndarray) -> np.ndarray:
-        return similarity.psnr(_squared_errors(c, train)[0][np.arange(len(c)), others], voxels)
+    def random_psnr(side: str) -> Estimate:
+        errors = _squared_errors(against_train[side], train)[0]
+        return mean_estimate(similarity.psnr(errors[np.arange(len(errors)), random_pairs[side]], voxels))
 
-    n, floor_n = (len(synthetic), len(train)), (len(heldout), len(train))
-    values = [mean_estimate(random_psnr(c, random_pairs[c.role])) for c in (synthetic, heldout)]
-    yield _score("psnr.random-pair.train", "similarity", *values, n, floor_n, unit="dB")
-    values = [mean_estimate(ssim[f"random {role}"][:, 1]) for role in ("synthetic", "heldout")]
-    yield _score("ssim.random-pair.train", "similarity", *values, n, floor_n)
+    def score(name: str, of: Mapping[str, Cohort], other: Cohort, mean: Callable[[str], Estimate]) -> Score:
+        decibel = name.startswith("psnr")  # of all cases, since they cost little
+        n = {side: (len(c) if decibel else len(_compared(side, c)), len(other)) for side, c in of.items()}
+        return _beside(name, "similarity", {side: mean(side) for side in of}, n, unit="dB" if decibel else "")
 
-    n, floor_n = (len(synthetic), len(heldout)), (len(train), len(heldout))
-    values = [mean_estimate(in_brain[c.role].mean(1)) for c in (synthetic, train)]
-    yield _score("psnr.all-pairs.heldout", "similarity", *values, n, floor_n, unit="dB")
-    values = [mean_estimate(ssim[f"all {c.role}"][:, 0].reshape(len(c), -1).mean(1)) for c in (synthetic, train)]
-    yield _score("ssim.all-pairs.heldout", "similarity", *values, n, floor_n)
-    values = [mean_estimate(in_brain[c.role].max(1)) for c in (synthetic, train)]
-    yield _score("psnr.nearest-heldout", "similarity", *values, n, floor_n, unit="dB")
-    values = [mean_estimate(ssim[f"nearest {c.role}"][:, 0]) for c in (synthetic, train)]
-    yield _score("ssim.nearest-heldout", "similarity", *values, n, floor_n)
+    yield score("psnr.random-pair.train", against_train, train, random_psnr)
+    yield score("ssim.random-pair.train", against_train, train, lambda s: mean_estimate(ssim[f"random {s}"][:, 1]))
+    yield score("psnr.all-pairs.heldout", sides, heldout, lambda s: mean_estimate(in_brain[s].mean(1)))
+    of_all = {s: ssim[f"all {s}"][:, 0].reshape(-1, partners[s].shape[1]).mean(1) for s in sides}
+    yield score("ssim.all-pairs.heldout", sides, heldout, lambda s: mean_estimate(of_all[s]))
+    yield score("psnr.nearest-heldout", sides, heldout, lambda s: mean_estimate(in_brain[s].max(1)))
+    yield score("ssim.nearest-heldout", sides, heldout, lambda s: mean_estimate(ssim[f"nearest {s}"][:, 0]))
 
     if min(read_image(synthetic.place(0)).shape) < similarity.LEAST_SIDE:
         reason = f"MS-SSIM: a side of the grid has fewer than {similarity.LEAST_SIDE} voxels."
         found.left_out.append(("similarity.ms-ssim", reason))
         return
-    couples = {c.role: rng.permutation(len(c))[: 2 * min(DIVERSITY_PAIRS, len(c) // 2)] for c in (synthetic, train)}
-    jobs = {c.role: [(c.place(i), c.place(j)) for i, j in couples[c.role].reshape(-1, 2)] for c in (synthetic, train)}
+    couples = {
+        side: (another if side in references else rng).permutation(len(c))[: 2 * min(DIVERSITY_PAIRS, len(c) // 2)]
+        for side, c in sides.items()
+    }
+    jobs = {side: [(c.place(i), c.place(j)) for i, j in couples[side].reshape(-1, 2)] for side, c in sides.items()}
     diversity = _in_processes("MS-SSIM", _ms_ssim, jobs, pool)
-    values = [mean_estimate(diversity[role][:, 0]) for role in ("synthetic", "train")]
-    sizes = [(len(couples[role]),) * 2 for role in ("synthetic", "train")]
-    yield _score("ms-ssim.diversity", "similarity", *values, *sizes)
+    values = {side: mean_estimate(values[:, 0]) for side, values in diversity.items()}
+    yield _beside("ms-ssim.diversity", "similarity", values, {side: (len(some),) * 2 for side, some in couples.items()})
+
+
+def _strangers(rng: np.random.Generator, c: Cohort, train: Cohort) -> np.ndarray:
+    """For each case `[N]` a training case of another name, drawn at random."""
+    names = np.array(train.names)
+    return np.array([rng.choice(np.flatnonzero(names != name)) for name in c.names])
+
+
+def _compared(side: str, c: Cohort) -> np.ndarray:
+    """Which cases of a side SSIM is computed of: of a reference, whose mean needs no more, some."""
+    return c.first(COMPARED) if side in REFERENCES else np.arange(len(c))
 
 
 def _squared_errors(c: Cohort, other: Cohort) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +174,7 @@ def _ms_ssim(x: np.ndarray, y: np.ndarray) -> tuple[float]:
     return (similarity.ms_ssim(x, y),)
 
 
-def _compared(function: Callable, job: tuple[tuple[str, int], tuple[str, int]]) -> tuple[float, ...]:
+def _applied(function: Callable, job: tuple[tuple[str, int], tuple[str, int]]) -> tuple[float, ...]:
     return function(*map(read_image, job))
 
 
@@ -147,7 +183,7 @@ def _in_processes(
 ) -> dict[str, np.ndarray]:
     """Apply a function of two images to lists of pairs, given by their places: name -> `[pairs, values]`."""
     tasks = [job for group in jobs.values() for job in group]
-    results = pool.map(partial(_compared, function), tasks, title, unit="pair")
+    results = pool.map(partial(_applied, function), tasks, title, unit="pair")
     ends = np.cumsum([len(group) for group in jobs.values()])
     return dict(zip(jobs, np.split(np.array(results), ends[:-1]), strict=True))
 
@@ -155,74 +191,81 @@ def _in_processes(
 # --- distribution, tumours, slices ------------------------------------------------------------------------------------
 
 
-def _equal(*cohorts: Cohort, tumour: bool = False) -> list[np.ndarray]:
-    """Seeded choices of equally many cases of each, as many scores depend on the number; of those with a tumour."""
-    rows = [np.flatnonzero(np.isfinite(c.tumours["volume_ml"])) if tumour else np.arange(len(c)) for c in cohorts]
-    count = min(map(len, rows))
-    return [np.random.default_rng(0).permutation(r)[:count] for r in rows]
+def _equal(sides: Mapping[str, Cohort], tumour: bool = False) -> dict[str, np.ndarray]:
+    """Seeded choices of equally many cases of each side, as many scores depend on it; of those with a tumour."""
+    rows = {
+        side: np.flatnonzero(np.isfinite(c.tumours["volume_ml"])) if tumour else np.arange(len(c))
+        for side, c in sides.items()
+    }
+    count = min(len(rows["synthetic"]), len(rows["floor"]))
+    return {side: r[chosen(count, len(r))] for side, r in rows.items()}
 
 
-def score_distribution(
-    found: Evaluation, synthetic: Cohort, train: Cohort, heldout: Cohort, fid: str
-) -> Iterator[Score]:
+def score_distribution(found: Evaluation, sides: Mapping[str, Cohort], heldout: Cohort, fid: str) -> Iterator[Score]:
     """Feature vectors: synthetic, and as many training images, against held-back ones."""
-    some, others = _equal(synthetic, train)
-    n, floor_n = (len(some), len(heldout)), (len(others), len(heldout))
+    rows = _equal(sides)
+    n = {side: (len(some), len(heldout)) for side, some in rows.items()}
     planes = list(heldout.features)
 
-    def joined(c: Cohort, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
-        return np.concatenate([c.features[plane][rows] for plane in planes], axis=1)
+    def score(name: str, values: Mapping[str, Estimate | float], **more: Any) -> Score:
+        return _beside(f"{name}.heldout", "distribution", values, n, **more)
 
-    reference, sample, real = joined(heldout), joined(synthetic, some), joined(train, others)
-    values = [distribution.kid(reference, x) for x in (sample, real)]
-    yield _score("kid.heldout", "distribution", *values, n, floor_n, aim="low")
-    if len(planes) > 1:
-        for plane in planes:
-            x, y, z = (
-                c.features[plane][rows] for c, rows in ((heldout, slice(None)), (synthetic, some), (train, others))
-            )
-            values = [distribution.kid(x, y), distribution.kid(x, z)]
-            yield _score(f"kid.{plane}.heldout", "distribution", *values, n, floor_n, aim="low")
-    (value, p), (floor, floor_p) = (distribution.mmd(reference, x) for x in (sample, real))
-    note = f"permutation p {p:.3f}; of the floor {floor_p:.3f}"
-    yield _score("mmd.heldout", "distribution", value, floor, n, floor_n, aim="low", note=note)
-    quality, best = (distribution.prdc(reference, x) for x in (sample, real))
-    for name in quality:
-        yield _score(f"{name}.heldout", "distribution", quality[name], best[name], n, floor_n)
-    enough = min(*n, *floor_n) >= FID_LEAST
+    samples = {side: _joined(c, rows[side]) for side, c in sides.items()}
+    reference = _joined(heldout)
+    scale = distribution.Scale.of(_joined(sides["floor"]))  # of all training cases
+    p = {side: distribution.permutation_p(reference, x, scale) for side, x in samples.items()}
+    note = f"permutation p {p['synthetic']:.3f}; of the floor {p['floor']:.3f}"
+    yield score(FIRST, {s: distribution.mmd(reference, x, scale) for s, x in samples.items()}, aim="low", note=note)
+    for plane in planes if len(planes) > 1 else ():
+        x, scale = heldout.features[plane], distribution.Scale.of(sides["floor"].features[plane])
+        values = {side: distribution.mmd(x, c.features[plane][rows[side]], scale) for side, c in sides.items()}
+        yield score(f"{FIRST}.{plane}", values, aim="low")
+    yield score("kid", {side: distribution.kid(reference, x) for side, x in samples.items()}, aim="low")
+    for plane in planes if len(planes) > 1 else ():
+        x = heldout.features[plane]
+        values = {side: distribution.kid(x, c.features[plane][rows[side]]) for side, c in sides.items()}
+        yield score(f"kid.{plane}", values, aim="low")
+    shares = {side: distribution.prdc(reference, x) for side, x in samples.items()}
+    for name in shares["synthetic"]:
+        yield score(name, {side: four[name] for side, four in shares.items()})
+    enough = min(min(sizes) for sizes in n.values()) >= FID_LEAST
     if fid and (enough or fid == "force"):
-        values = [distribution.frechet(reference, x) for x in (sample, real)]
         note = "" if enough else f"FLAGGED: with fewer than {FID_LEAST} cases its bias exceeds its value"
-        yield _score("fid.heldout", "distribution", *values, n, floor_n, aim="low", note=note)
+        values = {side: distribution.frechet(reference, x) for side, x in samples.items()}
+        yield score("fid", values, aim="low", note=note)
     elif fid:
         reason = f"FID: fewer than {FID_LEAST} cases, so its bias would exceed its value; FID=force gives it, flagged."
         found.left_out.append(("distribution.fid", reason))
 
 
-def score_tumours(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: Cohort) -> Iterator[Score]:
+def _joined(c: Cohort, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+    """Feature vectors `[N, D]`, the planes side by side."""
+    return np.concatenate([features[rows] for features in c.features.values()], axis=1)
+
+
+def score_tumours(found: Evaluation, sides: Mapping[str, Cohort], heldout: Cohort) -> Iterator[Score]:
     """Each tumour measure, and where tumours lie, over cases with a tumour."""
-    some, others = _equal(synthetic, train, tumour=True)
+    rows = _equal(sides, tumour=True)
     with_tumour = np.isfinite(heldout.tumours["volume_ml"])
     for name in heldout.tumours:
-        reference, sample, real = _finite(
-            heldout.tumours[name][with_tumour], synthetic.tumours[name][some], train.tumours[name][others]
-        )
-        if not _comparable(found, "tumours", name, reference, sample, real):
-            continue
-        values, floors = tumours.compare(sample, reference), tumours.compare(real, reference)
-        n, floor_n = (len(sample), len(reference)), (len(real), len(reference))
-        for kind, value, floor in zip(("w1", "ks"), values, floors, strict=True):
-            yield _score(f"{kind}.{name}", "tumours", value, floor, n, floor_n, aim="low")
+        reference = _finite(heldout.tumours[name][with_tumour])
+        samples = {side: _finite(c.tumours[name][rows[side]]) for side, c in sides.items()}
+        samples = _comparable(found, "tumours", name, reference, samples)
+        compared = {side: tumours.compare(values, reference) for side, values in samples.items()}
+        n = {side: (len(values), len(reference)) for side, values in samples.items()}
+        for k, kind in enumerate(("w1", "ks") if samples else ()):
+            values = {side: both[k] for side, both in compared.items()}
+            yield _beside(f"{kind}.{name}", "tumours", values, n, aim="low")
     reference = heldout.heat[with_tumour]
-    n, floor_n = (len(some), len(reference)), (len(others), len(reference))
-    values = [_place(c.heat[rows], reference) for c, rows in ((synthetic, some), (train, others))]
-    yield _score("tv.place", "tumours", *values, n, floor_n, aim="low")
-    for c in (synthetic, train, heldout):
+    n = {side: (len(some), len(reference)) for side, some in rows.items()}
+    values = {side: _place(c.heat[rows[side]], reference) for side, c in sides.items()}
+    yield _beside("tv.place", "tumours", values, n, aim="low")
+    for c in (sides["synthetic"], sides["floor"], heldout):
         found.arrays[f"heat.{c.role}"] = c.heat.mean(0)
         for name, measured in c.tumours.items():
             if np.nanmax(heldout.tumours[name]) > np.nanmin(heldout.tumours[name]):
                 found.arrays[f"tumours.{name}.{c.role}"] = measured
-    for row, measured in zip(found.pairs, synthetic.characteristics, strict=True):
+    for row, measured in zip(found.pairs, sides["synthetic"].characteristics, strict=True):
         row |= {f"measured_{name}": round(float(v), 3) for name, v in zip(NAMES, measured, strict=True)}
 
 
@@ -239,34 +282,39 @@ def _place(heat: np.ndarray, reference: np.ndarray, draws: int = 200) -> Estimat
     return Estimate(value, max(0.0, value + low), min(1.0, value + high))
 
 
-def _comparable(found: Evaluation, group: str, name: str, reference: np.ndarray, *others: np.ndarray) -> bool:
-    """Whether a measure can be compared; a sentence says why not."""
-    if min(map(len, (reference, *others))) < LEAST[group]:
+def _comparable(
+    found: Evaluation, group: str, name: str, reference: np.ndarray, samples: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The sides whose measure can be compared; none where that of the pairs cannot, and a sentence says why not."""
+    known = {side: values for side, values in samples.items() if len(values) >= LEAST[group]}
+    if len(reference) < LEAST[group] or not {"synthetic", "floor"} <= known.keys():
         reason = f"fewer than {LEAST[group]} cases on one side have one."
     elif not np.ptp(reference):
         reason = "the same in all held-back cases."
     else:
-        return True
+        return known
     found.left_out.append((f"{group}.{name}", f"{MEASURES[name]}: {reason}"))
-    return False
+    return {}
 
 
-def _finite(*columns: np.ndarray) -> list[np.ndarray]:
-    """Each without what a case does not have."""
-    return [column[np.isfinite(column)] for column in columns]
+def _finite(values: np.ndarray) -> np.ndarray:
+    """Without what a case does not have."""
+    return values[np.isfinite(values)]
 
 
-def score_slices(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: Cohort) -> Iterator[Score]:
+def score_slices(found: Evaluation, sides: Mapping[str, Cohort], heldout: Cohort) -> Iterator[Score]:
     """Consistency from slice to slice."""
-    some, others = _equal(synthetic, train)
+    rows = _equal(sides)
     for name in heldout.slices:
-        x, y, z = _finite(heldout.slices[name], synthetic.slices[name][some], train.slices[name][others])
-        if not _comparable(found, "slices", name, x, y, z):
+        reference = _finite(heldout.slices[name])
+        samples = {side: _finite(c.slices[name][rows[side]]) for side, c in sides.items()}
+        if not (samples := _comparable(found, "slices", name, reference, samples)):
             continue
-        values = [slices.effect_size(v, x) for v in (y, z)]
-        note = f"mean {y.mean():.3g}, held-back {x.mean():.3g}"
-        yield _score(f"{name}.effect", "slices", *values, (len(y), len(x)), (len(z), len(x)), note=note)
-    for c in (synthetic, train, heldout):
+        values = {side: slices.effect_size(x, reference) for side, x in samples.items()}
+        n = {side: (len(x), len(reference)) for side, x in samples.items()}
+        note = f"mean {samples['synthetic'].mean():.3g}, held-back {reference.mean():.3g}"
+        yield _beside(f"{name}.effect", "slices", values, n, note=note)
+    for c in (sides["synthetic"], sides["floor"], heldout):
         found.arrays[f"curves.{c.role}"] = c.curves
         for name, measured in c.slices.items():
             found.arrays[f"slices.{name}.{c.role}"] = measured
@@ -279,23 +327,25 @@ def score_copies(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: C
     """Nearest training cases in image, mask and features, each against what held-back cases have."""
     by_name = dict(zip(train.names, train.fingerprints, strict=True))
     memory = copies.Memory.build(by_name, dict(zip(heldout.names, heldout.fingerprints, strict=True)))
-    found.remarks.append(f"Copies: limits set by {memory.calibration}.")
+    found.remarks.append(f"Copies: limits set by {memory.calibration}. {copies.REACH}")
     nearest = [memory.nearest(fingerprint) for fingerprint in synthetic.fingerprints]
-    correlations = np.array([n.correlation for n in nearest])
+    excess = np.array([n.excess for n in nearest])
     n, floor_n = (len(synthetic), len(train)), (memory.honest, len(train))
     floors = {"near": copies.near_floor(len(synthetic), memory.honest), "sure": copies.SURE}
     for name, limit in (("near", memory.near), ("sure", memory.copy)):
-        count, rate = copies.copy_rate(correlations, limit)
-        note = f"{count} pairs beyond r = {limit:.3f}"
+        count, rate = copies.copy_rate(excess, limit)
+        note = f"{count} pairs beyond an excess of r = {limit:.3f}"
         yield _score(f"copies.{name}", "copies", rate, floors[name], n, floor_n, aim="low", note=note)
-    planted = _planted(train)
-    _, rate = copies.copy_rate(np.array([memory.nearest(p).correlation for p in planted]), memory.copy)
-    yield _score("copies.planted", "copies", rate, 1.0, (len(planted), len(train)), (0, 0), aim="high")
+    planted = {kind: [memory.nearest(print_).excess for print_ in prints] for kind, prints in _planted(train).items()}
+    told = [f"{kind} {sum(e > memory.copy for e in seen)} of {len(seen)}" for kind, seen in planted.items()]
+    _, rate = copies.copy_rate(np.concatenate(list(planted.values())), memory.copy)
+    of = (sum(map(len, planted.values())), len(train))
+    yield _score("copies.planted", "copies", rate, 1.0, of, (0, 0), aim="high", note="; ".join(told))
 
-    worst = np.argsort(-correlations)[:WORST]
+    worst = np.argsort(-excess)[:WORST]
     found.arrays |= {
-        "copies.correlation.synthetic": correlations,
-        "copies.correlation.heldout": memory.heldout_correlations,
+        "copies.excess.synthetic": excess,
+        "copies.excess.heldout": memory.heldout_excess,
         "copies.limits": np.array([memory.near, memory.copy]),
         "copies.worst": worst,
         "copies.differences": np.stack(
@@ -306,7 +356,8 @@ def score_copies(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: C
         ),
     }
     for pair, near in zip(found.pairs, nearest, strict=True):
-        pair |= {"nearest_case": near.name, "nearest_correlation": round(float(near.correlation), 4)}
+        pair |= {"nearest_case": near.name, "nearest_correlation": round(near.correlation, 4)}
+        pair |= {"nearest_excess": round(near.excess, 4)}
     yield from _copied_masks(found, synthetic, train, heldout)
     if len(heldout) < LEAST_HELDOUT:
         few = f"{len(heldout)} held-back case(s); {LEAST_HELDOUT} are the least"
@@ -315,15 +366,12 @@ def score_copies(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: C
     yield from _copied_features(found, synthetic, train, heldout)
 
 
-def _planted(train: Cohort) -> list[np.ndarray]:
-    """Fingerprints of training images in disguise: mirrored, moved by two voxels, with noise of a tenth of their SD."""
-    rng, prints = np.random.default_rng(0), []
-    for k in train.first(PLANTED):
-        image = np.roll(read_image(train.place(k))[::-1], 2, axis=1)
-        brain = image > 0
-        noise = 0.1 * image[brain].std() * rng.standard_normal(image.shape)
-        disguised = np.where(brain, (image + noise).clip(1e-3, 1), 0)
-        prints.append(copies.fingerprint(disguised.astype(np.float32), train.spacing))
+def _planted(train: Cohort) -> dict[str, list[np.ndarray]]:
+    """Fingerprints of training images in disguise, each image in one."""
+    prints: dict[str, list[np.ndarray]] = {}
+    for (kind, disguise), k in zip(itertools.cycle(DISGUISES.items()), train.first(PLANTED), strict=False):
+        image = disguise(read_image(train.place(k)), train.spacing, np.random.default_rng(k))
+        prints.setdefault(kind, []).append(copies.fingerprint(image, train.spacing))
     return prints
 
 

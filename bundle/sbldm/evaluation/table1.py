@@ -22,8 +22,8 @@ from sbldm.cases.lists import read_lists
 from sbldm.errors import InputError, StateError
 from sbldm.evaluation import figures
 from sbldm.evaluation.costs import measured, model_costs
-from sbldm.evaluation.evaluate import ROLES
-from sbldm.evaluation.protocols import Score, protocol
+from sbldm.evaluation.evaluate import ROLES, SCORING
+from sbldm.evaluation.protocols import REFERENCES, REFERENCES_EXPLAINED, Score, protocol
 from sbldm.evaluation.table import number, read_evaluation, read_scores
 from sbldm.files import atomic_path, read_json, user_path, write_csv, write_json
 from sbldm.manifest import read_given_up, read_lineage, read_manifest, read_settings
@@ -77,10 +77,11 @@ PAPER = {
 SCORES = {
     "psnr": ("PSNR", "psnr.random-pair.train"),
     "ssim": ("SSIM", "ssim.random-pair.train"),
-    "kid": ("KID", "kid.heldout"),
+    "mmd": ("MMD", "mmd-laplace.heldout"),
     "precision": ("precision", "precision.heldout"),
     "recall": ("recall", "recall.heldout"),
     "coverage": ("coverage", "coverage.heldout"),
+    "kid": ("KID as reported before", "kid.heldout"),
     "psnr_brain": ("PSNR in the brain", "psnr.all-pairs.heldout"),
     "ssim_brain": ("SSIM in the brain", "ssim.all-pairs.heldout"),
     "diversity": ("MS-SSIM among pairs", "ms-ssim.diversity"),
@@ -91,6 +92,7 @@ SCORES = {
 """Key -> heading and protocol."""
 PICTURE = "The first accepted pairs of each method in three planes through the tumour, its mask as an outline"
 REAL = "real against real cases (floor)"
+THROUGH = {"path": "real cases through the path", "autoencoder": "real cases through path and autoencoder"}
 HEADER = ("Methods", "PSNR", "SSIM", "#params", "Sampling time")
 NO_REQUESTS = "takes no requests"
 
@@ -140,9 +142,11 @@ class Entry:
 
     @property
     def is_current(self) -> bool:
-        """Whether there is an evaluation, and no pair has been drawn since."""
+        """Whether there is an evaluation of this version, and no pair has been drawn since."""
         manifest = self.dataset / "manifest.csv"
-        return self.evaluation.is_file() and self.evaluation.stat().st_mtime_ns >= manifest.stat().st_mtime_ns
+        if not self.evaluation.is_file() or self.evaluation.stat().st_mtime_ns < manifest.stat().st_mtime_ns:
+            return False
+        return read_evaluation(self.evaluation.parent)["provenance"].get("scoring") == SCORING
 
 
 def read_entries(runs: Sequence[str]) -> list[Entry]:
@@ -262,7 +266,7 @@ def _some(names: Iterable[str], most: int = 3) -> str:
 
 
 def update_evaluations(entries: Sequence[Entry], evaluate: Callable[[Entry], None]) -> None:
-    """Let `evaluate` make each evaluation that is missing, older than its pairs, or made otherwise than the newest.
+    """Let `evaluate` make each evaluation that is missing, older than its pairs or this version, or unlike the newest.
 
     Raises:
         StateError: even then two of them used other features, another grid or other real cases.
@@ -400,16 +404,48 @@ def _floors(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Score], list[str]
     floors: dict[str, Score] = {}
     remarks = []
     for row in rows:
-        for key, values in row["scores"].items():
-            s = Score.from_row(values)
-            if s.group == "requests" or not math.isfinite(s.floor):
-                continue
-            ends = {"low": s.floor_low, "high": s.floor_high, "floor_low": math.nan, "floor_high": math.nan}
-            real = replace(s, value=s.floor, n=s.floor_n, floor=math.nan, floor_n=(0, 0), note="", **ends)
+        for key, real in _real(row, "floor").items():
             held = floors.setdefault(key, real)
             if not math.isclose(held.value, real.value, rel_tol=SAME_FLOOR, abs_tol=1e-6):
                 remarks.append(f"{row['method']}: its own floor of {SCORES[key][0]} is {_words(real)}.")
     return floors, remarks
+
+
+def _real(row: Mapping[str, Any], side: str) -> dict[str, Score]:
+    """The scores of real cases on one side of those of a row, by key."""
+    found = {}
+    for key, values in row["scores"].items():
+        score = Score.from_row(values)
+        value, low, high, n = score.side(side)
+        if score.group != "requests" and math.isfinite(value):
+            found[key] = Score(score.protocol, score.group, value, low, high, n, aim=score.aim, unit=score.unit)
+    return found
+
+
+def _references(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Scores of real cases through the path of each row, and through its autoencoder; equal ones once, for all.
+
+    Returns:
+        A `method` (what the cases went through, and whose path it is where there are several) and its `scores` by key.
+    """
+    found = []
+    for side, words in THROUGH.items():
+        sets: list[tuple[list[str], dict[str, Score]]] = []
+        for row in rows:
+            if not (scores := _real(row, side)):
+                continue
+            for methods, held in sets:
+                if held.keys() == scores.keys() and all(
+                    math.isclose(held[key].value, scores[key].value, rel_tol=SAME_FLOOR, abs_tol=1e-6) for key in held
+                ):
+                    methods.append(row["method"])
+                    break
+            else:
+                sets.append(([row["method"]], scores))
+        for methods, scores in sets:
+            of = f" of {' and '.join(methods)}" if len(sets) > 1 or side == "autoencoder" else ""
+            found.append({"method": words + of, "scores": {key: score.row() for key, score in scores.items()}})
+    return found
 
 
 def _budget(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -480,7 +516,7 @@ def _of(row: Mapping[str, Any], key: str) -> str:
     if key != "volume_error":
         return _words(score)
     if score is None:
-        return "-" if row["conditional"] else NO_REQUESTS
+        return "-" if row.get("conditional", True) else NO_REQUESTS
     return f"{_words(score)}; requests shuffled: {number(score.floor)}"
 
 
@@ -498,13 +534,19 @@ def _paper_cells(row: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"ours": text, "paper": paper[key]} for key, text in ours.items()]
 
 
+def _real_cells(row: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The cells of real cases in the paper's columns: they have no networks, and nothing is sampled."""
+    ours = [*(_of(row, key) for key in ("psnr", "ssim")), "-", "-"]
+    return [{"ours": text, "paper": ""} for text in ours]
+
+
 def _verdict(row: Mapping[str, Any], key: str) -> str:
     """How one score of a row stands to its floor; empty where there is none."""
     values = row["scores"].get(key)
     return Score.from_row(values).verdict if values else ""
 
 
-def _notes(rows: Sequence[Mapping[str, Any]], budget: str, cases: str) -> list[str]:
+def _notes(rows: Sequence[Mapping[str, Any]], budget: str, cases: str, references: bool) -> list[str]:
     """How to read the table, one sentence or two each."""
     higher = {key: sum(_verdict(row, key) == "higher" for row in rows) for key in ("psnr", "ssim")}
     beaten = " and ".join(f"in {SCORES[key][0]} {n} of {len(rows)}" for key, n in higher.items() if n)
@@ -512,10 +554,11 @@ def _notes(rows: Sequence[Mapping[str, Any]], budget: str, cases: str) -> list[s
         f"Real cases: {cases}, the same for all methods. Square brackets: 95 % intervals; n: cases on either side.",
         "PSNR (`psnr.random-pair.train`) and SSIM (`ssim.random-pair.train`) compare each pair with one training image "
         "drawn at random, as the paper does. No pair has a real counterpart, so they cannot tell a good image from a "
-        "blurred one: a blurred average scores more than real brains do, whose own score stands in the last row"
+        "blurred one: a blurred average scores more than real brains do, whose own score stands in the row of the floor"
         + (f" (methods here whose whole interval lies above that of real cases: {beaten})." if beaten else "."),
         "The paper's figures come from other cases, a finer grid, larger networks and an A6000: compare the order of "
         "methods, not levels. Its DDIM has 50 steps with eta 1.",
+        *([REFERENCES_EXPLAINED] if references else []),
         "#params: of all networks that are trained, discriminators too; then as the paper counts, which leaves out "
         "norms, embeddings and attention.",
         "Sampling time: from noise to a volume on the working grid, batch 1, median, after a warm-up; `as drawn`: of "
@@ -538,12 +581,13 @@ def _markdown(content: Mapping[str, Any]) -> str:
     ]
     page += [*_lines(HEADER, table), "", f"![{PICTURE}](methods.png)", "", "## What these columns leave out", ""]
     for keys in (
-        ("kid", "precision", "recall", "coverage"),
+        ("mmd", "precision", "recall", "coverage", "kid"),
         ("psnr_brain", "ssim_brain", "diversity"),
         ("fit_dsc", "near_copies", "volume_error"),
     ):
         table = [[row["method"], *(_of(row, key) for key in keys)] for row in rows]
         table.append([REAL, *(_words(real.get(key)) for key in keys)])
+        table += [[row["method"], *(_of(row, key) for key in keys)] for row in content["references"]]
         page += [*_lines(("Methods", *(SCORES[key][0] for key in keys)), table), ""]
     page += ["## Costs", "", *_lines(*_cost_table(rows)), "", "## How to read it", ""]
     page += [f"- {note}" for note in content["notes"]]
@@ -588,7 +632,8 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
     def score(key: str) -> dict[str, Any]:
         s = row["scores"].get(key)
-        found = {name: s and s[name] for name in ("value", "low", "high", "floor", "floor_low", "floor_high")}
+        parts = [f"{side}{end}" for side in ("floor", *REFERENCES) for end in ("", "_low", "_high")]
+        found = {name: s and s[name] for name in ("value", "low", "high", *parts)}
         cells = {key if name == "value" else f"{key}_{name}": value for name, value in found.items()}
         return cells | {f"{key}_n": "/".join(map(str, s["n"])) if s else None}
 
@@ -737,17 +782,19 @@ def write_table1(entries: Sequence[Entry], out: Path, device: str = "") -> list[
     budget = _budget(rows)
     counts = read_evaluation(entries[0].evaluation.parent)["provenance"]["cases"]
     cases = f"{counts['train']} to train on, {counts['heldout']} held back"
-    real = {"method": REAL, "cells": [{"ours": _words(floors.get(key)), "paper": ""} for key in ("psnr", "ssim")]}
-    real["cells"] += [{"ours": "-", "paper": ""}] * 2
+    references = _references(rows)
+    real = {"method": REAL, "scores": {key: score.row() for key, score in floors.items()}}
     content = {
         "made": time.strftime("%Y-%m-%d"),
         "header": list(HEADER),
-        "table": [{"method": row["method"], "cells": _paper_cells(row)} for row in rows] + [real],
+        "table": [{"method": row["method"], "cells": _paper_cells(row)} for row in rows]
+        + [{"method": row["method"], "cells": _real_cells(row)} for row in (real, *references)],
         "budget": budget,
-        "notes": _notes(rows, budget["sentence"], cases),
+        "notes": _notes(rows, budget["sentence"], cases, bool(references)),
         "remarks": [remark for row in rows for remark in _remarks(row)] + remarks,
         "rows": rows,
-        "floors": {key: score.row() for key, score in floors.items()},
+        "floors": real["scores"],
+        "references": references,
     }
     paths = [out / f"table1.{kind}" for kind in ("json", "csv", "md")]
     write_json(paths[0], content)

@@ -72,10 +72,11 @@ class Grid(Values):
 
 
 class Intensity(Values):
-    """Percentiles inside the brain that become `floor` and 1."""
+    """Percentiles inside the brain that become `floor` and 1 - `shoulder`."""
 
     percentiles: Annotated[list[Annotated[float, Field(ge=0, le=100)]], Field(min_length=2, max_length=2)]
     floor: Annotated[float, Field(ge=0.001, le=0.5)]
+    shoulder: Annotated[float, Field(ge=0, le=0.3)] = 0.0
 
     @model_validator(mode="after")
     def _rising(self) -> Intensity:

@@ -3,6 +3,12 @@
 After TumorCP (Yang et al., MICCAI 2021), which pastes transformed tumours between patients, and CarveMix (Zhang et al.,
 MICCAI 2021), where a margin around the lesion, cut by its distance map, comes along. Two things are added that keep
 seams away: the margin fades into the receiver, and intensities are brought to the receiver's.
+
+The receiver keeps its own tumour, as in CarveMix, so pairs hold two: 188 ml on average where 100 real cases hold 94. A
+gain may then be one of volume. The control heals the receiver first (`OWN=healed`): 40 pairs of those cases hold 96 ml,
+a Wasserstein distance of 13 ml from the real volumes (40 real cases: 8 [95 %: 15]), and one lesion in .88 (real: .90).
+Keeping the tumour and choosing donor and scale so that the sum is a training volume came to 142 ml, 48 ml off, with two
+lesions in .90, as a receiver's own tumour is a whole one already.
 """
 
 from __future__ import annotations
@@ -25,16 +31,19 @@ from sbldm.cases.intensity import BRIGHTEST, describe_written, to_unit, whole_nu
 from sbldm.cases.layouts import Source, content_hash, read_arrays
 from sbldm.cases.pipeline import original_cases
 from sbldm.cases.prepare import read_sidecar
-from sbldm.errors import DataError
+from sbldm.errors import DataError, InputError
 from sbldm.run.progress import Progress
 from sbldm.runs import Run
 from sbldm.synthesis.datasheet import write_datasheet
 from sbldm.synthesis.figures import contact_sheet
+from sbldm.synthesis.healing import heal, rise
 from sbldm.synthesis.raw_dataset import RawDataset
 from sbldm.synthesis.requests import count_pairs
 from sbldm.tumour.characteristics import measure, to_dict
 
-__all__ = ["draw_pairs", "paste_tumour"]
+__all__ = ["OWN", "draw_pairs", "paste_tumour"]
+
+OWN = ("kept", "healed")  # what becomes of the receiver's own tumour
 
 SCALE = (0.75, 1.25)
 TURN = 20.0  # degrees about each axis, at most
@@ -80,14 +89,8 @@ def _carve(
     # Share of brain under each voxel: background must not darken what lies beside it.
     share = sample(brain)
     values = np.stack([sample(np.where(brain, channel, 0)) for channel in image]) / np.maximum(share, 1e-3)
-    weights = 1 - _rise(ndimage.distance_transform_edt(moved == 0, spacing) / blend)
+    weights = 1 - rise(ndimage.distance_transform_edt(moved == 0, spacing) / blend)
     return values, np.where(share > 0.5, weights, 0), moved, centre
-
-
-def _rise(x: np.ndarray) -> np.ndarray:
-    """From 0 at 0 and below to 1 at 1 and above, with no kink at either end."""
-    x = x.clip(0, 1)
-    return x * x * (3 - 2 * x)
 
 
 def _box(brain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -164,7 +167,7 @@ def paste_tumour(
     values, weights, labels = (a[..., *cut] for a in (values, weights, labels))
     pasted = (labels > 0) & brain[window]
     if (kept := own[window] & ~pasted).any():  # nothing is painted over what stays of the receiver's own tumour
-        weights = weights * _rise(ndimage.distance_transform_edt(~kept, spacing) / CLEAR_MM)
+        weights = weights * rise(ndimage.distance_transform_edt(~kept, spacing) / CLEAR_MM)
     weights = np.where(brain[window], weights, 0)
     image, joined = np.rint(receiver_image).clip(0, BRIGHTEST).astype(np.int16), receiver_labels.astype(np.uint8)
     mixed = (weights * values + (1 - weights) * receiver_image[:, *window]).clip(1, BRIGHTEST)
@@ -176,8 +179,8 @@ def paste_tumour(
 class _Training:
     """The training cases of a run that lie on the commonest grid, and the pair that each seed makes of them."""
 
-    def __init__(self, run: Run, data: str) -> None:
-        preset = run.preset
+    def __init__(self, run: Run, data: str, own: str = "kept") -> None:
+        preset, self.own = run.preset, own
         self.source = Source.from_config(**preset["data"])
         self.cases = {case.name: case for case in original_cases(run, "train", data)}
         self.sidecars = {case: read_sidecar(run.prepared, case) for case in self.cases}
@@ -217,19 +220,24 @@ class _Training:
         others = [case for case in self.names if case != receiver]
         left_right = int(np.abs(np.reshape(self.native.direction, (3, 3))[0]).argmax())
         rng = np.random.default_rng([seed, 2])
+        image, labels = self.read(receiver)
+        if self.own == "healed":
+            image, labels = heal(image, labels, self.native.spacing, left_right)
         for redrawn in range(DONORS):
             donor = others[rng.integers(len(others))]
-            pair = paste_tumour(*self.read(donor), *self.read(receiver), rng, self.native.spacing, left_right)
+            pair = paste_tumour(*self.read(donor), image, labels, rng, self.native.spacing, left_right)
             if pair:
                 grid, working = (NativeGrid.from_state(self.sidecars[receiver][k]) for k in ("native", "working"))
                 measured = to_dict(measure(pair[1], grid.frame(working)))
-                record = {"seed": seed, "parents": f"{donor};{receiver}"}
+                record = {"seed": seed, "parents": f"{donor};{receiver}", "own": self.own}
                 record |= {f"measured_{k}": v for k, v in measured.items()} | {"redrawn": redrawn}
                 return *pair, record | {"seconds": round(time.perf_counter() - begun, 3)}
         return None
 
 
-def draw_pairs(run: Run, data: str, n: int | str, seed: int, dataset_id: str, name: str) -> Path:
+def draw_pairs(
+    run: Run, data: str, n: int | str, seed: int, dataset_id: str = "", name: str = "", own: str = "kept"
+) -> Path:
     """Fill an nnU-Net raw dataset with pairs made of two training cases each; a second call adds what is missing.
 
     Pair i has the seed `seed + i` and is a function of it and of the training cases alone. Receivers go round in a
@@ -241,29 +249,33 @@ def draw_pairs(run: Run, data: str, n: int | str, seed: int, dataset_id: str, na
         data: folder of the cases, where it has moved since `make prepare`; else empty.
         n: number of pairs in all.
         seed: of pair 0.
-        dataset_id, name: of the dataset.
+        dataset_id, name: of the dataset; 502 and COPYPASTE when empty, 503 and COPYPASTE_HEALED for the control.
+        own: "kept", or "healed" for the control: the receiver's own tumour is replaced by healthy tissue (`heal`).
 
     Returns:
         Folder of the dataset.
 
     Raises:
-        InputError: `n`, `data`, `dataset_id` or `name` is wrong.
+        InputError: `n`, `data`, `dataset_id`, `name` or `own` is wrong.
         StateError: nothing is prepared here, or the dataset holds pairs of other cases or another seed.
         DataError: fewer than two usable cases, a file that is not the one prepared, or pairs for which no tumour finds
             a place (the others are written).
         OutputError: the dataset cannot be written.
     """
     n = count_pairs(n, 0)
-    training = _Training(run, data)
+    if own not in OWN:
+        raise InputError(f"OWN={own}: write {' or '.join(OWN)}.")
+    training = _Training(run, data, own)
     output = RawDataset.open(
         root=str(run.folder / "nnUNet_raw"),
-        dataset_id=dataset_id,
-        name=name,
+        dataset_id=dataset_id or 502 + OWN.index(own),
+        name=name or ("COPYPASTE" if own == "kept" else f"COPYPASTE_{own.upper()}"),
         channels=training.source.channels,
         labels=list(training.source.labels),
         affine=training.native.affine(),
         settings={
             "generator": "copypaste",
+            "own": own,
             "seed": seed,
             "intensities": describe_written(training.written, training.source.channels),
             "train": hashlib.sha256(json.dumps(training.lineage).encode()).hexdigest(),

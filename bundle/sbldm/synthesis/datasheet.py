@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sbldm.evaluation.copies import too_many_copies
+from sbldm.evaluation.copies import REACH, too_many_copies
 from sbldm.files import atomic_path, read_text
 from sbldm.manifest import read_description, read_given_up, read_lineage, read_manifest, read_settings
 from sbldm.models import MODELS
@@ -79,7 +79,8 @@ def _kept(path: Path) -> dict[str, list[str]]:
 
 def _origin(settings: dict, rows: list[dict[str, str]]) -> list[str]:
     if "checkpoint_sha256" not in settings:
-        return [f"- Generator: {settings.get('generator', 'unknown')}, seed {settings.get('seed')}; no training."]
+        own = f", the receiver's own tumour {settings['own']}" if "own" in settings else ""
+        return [f"- Generator: {settings.get('generator', 'unknown')}{own}, seed {settings.get('seed')}; no training."]
     sampling = ", ".join(f"{name} {value}" for name, value in settings.get("sampling", {}).items())
     name = settings.get("model", "sbldm")
     model, extrapolated = MODELS[name], sum(bool(row.get("extrapolated")) for row in rows)
@@ -120,6 +121,7 @@ def _checks(folder: Path, rows: list[dict[str, str]], settings: dict) -> list[st
         f"- {near} of {len(rows) - unseen} pairs are nearer to a training case than 95 % of held-back cases are "
         "(honest: about 5 %); no copy beyond the limit of the gate was accepted"
         + (" but those below." if overridden else "."),
+        f"- {REACH}",
     ]
     if verdict := too_many_copies(rows, settings["gate"]["honest_cases"]):
         found.append(f"- **Warning**: {verdict}.")

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
+from sbldm.cases.export import body_of
 from sbldm.cases.geometry import NativeGrid, WorkingGrid
 from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import load_prepared, read_sidecar
@@ -36,7 +37,7 @@ LEAST_CASES = 3  # that a range is learnt from
 SLACK = 0.1  # by which real ranges are wider at least: in logarithms of sizes, in SD of the brain for the contrast
 UNLIKELY = 0.01  # share of honest pairs that a measure may refuse, were its (logarithmic) values normal
 SIZES = ("volume_ml", "sphericity", "w_mm", "h_mm", "d_mm", "brain_ml", "brain_l_mm", "brain_p_mm", "brain_s_mm")
-VERSION = 6  # raise it when the gate measures differently
+VERSION = 7  # raise it when the gate measures differently
 FORMS = ("largest", "thickness", "depth")  # of the mask (`shape_measures`), in logarithms as sizes
 SHARES = ("specks", "hollow")
 MEASURES = ("volume_ml", *SHARES, *FORMS, *SIZES[1:], "contrast")  # the first that is wrong is named
@@ -96,13 +97,15 @@ class Verdict:
     Attributes:
         fault: what is wrong with it, or an empty string.
         refused: whether it must be drawn again.
-        correlation: with the nearest training case (see `Memory`); NaN where copies are not looked for.
+        correlation, excess: with the nearest training case, and over the next ones (see `Memory`); NaN where copies are
+            not looked for.
         near: nearer to a training case than 95 % of the held-back cases are.
     """
 
     fault: str
     refused: bool
     correlation: float = np.nan
+    excess: float = np.nan
     near: bool = False
 
     def record(self) -> dict[str, Any]:
@@ -112,6 +115,7 @@ class Verdict:
         return {
             "gate": f"OVERRIDDEN: {self.fault}" if self.fault else passed,
             "nearest_correlation": "" if unseen else round(self.correlation, 4),
+            "nearest_excess": "" if unseen else round(self.excess, 4),
             "near_copy": "" if unseen else int(self.near),
         }
 
@@ -194,12 +198,12 @@ class Gate:
             return Verdict(fault, True)
         volume = to_volume("", pair.image[0], pair.labels > 0, affine, self.grid)
         found = self.memory.nearest(fingerprint(volume.image, volume.spacing)) if self.memory else None
-        if found and found.correlation > self.memory.copy:
-            fault = f"copy of a training case (correlation {found.correlation:.2f})"
+        if found and found.excess > self.memory.copy:
+            fault = f"copy of a training case (correlation {found.correlation:.2f}, {found.excess:.2f} beyond the next)"
         else:
             measured = _measures(volume, pair, affine)
             fault = self._implausible(measured, request) or _unlike_request(measured, request)
-        seen = (float(found.correlation), bool(found.correlation > self.memory.near)) if found else ()
+        seen = (found.correlation, found.excess, found.excess > self.memory.near) if found else ()
         return Verdict(fault, bool(fault) and self.enforced, *seen)
 
     def _implausible(self, found: Mapping[str, float], request: Mapping[str, float]) -> str:
@@ -307,7 +311,6 @@ def _measure(
     run: Run, cases: dict[str, dict[str, str]], grid: WorkingGrid, folder: Path, key: str
 ) -> tuple[dict[str, Any], Memory]:
     """Fingerprints of all prepared cases, and the ranges of those to train on (the others belong to the tests)."""
-    floor = run.preset["intensity"]["floor"]
     prints: dict[str, dict[str, np.ndarray]] = {role: {} for role in cases}
     measured: list[dict[str, Any]] = []
     for role, names in cases.items():
@@ -315,7 +318,7 @@ def _measure(
             volume, sidecar = load_prepared(run.prepared, name)
             channels = len(run.preset["data"]["channels"])
             image, mask = (volume[0] + 1) / 2, (volume[channels:] + 1).sum(0) / 2 > 0.5
-            image = np.where(image > floor, image, 0)  # what of the outline is mostly background, as in `finish_pair`
+            image = np.where(body_of(image[None], run.preset["intensity"]["floor"]), image, 0)  # as in `finish_pair`
             affine = NativeGrid.from_state(sidecar["working"]).affine()
             found = to_volume(name, image, mask, affine, grid)
             prints[role][name] = fingerprint(found.image, found.spacing)

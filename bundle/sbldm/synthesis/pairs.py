@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
-from sbldm.cases.geometry import WorkingGrid, brain_centre, to_native
+from sbldm.cases.export import body_of, native_brain, native_image, native_labels
+from sbldm.cases.geometry import NativeGrid, WorkingGrid, brain_centre
 from sbldm.cases.intensity import whole_numbers, written_by
 from sbldm.synthesis.model import Model
 from sbldm.tumour.characteristics import measure
 
-__all__ = ["Pair", "finish_pair"]
+__all__ = ["Pair", "finish", "finish_pair"]
 
 OUTSIDE = 0.05  # share of the tumour outside the brain above which a pair is refused
 LEAST_ML = 0.1  # a smaller mask counts as empty
@@ -37,25 +39,38 @@ class Pair:
 
 
 def finish_pair(volume: np.ndarray, model: Model) -> Pair:
-    """Bring a decoded volume `[C + L, X, Y, Z]` in [-1, 1] back to the native grid, cut it to the brain, measure it."""
-    channels, floor = len(model.preset["data"]["channels"]), model.preset["intensity"]["floor"]
-    native, working = model.native, model.working
-    sound = bool(np.isfinite(volume).all())
-    volume = (np.nan_to_num(volume, nan=-1, posinf=-1, neginf=-1) + 1) / 2
-    # At the floor of brain intensities the brain keeps its volume (-0.3 % on real cases there and back).
-    brain = to_native(_largest_body(volume[:channels].max(axis=0) > floor), working, native, 0) > 0.5
-    occupancy = np.stack([to_native(v, working, native, 0) for v in volume[channels:]])
-    tumour = occupancy.sum(axis=0) > 0.5  # a voxel can be tumour without being half filled by one label
-    outside = 1 - (tumour & brain).sum() / max(1, tumour.sum())
-    tumour &= brain
-    labels = np.where(tumour, occupancy.argmax(axis=0) + 1, 0).astype(np.uint8)
-
-    images = []
+    """Bring a volume `[C + L, X, Y, Z]` in [-1, 1] that a model has decoded to the grid of its training cases."""
     usual = model.constants["intensities"]  # of the training cases, in scanner units
-    for scaled, limits, written in zip(volume[:channels], usual, written_by(model.constants), strict=True):
-        low, high = written or limits
-        image = low + (to_native(scaled, working, native, 0) - floor) / (1 - floor) * (high - low)
-        images.append(whole_numbers(image, brain))
+    limits = [written or own for own, written in zip(usual, written_by(model.constants), strict=True)]
+    return finish(volume, model.preset, model.native, model.working, limits)
+
+
+def finish(
+    volume: np.ndarray,
+    preset: dict[str, Any],
+    native: NativeGrid,
+    working: NativeGrid,
+    limits: Sequence[Sequence[float]],
+) -> Pair:
+    """Bring a volume back to a native grid, cut it to the brain, measure it.
+
+    Args:
+        volume: `[C + L, X, Y, Z]` in [-1, 1], images, then labels, on `working`.
+        preset: that it was prepared, or its model trained, with.
+        native, working: the grid to write in, and where the working grid lies in it.
+        limits: `[C, 2]`, where the percentiles of the preset lie in what is written.
+    """
+    channels, intensity = len(preset["data"]["channels"]), preset["intensity"]
+    sound = bool(np.isfinite(volume).all())
+    volume = ((np.nan_to_num(volume, nan=-1, posinf=-1, neginf=-1) + 1) / 2).clip(0, 1)
+    brain = native_brain(body_of(volume[:channels], intensity["floor"]), working, native)
+    labels, outside = native_labels(volume[channels:], brain, working, native)
+    tumour = labels > 0
+
+    images = [
+        whole_numbers(native_image(scaled, working, native, intensity, ends), brain)
+        for scaled, ends in zip(volume[:channels], limits, strict=True)
+    ]
 
     volume_ml = tumour.sum() * np.prod(native.spacing) / 1000
     if not sound:
@@ -72,13 +87,3 @@ def finish_pair(volume: np.ndarray, model: Model) -> Pair:
         grid = WorkingGrid.from_config(working.size, np.multiply(working.size, working.spacing))
         measured = measure(tumour, native.frame(grid.placed(centre, working.direction)))
     return Pair(np.stack(images), labels, measured, fault)
-
-
-def _largest_body(mask: np.ndarray) -> np.ndarray:
-    """The largest connected component with its holes filled; empty when the mask is."""
-    components, count = ndimage.label(mask)
-    if not count:
-        return mask
-    sizes = np.bincount(components.ravel())
-    sizes[0] = 0
-    return ndimage.binary_fill_holes(components == sizes.argmax())

@@ -1,44 +1,66 @@
 """Figure 3 of the paper with numbers: tumour size swept at one place, place swept at one size, all else equal.
 
-Every image starts from the same noise, so what differs between two of them follows from the request alone; the paper
-draws fresh noise each time. Nothing is chosen or drawn again: a failed pair is shown, and said to be refused.
+Every picture starts from the same noise, so what differs between two of them follows from the request alone; the paper
+draws fresh noise each time. How far a drawing is off what was asked depends on the noise too, so every request is also
+drawn from other noise, the same for all requests: means stand beside their spread over these seeds, and a bias is
+spoken of only where its interval over seeds leaves out 0. Nothing is chosen or drawn again: a failed pair is shown, and
+said to be refused.
 """
 
 from __future__ import annotations
 
+import math
 import shlex
 import textwrap
+from collections.abc import Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import t as student
 
 from sbldm.errors import StateError
-from sbldm.files import atomic_path, clear_partial, read_json, read_nifti, write_json, write_nifti
+from sbldm.files import atomic_path, clear_partial, read_json, read_nifti, write_csv, write_json, write_nifti
 from sbldm.models import refuse_requests
-from sbldm.run.progress import progress
+from sbldm.run.progress import Progress
 from sbldm.runs import Run
 from sbldm.synthesis.model import Model
 from sbldm.synthesis.pairs import Pair, finish_pair
 from sbldm.tumour.characteristics import NAMES, sphere_surface, to_dict
 from sbldm.tumour.requests import TumourModel
 
-__all__ = ["draw_sweeps", "plan_sweeps", "read_sweeps", "sweep_figure"]
+__all__ = [
+    "SEEDS",
+    "Spread",
+    "biases",
+    "draw_sweeps",
+    "drawn_words",
+    "over_seeds",
+    "plan_sweeps",
+    "read_sweeps",
+    "sweep_figure",
+]
+
+SEEDS = 5  # of noise for each request: fifty pairs, about eight minutes at preset `small` on two CPU cores one by one
 
 SIZES = 5
 PLACES = ("left", "right", "anterior", "posterior", "superior")
 PERCENTILES = (10, 90)  # of the training tumours: ends of the sweeps, so that no request is an extreme
 DRAWS = 500  # tumours of the joint model that percentiles and the typical shape are taken from
 CENTRE = ("x_mm", "y_mm", "z_mm")
-SUMMARY = "sweeps.json"
+COLOURS = ("#4fc3f7", "#ff9d3b", "#b9e769")  # of the three axes
+WAYS = {"x_mm": ("right", "left"), "y_mm": ("front", "back"), "z_mm": ("top", "bottom")}
+SUMMARY, TABLE = "sweeps.json", "sweeps.csv"
 PLACED = dict.fromkeys(NAMES, float)
-STEP = {"name": str, "sweep": str, "requested": PLACED, "measured": dict | None, "fault": str, "frame": [[float]]}
-SUMMARISED = {"channels": [str], "seed": int, "checkpoint_sha256": str, "steps": [STEP]}
+DRAW = {"seed": int, "measured": dict | None, "fault": str}
+STEP = {"name": str, "sweep": str, "requested": PLACED, "frame": [[float]], "draws": [DRAW]}
+SUMMARISED = {"channels": [str], "seed": int, "n": int, "checkpoint_sha256": str, "steps": [STEP]}
 
 
 def plan_sweeps(tumours: TumourModel) -> list[dict[str, Any]]:
@@ -76,22 +98,28 @@ def plan_sweeps(tumours: TumourModel) -> list[dict[str, Any]]:
     return plan
 
 
-def draw_sweeps(run: Run, device: torch.device, steps: int | None = None, seed: int = 0) -> Path:
-    """Draw the ten images of `plan_sweeps` into `evaluation/sweeps` of a run.
+def draw_sweeps(
+    run: Run, device: torch.device, steps: int | None = None, seed: int = 0, n: int = SEEDS, batch: int = 1
+) -> Path:
+    """Draw the ten requests of `plan_sweeps` from each of `n` seeds into `evaluation/sweeps` of a run.
 
-    An image is what `synth` draws for the same request and seed at its first attempt. What is there from the same
-    checkpoint, sampling and seed is not drawn again; sweeps of another checkpoint, sampling or seed are replaced.
+    A drawing is what `synth` draws for the same request and seed at its first attempt. The images of the first seed are
+    kept, those of the others are measured only. What is there from the same checkpoint, sampling and first seed is not
+    drawn again, and a larger `n` adds to it; sweeps of another checkpoint, sampling or first seed are replaced.
 
     Args:
         run: with both stages trained.
         device: to draw on.
         steps: network evaluations an image; as the preset says when None.
-        seed: of the noise, the same for every image.
+        seed: of the noise of the pictures, the same for every request.
+        n: seeds for each request: `seed` to `seed + n - 1`.
+        batch: drawn at once.
 
     Returns:
-        The folder: `NAME_0000.nii.gz` (an image channel, `[X, Y, Z]` int16), `NAME_labels.nii.gz` (uint8), and
-        `sweeps.json` with the settings and, for each image, what was asked, what was measured (null without a tumour)
-        and why `finish_pair` refuses it (`fault`, empty when it does not).
+        The folder: `NAME_0000.nii.gz` (an image channel, `[X, Y, Z]` int16), `NAME_labels.nii.gz` (uint8),
+        `sweeps.json` with the settings and, for each request, what was asked and its `draws`: seed, what was measured
+        (null without a tumour) and why `finish_pair` refuses it (`fault`, empty when it does not); and `sweeps.csv`,
+        see `over_seeds`.
 
     Raises:
         InputError: the sampler cannot take `steps`, or the model takes no requests.
@@ -112,50 +140,170 @@ def draw_sweeps(run: Run, device: torch.device, steps: int | None = None, seed: 
     }
     clear_partial(folder)
     records = _finished(folder, settings, plan)
-    missing = [step for step in plan if step["name"] not in records]
-    if len(missing) < len(plan):
-        print(f"{folder}: {len(plan) - len(missing)} of {len(plan)} images are already there.")
+    there = {(name, draw["seed"]) for name, record in records.items() for draw in record["draws"]}
+    wanted = [(step, own) for own in range(seed, seed + n) for step in plan]  # the pictures first
+    missing = [(step, own) for step, own in wanted if (step["name"], own) not in there]
+    if len(missing) < len(wanted):
+        print(f"{folder}: {len(wanted) - len(missing)} of {len(wanted)} images are already there.")
+    changed = bool(missing) or not (folder / TABLE).exists() or _read_summary(folder)["n"] != n
 
     def save() -> None:
         done = [records[step["name"]] for step in plan if step["name"] in records]
-        write_json(folder / SUMMARY, settings | {"steps": done})
+        write_json(folder / SUMMARY, settings | {"n": n, "steps": done})
 
-    if missing:
+    if changed:
         save()  # from here on it names no file that is about to be replaced
-    for step in progress(missing, "Drawing sweeps", unit="image"):
-        condition = torch.from_numpy(model.normaliser.encode(np.array([list(step["requested"].values())])))
-        latent = sampler(condition.to(device), model.network, seeds=[seed])[0]
-        pair = finish_pair(model.decode(latent), model)
-        for path, array in zip(_files(folder, step["name"], len(pair.image)), (pair.labels, *pair.image), strict=True):
-            write_nifti(path, array, model.native.affine(), scratch=folder)
-        records[step["name"]] = step | _outcome(pair, model)
-        save()
-    for step in plan:
-        print(f"{step['name']}: {', '.join(_words(records[step['name']]))}")
+        (folder / TABLE).unlink(missing_ok=True)
+    with Progress("Drawing sweeps", len(missing), "image") as bar:
+        for first in range(0, len(missing), batch):
+            rows = missing[first : first + batch]
+            asked = np.array([list(step["requested"].values()) for step, _ in rows])
+            conditions = torch.from_numpy(model.normaliser.encode(asked)).to(device)
+            latents = sampler(conditions, model.network, seeds=[own for _, own in rows])
+            for (step, own), latent in zip(rows, latents, strict=True):
+                pair = finish_pair(model.decode(latent), model)
+                draws = records.get(step["name"], {"draws": []})["draws"]
+                if own == seed:
+                    _write(folder, step["name"], pair, model)
+                    records[step["name"]] = step | {"frame": _frame(pair, model), "draws": draws}
+                measured = None if pair.measured is None else to_dict(pair.measured)
+                draws.append({"seed": own, "measured": measured, "fault": pair.fault})
+                draws.sort(key=itemgetter("seed"))
+            save()
+            bar.update(len(rows))
+    finished = read_sweeps(folder)
+    if changed:
+        write_csv(folder / TABLE, [_row(step) for step in finished])
+    _say(finished)
     return folder
 
 
-def _outcome(pair: Pair, model: Model) -> dict[str, Any]:
-    """Measured values and fault of a pair, and the frame (voxels to mm) in which its place was measured."""
+def _write(folder: Path, name: str, pair: Pair, model: Model) -> None:
+    for path, array in zip(_files(folder, name, len(pair.image)), (pair.labels, *pair.image), strict=True):
+        write_nifti(path, array, model.native.affine(), scratch=folder)
+
+
+def _frame(pair: Pair, model: Model) -> list[list[float]]:
+    """Voxels to mm, in the frame in which the place of a pair was measured."""
     frame = model.native.frame(model.working)
-    if pair.measured is None:
-        return {"measured": None, "fault": pair.fault, "frame": frame.tolist()}
-    # Whatever point of the brain the place is measured from: there the tumour's centre of mass is as measured.
-    middle = nib.affines.apply_affine(frame, np.argwhere(pair.labels).mean(axis=0))
-    frame[:3, 3] += pair.measured[3:6] - middle
-    return {"measured": to_dict(pair.measured), "fault": pair.fault, "frame": frame.tolist()}
+    if pair.measured is not None:
+        # Whatever point of the brain the place is measured from: there the tumour's centre of mass is as measured.
+        middle = nib.affines.apply_affine(frame, np.argwhere(pair.labels).mean(axis=0))
+        frame[:3, 3] += pair.measured[3:6] - middle
+    return frame.tolist()
 
 
-def _words(step: dict[str, Any]) -> list[str]:
-    """What was asked and drawn, in a few words each."""
-    asked, drawn = step["requested"], step["measured"]
-    words = [f"asked {asked['volume_ml']:.0f} ml"]
-    if drawn:
-        off = np.linalg.norm([drawn[name] - asked[name] for name in CENTRE])
-        words += [f"drawn {drawn['volume_ml']:.0f} ml", f"centre {off:.0f} mm off"]
-    else:
-        words.append("drawn none")
-    return words + [f"refused: {step['fault']}"] * bool(step["fault"])
+# --- over seeds -------------------------------------------------------------------------------------------------------
+
+
+class Spread(NamedTuple):
+    """Mean of `n` values, their SD, and the 95 % interval of the mean after Student; NaN where there are too few."""
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+    n: int
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    """Of those that are not NaN."""
+    values = [value for value in values if not math.isnan(value)]
+    n = len(values)
+    mean, sd = (float(np.mean(values)) if n else math.nan), (float(np.std(values, ddof=1)) if n > 1 else math.nan)
+    reach = float(student.ppf(0.975, n - 1)) * sd / math.sqrt(n) if n > 1 else math.nan
+    return Spread(mean, sd, mean - reach, mean + reach, n)
+
+
+def _errors(step: dict[str, Any], draw: dict[str, Any]) -> dict[str, float]:
+    """Of one drawing, see `over_seeds`; without a tumour its place is NaN."""
+    asked, drawn = step["requested"], draw["measured"]
+    volume = drawn["volume_ml"] if drawn else 0.0
+    off = {name: drawn[name] - asked[name] if drawn else math.nan for name in CENTRE}
+    errors = {"volume_ml": volume, "volume_error": volume / asked["volume_ml"] - 1, "off_mm": math.hypot(*off.values())}
+    return errors | off
+
+
+def over_seeds(step: dict[str, Any]) -> dict[str, Spread]:
+    """How one request was drawn, over the seeds of noise.
+
+    Returns:
+        `volume_ml` drawn, 0 without a tumour; `volume_error`, drawn over asked less 1; and, over the seeds that drew
+        a tumour, how far its centre lies off in mm: `off_mm`, and to the right, front and top `x_mm`, `y_mm`, `z_mm`.
+    """
+    errors = [_errors(step, draw) for draw in step["draws"]]
+    return {name: _spread([own[name] for own in errors]) for name in errors[0]}
+
+
+def biases(steps: list[dict[str, Any]]) -> list[str]:
+    """What the drawings are off on average, in sentences: of volume over the sizes, of the centre over the places.
+
+    The unit is the seed, as requests of one seed share their noise: a mean over requests for each, and the interval
+    over these. Only where it leaves out 0 a bias is spoken of; one seed says nothing.
+    """
+    seeds = sorted(set.intersection(*({draw["seed"] for draw in step["draws"]} for step in steps)))
+    if len(seeds) < 2:
+        return ["One seed of noise says nothing of bias: N=5 draws five."]
+
+    def mean(sweep: str, name: str) -> Spread:
+        drawn = [(step, draw) for step in steps for draw in step["draws"] if step["sweep"] == sweep]
+        each = [[_errors(step, draw)[name] for step, draw in drawn if draw["seed"] == seed] for seed in seeds]
+        return _spread([_spread(errors).mean for errors in each])
+
+    words = ("larger than asked", "smaller than asked")
+    said = [_bias("Volume over the sizes", mean("size", "volume_error"), 100, " %", words)]
+    for name, ways in WAYS.items():
+        words = tuple(f"to the {way}" for way in ways)
+        said.append(_bias(f"Centre over the places, {ways[1]} to {ways[0]}", mean("place", name), 1, " mm", words))
+    return said
+
+
+def _bias(what: str, found: Spread, factor: float, unit: str, words: Sequence[str]) -> str:
+    if found.n < 2:
+        return f"{what}: drawn from too few seeds to say."
+    mean, low, high = (factor * value for value in found[:1] + found[2:4])
+    numbers = f"{mean:+.0f}{unit} [{low:+.0f}, {high:+.0f}] over {found.n} seeds"
+    return f"{what}: {numbers}, {'no bias shown' if low <= 0 <= high else words[mean < 0]}."
+
+
+def _row(step: dict[str, Any]) -> dict[str, Any]:
+    """One request as a line of `sweeps.csv`: asked, seeds, and mean, SD and interval of each of `over_seeds`."""
+    asked, draws = step["requested"], step["draws"]
+    row = {"name": step["name"], "asked_ml": asked["volume_ml"]} | {f"asked_{name}": asked[name] for name in CENTRE}
+    row |= {"seeds": len(draws), "empty": sum(draw["measured"] is None for draw in draws)}
+    row |= {"refused": sum(bool(draw["fault"]) for draw in draws)}
+    for name, found in over_seeds(step).items():
+        for key in ("mean", "sd", "low", "high"):
+            value = getattr(found, key)
+            row[f"{name}_{key}"] = "" if math.isnan(value) else round(value, 4)
+    return row
+
+
+def _say(steps: list[dict[str, Any]]) -> None:
+    """Print the table and the sentences."""
+    for step in steps:
+        faults = [draw["fault"] for draw in step["draws"] if draw["fault"]]
+        words = [f"asked {step['requested']['volume_ml']:.0f} ml", f"drawn {drawn_words(step)}"]
+        print(f"{step['name']}: {', '.join(words)}{_refused(faults)}")
+    print("\n".join(biases(steps)))
+
+
+def _refused(faults: list[str]) -> str:
+    return f"; {len(faults)} refused: {', '.join(sorted(set(faults)))}" if faults else ""
+
+
+def drawn_words(step: dict[str, Any]) -> str:
+    """Volume and distance of one request over its seeds, mean and SD: `27 ± 3 ml, centre 11 ± 2 mm off (5 seeds)`."""
+    found, n = over_seeds(step), len(step["draws"])
+    off = f"centre {_mean_sd(found['off_mm'])} mm off" if found["off_mm"].n else "no tumour"
+    return f"{_mean_sd(found['volume_ml'])} ml, {off} ({n} seed{'s' * (n > 1)})"
+
+
+def _mean_sd(found: Spread) -> str:
+    return f"{found.mean:.0f}" if math.isnan(found.sd) else f"{found.mean:.0f} ± {found.sd:.0f}"
+
+
+# --- what is there ----------------------------------------------------------------------------------------------------
 
 
 def _files(folder: Path, name: str, channels: int) -> list[Path]:
@@ -164,7 +312,10 @@ def _files(folder: Path, name: str, channels: int) -> list[Path]:
 
 
 def _finished(folder: Path, settings: dict[str, Any], plan: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Records, by name, of the images that are there as planned and with the same settings."""
+    """Records, by name, of the requests that have drawings as planned and with the same settings.
+
+    A picture whose files are not there counts as not drawn.
+    """
     try:
         held = _read_summary(folder)
     except StateError:
@@ -172,36 +323,50 @@ def _finished(folder: Path, settings: dict[str, Any], plan: list[dict[str, Any]]
     if {name: held.get(name) for name in settings} != settings:
         return {}
     records = {record["name"]: record for record in held["steps"]}
-    return {
-        step["name"]: records[step["name"]]
-        for step in plan
-        if step.items() <= records.get(step["name"], {}).items()
-        and all(path.exists() for path in _files(folder, step["name"], len(settings["channels"])))
-    }
+    found = {}
+    for step in plan:
+        record = records.get(step["name"], {})
+        if step.items() <= record.items():
+            lost = _lost(folder, record, settings)
+            draws = [draw for draw in record["draws"] if draw["seed"] != settings["seed"] or not lost]
+            found[step["name"]] = record | {"draws": draws}
+    return found
+
+
+def _lost(folder: Path, step: dict[str, Any], held: dict[str, Any]) -> bool:
+    """Whether a file of the picture is missing."""
+    return not all(path.exists() for path in _files(folder, step["name"], len(held["channels"])))
 
 
 def read_sweeps(folder: Path) -> list[dict[str, Any]]:
-    """The images of a finished `draw_sweeps`, in its order.
+    """The requests of a finished `draw_sweeps`, in its order.
 
     Returns:
-        One dictionary an image: what `plan_sweeps` gives, `measured` (by name, or None without a tumour), `fault`,
-        `frame` (`[4, 4]`, voxel indices to the mm in which its place is asked and measured), `seed`,
-        `checkpoint_sha256`, and `load`, a function without arguments that reads the image `[C, X, Y, Z]` and the
-        labels `[X, Y, Z]`.
+        One dictionary a request: what `plan_sweeps` gives, `draws` (of each seed: `seed`, `measured` by name, or None
+        without a tumour, and `fault`), and of its picture `measured`, `fault`, `frame` (`[4, 4]`, voxel indices to the
+        mm in which its place is asked and measured), `seed`, `checkpoint_sha256`, and `load`, a function without
+        arguments that reads the image `[C, X, Y, Z]` and the labels `[X, Y, Z]`.
 
     Raises:
         StateError: there are none, or not all (the command that draws them is named).
     """
     held = _read_summary(folder)
-    files = [_files(folder, step["name"], len(held["channels"])) for step in held["steps"]]
-    missing = SIZES + len(PLACES) - sum(all(path.exists() for path in paths) for paths in files)
-    if missing:
+    steps, wanted = held["steps"], range(held["seed"], held["seed"] + held["n"])
+    there = {
+        (step["name"], draw["seed"])
+        for step in steps
+        for draw in step["draws"]
+        if draw["seed"] in wanted and not (draw["seed"] == held["seed"] and _lost(folder, step, held))
+    }
+    if missing := (SIZES + len(PLACES)) * held["n"] - len(there):
         raise StateError(f"{folder}: {missing} image(s) of the sweeps are missing; {_again(folder)}.")
     shared = {name: held[name] for name in ("seed", "checkpoint_sha256")}
-    return [
-        step | shared | {"frame": np.array(step["frame"]), "load": partial(_load, paths)}
-        for step, paths in zip(held["steps"], files, strict=True)
-    ]
+    found = []
+    for step in steps:
+        picture = next(draw for draw in step["draws"] if draw["seed"] == held["seed"])
+        load = partial(_load, _files(folder, step["name"], len(held["channels"])))
+        found.append(step | picture | shared | {"frame": np.array(step["frame"]), "load": load})
+    return found
 
 
 def _load(files: list[Path]) -> tuple[np.ndarray, np.ndarray]:
@@ -224,16 +389,18 @@ def sweep_figure(folder: Path, path: Path) -> None:
     """Draw the sweeps, one above the other, as axial and coronal cuts through the requested centre (a cross).
 
     The mask is outlined in the cut, the left of the brain is on the left; titles say what was asked and drawn, in red
-    where the pair is refused. The picture has 935 x 946 pixels.
+    where the pair is refused. Below stand the errors over all seeds: dots, and the mean with its 95 % interval. The
+    picture has 935 x 1232 pixels.
 
     Raises:
         StateError: the sweeps are missing or unfinished.
         OutputError: the picture cannot be written.
     """
     steps = read_sweeps(folder)
-    figure = Figure(figsize=(8.5, 8.6), facecolor="black")
+    figure = Figure(figsize=(8.5, 11.2), facecolor="black")
+    *parts, errors = figure.subfigures(3, 1, height_ratios=(4.3, 4.3, 2.6), facecolor="black")
     panels, boxes = [], []
-    for part, sweep in zip(figure.subfigures(2, 1, facecolor="black"), ("size", "place"), strict=True):
+    for part, sweep in zip(parts, ("size", "place"), strict=True):
         row = [step for step in steps if step["sweep"] == sweep]
         axes = part.subplots(2, len(row), gridspec_kw={"height_ratios": [1.2, 1]})
         part.subplots_adjust(0.005, 0.005, 0.995, 0.88, 0.02, 0.02)
@@ -246,16 +413,52 @@ def sweep_figure(folder: Path, path: Path) -> None:
         for panel, upward in ((axial, 1), (coronal, 2)):
             panel.set(xlim=(low[0], high[0]), ylim=(low[upward], high[upward]))
             panel.axis("off")
+    _draw_errors(steps, *errors.subplots(1, 2))
+    errors.subplots_adjust(0.075, 0.14, 0.985, 0.86, 0.18)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, facecolor="black")
     print(f"{path}: tumour size and place swept, all else equal")
 
 
 def _title(step: dict[str, Any]) -> str:
-    """Up to four lines: place, volumes, distance, and why it is refused."""
-    place = [step["name"].split("_")[1]] if step["sweep"] == "place" else []
-    asked, drawn, *rest = _words(step)
-    return "\n".join([*place, f"{asked}, {drawn}", *(textwrap.fill(words, 32) for words in rest)])
+    """Up to four lines: place, volumes, distance, and why the picture is refused."""
+    asked, drawn = step["requested"], step["measured"]
+    lines = [step["name"].split("_")[1]] if step["sweep"] == "place" else []
+    volume = f"{drawn['volume_ml']:.0f} ml" if drawn else "none"
+    lines.append(f"asked {asked['volume_ml']:.0f} ml, drawn {volume}")
+    if drawn:
+        lines.append(f"centre {math.dist(*([place[name] for name in CENTRE] for place in (asked, drawn))):.0f} mm off")
+    if step["fault"]:
+        lines.append(textwrap.fill(f"refused: {step['fault']}", 32))
+    return "\n".join(lines)
+
+
+def _draw_errors(steps: list[dict[str, Any]], sizes: Axes, places: Axes) -> None:
+    """Beside each other: the error of the volume by size asked for, and of the centre by place."""
+    seeds = f"{len(steps[0]['draws'])} seed{'s' * (len(steps[0]['draws']) > 1)}"
+    for panel, sweep, title, factor, colours in (
+        (sizes, "size", "volume, drawn less asked, %", 100, {"volume_error": "#ff9d3b"}),
+        (places, "place", "centre, drawn less asked, mm", 1, dict(zip(CENTRE, COLOURS, strict=True))),
+    ):
+        row = [step for step in steps if step["sweep"] == sweep]
+        for k, (name, colour) in enumerate(colours.items()):
+            for column, step in enumerate(row):
+                place, found = column + 0.24 * (k - (len(colours) - 1) / 2), over_seeds(step)[name]
+                each = [factor * _errors(step, draw)[name] for draw in step["draws"]]
+                panel.scatter([place - 0.05] * len(each), each, s=5, color=colour, alpha=0.6, linewidths=0)
+                panel.vlines(place + 0.05, factor * found.low, factor * found.high, color=colour, linewidth=1.4)
+                label = f"to the {WAYS[name][0]}" if name in WAYS and not column else None
+                panel.scatter(place + 0.05, factor * found.mean, marker="_", s=40, color=colour, label=label)
+        volumes = [f"{step['requested']['volume_ml']:.0f} ml" for step in row]
+        panel.set_xticks(range(len(row)), volumes if sweep == "size" else [step["name"].split("_")[1] for step in row])
+        panel.axhline(0, color="0.6", linewidth=0.8)
+        panel.set_title(f"{title} ({seeds} of noise; mean, 95 % interval)", color="white", fontsize=7)
+        panel.set_facecolor("black")
+        panel.tick_params(colors="white", labelsize=7)
+        panel.spines[["left", "bottom"]].set_color("0.6")
+        panel.spines[["top", "right"]].set_visible(False)
+    places.margins(y=0.2)  # room for the legend
+    places.legend(loc="upper left", fontsize=6, labelcolor="white", facecolor="black", edgecolor="0.3", ncols=3)
 
 
 def _draw_cuts(step: dict[str, Any], axial: Axes, coronal: Axes) -> tuple[np.ndarray, np.ndarray]:

@@ -17,8 +17,10 @@ __all__ = ["AutoencoderLoss"]
 class AutoencoderLoss(nn.Module):
     """L1 + (1 - SSIM) on all channels + KL, and LPIPS on the image channels where local weights are given.
 
-    KL is summed over the latents and divided by the batch; the other terms are means. The Dice term is ours: L1 alone
-    is content with empty masks for the first thousands of slices, which short trainings cannot afford.
+    SSIM is taken on [0, 1]: its luminance term compares with the mean's square, and around 0, the middle of [-1, 1],
+    a brightness shift of 2 % would cost .076 of a real slice in place of .0014. KL is summed over the latents and
+    divided by the batch; the other terms are means. The Dice term is ours: L1 alone is content with empty masks for the
+    first thousands of slices, which short trainings cannot afford.
 
     Args:
         kl_weight: weight of the KL divergence.
@@ -44,7 +46,7 @@ class AutoencoderLoss(nn.Module):
         super().__init__()
         self.kl_weight, self.image_channels, self.perceptual_weight = kl_weight, image_channels, perceptual_weight
         self.dice_weight, self.dice = dice_weight, DiceLoss(batch=True)
-        self.ssim = SSIMLoss(spatial_dims=2, data_range=2.0) if ssim else None
+        self.ssim = SSIMLoss(spatial_dims=2, data_range=1.0) if ssim else None
         self.perceptual = _perceptual(perceptual_weights) if perceptual_weights else None
 
     def forward(
@@ -55,7 +57,7 @@ class AutoencoderLoss(nn.Module):
         kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum() / len(mean)
         loss = (reconstruction - target).abs().mean() + self.kl_weight * kl
         if self.ssim is not None:
-            loss = loss + self.ssim(reconstruction, target)
+            loss = loss + self.ssim((reconstruction + 1) / 2, (target + 1) / 2)
         if self.dice_weight:
             labels = [(x[:, self.image_channels :].clamp(-1, 1) + 1) / 2 for x in (reconstruction, target)]
             loss = loss + self.dice_weight * self.dice(*labels)
