@@ -7,8 +7,20 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from sbldm.cases.phantom import CHANNELS, HEAD_BOX, VOLUME_ML, make_channels, make_phantom, write_phantoms
+from sbldm.cases.phantom import (
+    CHANNELS,
+    HEAD_BOX,
+    VOLUME_ML,
+    _grow,
+    _place,
+    _Tumour,
+    make_channels,
+    make_phantom,
+    write_phantoms,
+)
 from sbldm.errors import InputError, OutputError
+from sbldm.evaluation.slices import slice_measures
+from sbldm.evaluation.volumes import evaluation_grid, to_volume
 
 COARSE = {"shape": (60, 60, 39), "spacing": 4.0}
 
@@ -76,6 +88,39 @@ def test_ventricles_are_dark(cases):
         dark = deep & (image < 0.5 * np.median(image[image > 0]))
         assert dark.sum() * 8e-3 > 0.5  # ml
         assert (labels[dark] > 0).mean() < 0.1
+
+
+def test_as_smooth_as_scans(cases):
+    """Neighbouring slices resemble each other as in real cases (SSIM .80 +- .06), and more than neighbours in plane."""
+    found = []
+    for image, labels, affine in cases:
+        volume = to_volume("", image.astype(np.float32), labels > 0, affine, evaluation_grid((2.0, 2.0, 2.0)))
+        found.append([slice_measures(volume)[name] for name in ("adjacent_ssim", "z_gradient_ratio")])
+    ssim, ratio = np.mean(found, axis=0)
+    assert 0.7 < ssim < 0.9 and 0.7 < ratio < 0.95
+
+
+def test_lesions_beside_the_tumour():
+    """Of 500 tumours 28 % have one or two, with at most a tenth of the volume each; they are drawn apart from it."""
+    tumours = [_Tumour.draw(np.random.default_rng(seed)) for seed in range(500)]
+    beside = np.array([len(tumour.satellites) for tumour in tumours])
+    assert 0.22 < (beside > 0).mean() < 0.34 and beside.max() == 2  # three standard errors of 2 %
+    assert all(0.01 <= share <= 0.1 for tumour in tumours for _, share in tumour.satellites)
+    p = np.stack(np.meshgrid(*[np.arange(-80.0, 80, 2)] * 3, indexing="ij")).reshape(3, -1).astype(np.float32)
+    open_brain = {name: np.zeros(p.shape[1], np.float32) for name in ("grey", "nuclei")}
+    tumour = next(tumour for tumour in tumours if len(tumour.satellites) == 1 and tumour.satellites[0][1] > 0.05)
+    labels = _grow(np.random.default_rng(0), tumour, p, open_brain | {"closed": open_brain["grey"] > 0}, 2.0)
+    parts = np.bincount(ndimage.label((labels > 0).reshape([80] * 3), np.ones((3, 3, 3)))[0].ravel())[1:]
+    shares = np.sort(parts / round(tumour.volume * 125))[::-1]
+    np.testing.assert_allclose(shares[1], tumour.satellites[0][1], rtol=0.3)
+    assert parts.sum() == round(tumour.volume * 125)
+
+
+def test_heads_differ_in_size():
+    """The length of 300 heads varies by 5 %, as among real ones; a voxel's step in the template is 1 / size."""
+    steps = [_place(np.random.default_rng(seed), (30, 30, 20), 8.0)[1] for seed in range(300)]
+    sizes = [8.0 / np.linalg.norm(p[:, 0, 1, 0] - p[:, 0, 0, 0]) for p in steps]
+    assert 0.044 < np.std(sizes) / np.mean(sizes) < 0.06
 
 
 def test_same_head_on_every_grid(cases):

@@ -2,6 +2,26 @@
 
 The anatomy is a set of implicit surfaces in millimetres (x to the left, y to the back, z up), so every grid samples the
 same head. A case is a pure function of its seed; nothing is downloaded, and no real case has gone into it.
+
+Beside 34 real training cases at 2 mm, by the evaluation's own measures, mean and SD (24 phantoms as they were, without
+slice thickness and lesions beside the tumour; 24 as they are); gradients are mean absolute differences of neighbours in
+the inner brain over the SD of the brain:
+
+                                         real            before          now
+    gradient in plane                    .29 +- .07      .50 +- .04      .36 +- .06
+    gradient across slices               .22 +- .05      .49 +- .04      .29 +- .06
+    SSIM of neighbouring slices          .80 +- .06      .50 +- .03      .79 +- .09
+    tumours of two or more parts         24 %            4 %             21 %
+    brain, left to right, mm             138 +- 5.4      137 +- 4.5      139 +- 5.4
+    brain, front to back, mm             171 +- 8.8      172 +- 4.4      169 +- 6.8
+    brain, top to bottom, mm             140 +- 3.2      139 +- 2.4      139 +- 2.2
+    brain, ml                            1503 +- 149     1407 +- 93      1435 +- 118
+    tumour, ml: 10, 50, 90 %             18, 85, 184     11, 34, 91      12, 70, 106
+    sphericity                           .63 +- .13      .70 +- .08      .68 +- .09
+    contrast, SDs of the brain           2.5 +- 1.2      2.7 +- .5       3.0 +- .5
+
+More shading (SD .09 over 45 mm) brings gradients and contrast nearer still, but the masks of minutes-long trainings, for
+which phantoms are made, then stay empty.
 """
 
 from __future__ import annotations
@@ -26,8 +46,11 @@ Field = Callable[[np.ndarray], np.ndarray]
 
 HEAD_BOX = (160.0, 200.0, 152.0)
 """Every head fits into a box of this size in mm."""
-VOLUME_ML = (5.0, 150.0)
+VOLUME_ML = (5.0, 180.0)
 """Smallest and largest whole-tumour volume."""
+GAP = 4.0  # mm at least between a tumour and a lesion beside it
+SATELLITES = (0.72, 0.2, 0.08)
+"""Probability that a tumour has none, one or two lesions beside it."""
 TISSUES = ("grey", "nuclei", "pallidum", "fluid", "lining", "choroid", "oedema", "enhancing", "necrotic")
 CHANNELS = {
     channel: dict(zip(TISSUES, levels, strict=True))
@@ -134,21 +157,35 @@ class _Tumour:
     reach: float  # mm, radius of a ball of that volume
     lobes: list[tuple[np.ndarray, float]]
     push: float
+    satellites: list[tuple[np.ndarray, float]]  # where lesions apart from it lie, and their share of the volume
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> _Tumour:
         while True:
-            middle = rng.uniform((14, -56, -26), (52, 54, 46))
-            if np.linalg.norm(middle / (62, 78, 56)) < 0.84 and (middle[2] > -8 or middle[0] > 30):
+            middle = rng.uniform((14, -56, -28), (52, 54, 38))
+            if cls.deep(middle):
                 break
         middle *= (rng.choice((-1, 1)), 1, 1)
         volume = 0.0
         while not VOLUME_ML[0] <= volume <= VOLUME_ML[1]:
-            volume = np.exp(rng.normal(np.log(45), 0.85))
+            volume = np.exp(rng.normal(np.log(65), 0.85))
         reach = (3000 * volume / (4 * np.pi)) ** (1 / 3)
         shifts, radii = rng.normal(0, 0.5 * reach, (4, 3)) * (0.7, 1.1, 0.9), reach * rng.uniform(0.5, 0.95, 4)
         lobes = [(middle, reach), *((middle + s, r) for s, r in zip(shifts, radii, strict=True))]
-        return cls(middle, volume, reach, lobes, rng.uniform(0.05, 0.3))
+        push = rng.uniform(0.05, 0.3)
+        satellites = []
+        for _ in range(rng.choice(3, p=SATELLITES)):
+            centre = np.full(3, np.inf)
+            while not cls.deep(centre):
+                away = rng.normal(0, 1, 3)
+                centre = middle + away * (rng.uniform(1.5, 2.2) * reach / np.linalg.norm(away))
+            satellites.append((centre, np.exp(rng.uniform(np.log(0.01), np.log(0.1)))))
+        return cls(middle, volume, reach, lobes, push, satellites)
+
+    @staticmethod
+    def deep(point: np.ndarray) -> bool:
+        """Whether a point lies well inside the cerebrum."""
+        return np.linalg.norm(point / (62, 78, 56)) < 0.84 and (point[2] > -8 or abs(point[0]) > 30)
 
     def displace(self, p: np.ndarray) -> np.ndarray:
         """Mass effect: the anatomy seen at a point comes from nearer the tumour's centre."""
@@ -164,7 +201,9 @@ class _Tumour:
 
 def _place(rng: np.random.Generator, shape: Sequence[int], spacing: float) -> tuple[tuple[slice, ...], np.ndarray]:
     """Put a head into the field of view: its box of voxels, and the millimetres of the template [3, ...] in it."""
-    size = (rng.normal(1, 0.025) * rng.normal(1, 0.022, 3)).clip((0.92, 0.92, 0.95), (1.09, 1.09, 1.06))
+    size = (rng.normal(1, 0.03) * rng.normal((1.015, 0.98, 1.01), (0.03, 0.042, 0.012))).clip(
+        (0.9, 0.87, 0.94), (1.1, 1.12, 1.06)
+    )
     turn = np.deg2rad(rng.normal(0, 2.5, 3).clip(-5, 5))
     shift = rng.normal((0, 7.5, 0.5), (1.0, 2.5, 1.5)).clip((-2, 3, -2), (2, 12, 3))
     axes = [(np.arange(n) - (n - 1) / 2) * spacing for n in shape]
@@ -183,7 +222,7 @@ def _anatomy(
     bend, wave, wander, deep, rough = (
         _field(rng, *w) for w in ((45, 0.4), (20, 0.16), (40, 0.4), (30, 0.4), (11, 0.4))
     )
-    gape, wide, soft = 0.15 + 0.75 * atrophy, 0.2 + 3.0 * atrophy, max(0.55, 0.4 * spacing)
+    gape, wide, soft = 0.4 + 0.9 * atrophy, 0.6 + 3.0 * atrophy, max(0.55, 0.4 * spacing)
     q = q + np.array([[1], [0], [0]], np.float32) * bend(q)
     ripple, drift = rough(q), wander(q)
     x, y, z = m = _fold(q)
@@ -227,7 +266,7 @@ def _anatomy(
     skin = 0.5 * ripple - 0.3
     notch = np.minimum.reduce([crease, fissure, folia + 1])
     return {
-        "brain": outline < skin - 1.5 * np.exp(-((notch / (1 + gape)) ** 2)),
+        "brain": outline < skin - 0.8 * np.exp(-((notch / (1 + gape)) ** 2)),
         "closed": (outline > skin - 4.5) | (ventricle < 0.3) | (fissure < 1.2) | below | (hind < 1) | (cleft < 3),
         "grey": _edge(wall - np.where(below, 0.7, 2.9), soft + 0.3),
         "nuclei": _edge(np.minimum.reduce([_ellipsoid(m, *nucleus) for nucleus in NUCLEI]), 1.2),
@@ -237,6 +276,11 @@ def _anatomy(
         "ventricles": _edge(ventricle, soft),
         "choroid": _edge(_ellipsoid(m, (22, 29, 6), (2.0, 4.5, 2.5)), soft),
     }
+
+
+def _beyond(growth: np.ndarray, count: int) -> np.ndarray:
+    """`growth` less the level that `count` voxels reach."""
+    return growth - np.partition(growth, -count)[-count] if count else np.full_like(growth, -np.inf)
 
 
 def _grow(
@@ -254,13 +298,18 @@ def _grow(
     growth -= 4.5 * tissue["grey"] + 3.0 * tissue["nuclei"] + 1.3 * np.maximum(-np.sign(tumour.middle[0]) * p[0], 0)
     growth[tissue["closed"]] = -np.inf
     count = round(1000 * tumour.volume / spacing**3)
-    start = np.partition(growth, -count)[-count]
-    whole = growth >= start
+    sizes = [round(count * share) for _, share in tumour.satellites]
+    growth = _beyond(growth, count - sum(sizes))
+    for (centre, _), size in zip(tumour.satellites, sizes, strict=True):
+        free = -np.sqrt(((p - centre.astype(np.float32)[:, None]) ** 2).sum(0)) + 1.5 * ripple - 4.5 * tissue["grey"]
+        free[tissue["closed"] | (growth > -GAP)] = -np.inf
+        growth = np.maximum(growth, _beyond(free, size))
+    whole = growth >= 0
     core = np.max(depths[:3], 0) - 0.25 * reach + 0.10 * reach * blotch + 0.06 * reach * ripple
     core_from, dead_from = np.quantile(core[whole], (1 - core_share, 1 - core_share * dead_share))
 
-    edge = _edge(start - growth - 0.3, infiltration)
-    tissue["oedema"] = edge * (1 - 0.4 * np.exp((start - growth).clip(-40, 0) / (0.25 * reach)))
+    edge = _edge(-growth - 0.3, infiltration)
+    tissue["oedema"] = edge * (1 - 0.4 * np.exp((-growth).clip(-40, 0) / (0.25 * reach)))
     tissue["enhancing"] = _edge(core_from - core, 1.0) * edge
     tissue["necrotic"] = _edge(dead_from - core, 1.0) * edge
     tissue["patchy"] = 0.05 * blotch + edge * (0.05 * blotch + 0.05 * grain(p))
@@ -284,8 +333,16 @@ def _paint(
     value += np.maximum(effaced, tissue["ventricles"]) * (level["fluid"] - value)
     value += tissue["choroid"] * tissue["ventricles"] * (level["choroid"] - value)
     value *= np.exp(0.08 * _field(rng, 190, 0.4)(p))
-    noise = rng.normal(0, rng.uniform(0.04, 0.07) / np.sqrt(spacing), (2, p.shape[1]))
+    noise = rng.normal(0, rng.uniform(0.05, 0.1) / np.sqrt(spacing), (2, p.shape[1]))
     return np.hypot(value + noise[0], noise[1]) * np.exp(rng.uniform(np.log(110), np.log(380)))
+
+
+def _scan(rng: np.random.Generator, image: np.ndarray, head: np.ndarray, spacing: float) -> np.ndarray:
+    """What slice thickness and resampling leave of `image` [X, Y, Z]; the background has no part in it."""
+    plane = rng.uniform(0.75, 1.15)
+    sigma = np.array([plane, plane, plane * rng.uniform(1.0, 2.0)]) / spacing
+    share = ndimage.gaussian_filter(head.astype(np.float32), sigma)
+    return ndimage.gaussian_filter(image * head, sigma) / share.clip(1e-3)
 
 
 def make_channels(
@@ -341,7 +398,9 @@ def make_channels(
     images = {}
     for name in channels:
         own = np.random.default_rng([*seeds, list(CHANNELS).index(name)])
-        images[name] = fill(_paint(own, name, tissue, p, spacing).round().clip(1, 32767), np.int16)
+        sharp = np.zeros(head.shape, np.float32)
+        sharp[near] = _paint(own, name, tissue, p, spacing)
+        images[name] = fill(_scan(own, sharp, head, spacing)[near].round().clip(1, 32767), np.int16)
     return images, fill(labels, np.uint8), _affine(spacing)
 
 
