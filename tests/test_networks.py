@@ -291,7 +291,7 @@ def test_loss_kl_known_answer():
 
 @pytest.mark.parametrize(("wanted", "got"), [(0.5, -0.25), (-1.0, 1.0), (0.8, 0.7)])
 def test_loss_l1_and_ssim_known_answer(wanted, got):
-    """Flat slices of a and b, A and B on [0, 1], cost |a - b| + 1 - (2AB + c) / (A^2 + B^2 + c), c = 0.01^2, on both."""
+    """Flat slices of a and b, A and B on [0, 1]: |a - b| + 1 - (2AB + c) / (A^2 + B^2 + c), c = 0.01^2, on both."""
     latents = torch.zeros(1, 3, 4, 4)
     target, slices = torch.full((1, 2, 16, 16), wanted), torch.full((1, 2, 16, 16), got)
     a, b, c = (wanted + 1) / 2, (got + 1) / 2, 0.01**2

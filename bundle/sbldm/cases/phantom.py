@@ -20,8 +20,8 @@ the inner brain over the SD of the brain:
     sphericity                           .63 +- .13      .70 +- .08      .68 +- .09
     contrast, SDs of the brain           2.5 +- 1.2      2.7 +- .5       3.0 +- .5
 
-More shading (SD .09 over 45 mm) brings gradients and contrast nearer still, but the masks of minutes-long trainings, for
-which phantoms are made, then stay empty.
+More shading (SD .09 over 45 mm) brings gradients and contrast nearer still, but the masks of minutes-long trainings,
+for which phantoms are made, then stay empty.
 """
 
 from __future__ import annotations

@@ -305,7 +305,7 @@ def _prepared(run: Run, names: list[str]) -> dict[str, str]:
 def _measure(
     run: Run, cases: dict[str, dict[str, str]], grid: WorkingGrid, folder: Path, key: str
 ) -> tuple[dict[str, Any], Memory]:
-    """Fingerprints of all prepared cases as pairs, and the ranges of those to train on (the others belong to the tests)."""
+    """Fingerprints of all prepared cases as pairs, and the ranges of those to train on (the rest is for tests)."""
     preset, written = run.preset, measure_cases(run, read_lists(run.folder))["written"]
     prints: dict[str, dict[str, np.ndarray]] = {role: {} for role in cases}
     measured: list[dict[str, Any]] = []
