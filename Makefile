@@ -44,11 +44,8 @@ help: ## this page
 	@echo "  synth:   N=pairs  REQUESTS=table.csv | VOLUME_ML= SURFACE_MM2= SPHERICITY= CENTRE_MM=R,A,S EXTENTS_MM=R,A,S"
 	@echo "           SAMPLER=ddim|ddpm STEPS= ETA= GUIDANCE= BATCH=$(BATCH) DATASET=$(DATASET) NAME= (of the dataset; as MODEL)"
 	@echo "           TOL=20,10 (draw again until within 20 % of the volume, 10 mm of the centre)  GATE=on|off"
-<<<<<<< HEAD
 	@echo "  sweep:   N=seeds of noise for each request (default 5) SEED STEPS BATCH"
-=======
 	@echo "  copypaste: N=pairs  OWN=kept|healed (the receiver's own tumour; healed: the control, one tumour a pair)"
->>>>>>> w12-paste
 	@echo "  evaluate, report: DATASET=$(DATASET) FEATURES=imagenet|medicalnet:FILE|radimagenet:FILE NNUNET=trained model"
 	@echo "           FID=1|force LICENCE='terms of the data' OUT=RUN/evaluation/DATASET"
 	@echo "  table1:  RUNS='runs/mine runs/lsgan:501 ..' (RUN or RUN:DATASET) FEATURES NNUNET as above, OUT=first RUN/table1"
