@@ -34,7 +34,7 @@ from sbldm.training.cases import measure_cases
 PERCENTILES = (0.5, 99.8)
 # Factor and offset of the phantoms' scanner units (percentiles about 100 and 450), and whether these are kept.
 UNITS = {
-    "as they are": (1, 0, True),
+    "scanner units": (1.5, 0, True),
     "e-9": (1e-9, 0, False),
     "e-3": (1e-3, 0, False),
     "e3": (1e3, 0, False),

