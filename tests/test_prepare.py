@@ -496,7 +496,7 @@ def test_run_end_to_end(heads, tmp_path, tiny, capsys):
     for name in names:
         sidecar = load_prepared(run.prepared, name)[1]
         mask = np.asanyarray(nib.load(heads / name / f"{name}_seg.nii.gz").dataobj) > 0
-        assert sidecar["characteristics"]["volume_ml"] == pytest.approx(mask.sum() * 0.064, abs=1e-3)
+        assert sidecar["characteristics"]["volume_ml"] == pytest.approx(mask.sum() * 0.064, rel=5e-3)
         assert sidecar["settings"] == {part: tiny[part] for part in ("data", "grid", "intensity")}
 
     before = contents(run.folder)
