@@ -8,12 +8,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from unittest import mock
 
 import pytest
+import torch
 import yaml
 
 from sbldm import __main__ as command_line
@@ -51,6 +52,14 @@ def call(*arguments: object, program: ModuleType = command_line) -> subprocess.C
         except SystemExit as stop:
             code = stop.code
     return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def threads() -> Iterator[None]:
+    """What runs in this process and sets torch's threads, as predictions do, must not change the sums of later files."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def copy_run(run: Path, folder: Path, leave_out: str = "", **values: object) -> Path:

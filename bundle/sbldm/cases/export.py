@@ -2,7 +2,7 @@
 
 Conditions of the training are measured on what comes out of here (`prepare_case`), and pairs are made by it
 (`finish_pair`), so that what is asked for is what can be drawn. Chosen on training cases, confirmed on held-back ones
-(see the documentation of the evaluation): images and masks are the smoothest ones with the same means over the working
+(docs/path.md): images and masks are the smoothest ones with the same means over the working
 voxels (`from_means`), whose rim is as dark as that of the real brain, and a mask keeps its volume.
 """
 
@@ -25,7 +25,7 @@ THRESHOLDS = (0.3, 0.7)  # between which the one that keeps a tumour's volume is
 def body_of(images: np.ndarray, floor: float) -> np.ndarray:
     """Where the brain is on the working grid: the largest component above `floor`, its holes filled.
 
-    At that level, the intensity of the darkest brain, the brain keeps its volume (-0.1 % on real cases there and back).
+    At that level, the intensity of the darkest brain, the brain keeps its volume (-0.5 % on real cases there and back).
 
     Args:
         images: `[C, X, Y, Z]` in [0, 1]: `floor` or more in the brain, 0 outside.

@@ -17,7 +17,7 @@ import SimpleITK as sitk
 __all__ = ["NativeGrid", "WorkingGrid", "brain_centre", "from_image", "from_means", "to_image", "to_native"]
 
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-STIFFNESS = 0.003  # of `from_means`: lets it leave the means by about 1 %, where fitting them would ring
+STIFFNESS = 0.003  # of `from_means`, which has no solution without where native voxels are the wider (docs/path.md)
 MAX_FACTOR = 8  # 512 samples make a good mean; a scan of 0.1 mm would ask for 40,000, and memory for 20 GB
 
 

@@ -29,11 +29,8 @@ BRIGHTEST = int(np.iinfo(np.int16).max)
 LEVELS, LEAST_LEVELS = 256.0, 100.0  # grey levels that whole numbers must leave the usual brain, and every one
 HEADROOM = 2.5  # brightest voxel over the upper percentile; 130 BraTS 2020 cases: 1.35 in the middle, 2.45 at most
 SPREAD = (100.0, 1000.0)  # room below for what is darker than the lower percentile, and above for 32 times the upper
-
 REACH = 2.0  # what the shoulder holds above the upper percentile, in distances of the two percentiles
-BRIGHT = (
-    0.35  # what is given back of it: of 130 BraTS 2020 cases the middle one's brightest voxel; more would be sparks
-)
+BRIGHT = 0.35  # what is given back of that: as much as usual (see `HEADROOM`), since more makes sparks of noise
 
 Range = tuple[float, float]
 

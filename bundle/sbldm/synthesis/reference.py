@@ -20,6 +20,7 @@ from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import load_prepared
 from sbldm.device import choose_device
 from sbldm.errors import StateError
+from sbldm.evaluation.protocols import REFERENCES
 from sbldm.files import clear_partial, make_folder, read_json, sha256, write_json, write_nifti
 from sbldm.run.progress import progress
 from sbldm.runs import Run
@@ -27,13 +28,9 @@ from sbldm.synthesis.pairs import Pair, finish
 from sbldm.training.cases import measure_cases
 from sbldm.training.latents import load_autoencoder
 
-__all__ = ["KINDS", "as_pair", "reference_cases"]
+__all__ = ["as_pair", "reference_cases"]
 
 VERSION = 2  # raise it when pairs are finished differently
-KINDS = {
-    "path": "through the path",
-    "autoencoder": "through the path and the autoencoder",
-}
 
 
 def reference_cases(run: Run, names: Sequence[str], kind: str) -> list[Case]:
@@ -44,7 +41,8 @@ def reference_cases(run: Run, names: Sequence[str], kind: str) -> list[Case]:
     Args:
         run: a prepared run.
         names: of cases to train on or held back.
-        kind: "path", prepared volumes as they are, or "autoencoder", encoded (the posterior's mean) and decoded.
+        kind: of `REFERENCES`: "path", prepared volumes as they are, or "autoencoder", encoded (the posterior's mean)
+            and decoded.
 
     Raises:
         StateError: a case is not prepared, or there is no trained autoencoder.
@@ -59,7 +57,7 @@ def reference_cases(run: Run, names: Sequence[str], kind: str) -> list[Case]:
     written = measure_cases(run, read_lists(run.folder))["written"]
     channels = len(preset["data"]["channels"])
     missing = [name for name in names if not _mask(folder, name).is_file()]
-    for name in progress(missing, f"Real cases {KINDS[kind]}", unit="case"):
+    for name in progress(missing, f"Cases as {REFERENCES[kind]}", unit="case"):
         volume, sidecar = load_prepared(run.prepared, name)
         if network is not None:
             with torch.no_grad():
@@ -99,7 +97,7 @@ def _mask(folder: Path, name: str) -> Path:
 
 
 def _begin(folder: Path, made: dict[str, Any], preset: dict[str, Any]) -> None:
-    """An nnU-Net raw dataset without cases, unless there is one that was made in the same way."""
+    """An nnU-Net raw dataset; what was made in another way is removed."""
     mark = folder / "made.json"
     try:
         same = read_json(mark) == made
