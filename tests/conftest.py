@@ -56,7 +56,7 @@ def call(*arguments: object, program: ModuleType = command_line) -> subprocess.C
 
 @pytest.fixture(autouse=True, scope="module")
 def threads() -> Iterator[None]:
-    """What runs in this process and sets torch's threads, as predictions do, must not change the sums of later files."""
+    """What sets torch's threads in this process, as predictions do, must not change the sums of later files."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
