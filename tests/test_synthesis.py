@@ -207,7 +207,9 @@ def test_killed_run_continues(tmp_path: Path, trained_run: Path) -> None:
     done = call("synth", "--run", killed, "--n", n)
     assert done.returncode == 0, done.stderr
     assert f"{finished} of {n} pairs are already there" in done.stdout
-    assert volumes(killed) == volumes(whole) and len(volumes(whole)) == 2 * n
+    drawn = len(manifest(whole))  # so short a training may leave a mask empty in twenty draws: that pair is given up
+    assert n - 3 <= drawn <= n and (drawn == n or (whole / DATASET / "given_up.csv").exists())
+    assert volumes(killed) == volumes(whole) and len(volumes(whole)) == 2 * drawn
     rows = [[{k: v for k, v in row.items() if k != "seconds"} for row in manifest(run)] for run in (whole, killed)]
     assert rows[0] == rows[1]
     assert not partial_files(killed)
