@@ -16,7 +16,7 @@ from typing import Any
 
 from sbldm.errors import InputError, StateError, finish
 from sbldm.files import user_path
-from sbldm.models import MODELS, check_model, kind_of, refuse_requests
+from sbldm.models import MODELS, check_model, configs_of, kind_of, refuse_requests
 from sbldm.run.limits import MOST_BATCH, MOST_ITERATIONS, MOST_PAIRS, MOST_PROCESSES, MOST_SEED
 from sbldm.run.schema import refuse_expressions
 from sbldm.runs import Run, load_preset
@@ -115,9 +115,9 @@ def train(arguments: argparse.Namespace) -> None:
         raise InputError(f"{arguments.stage}: MODEL={preset['model']} {known}.")
     if not stages:
         print(f"{run.folder}: MODEL={preset['model']} trains nothing; go on: make synth RUN={arguments.run} N=100.")
-    for stage, configs in stages.items():
+    for stage in stages:
         if arguments.stage in ("all", stage):
-            _bundle(configs, "training", run, seed=seed)
+            _bundle(configs_of(preset, stage), "training", run, seed=seed)
 
 
 def synth(arguments: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from sbldm.errors import InputError
 
-__all__ = ["choose_device"]
+__all__ = ["choose_device", "fast_bfloat16"]
 
 
 def choose_device(name: str = "") -> torch.device:
@@ -25,3 +25,14 @@ def choose_device(name: str = "") -> torch.device:
         raise InputError(f"DEVICE={name}: not available here ({str(error).splitlines()[0]}); try DEVICE=cpu.") from None
     print(f"Device: {torch.cuda.get_device_name(device) if device.type == 'cuda' else device}")
     return device
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether convolutions in bfloat16 are faster than in single precision: CUDA from Ampere on, CPUs with AVX512_BF16.
+
+    Measured on two AVX512_BF16 cores: stage 1 is 1.7 times, stage 2 1.6 to 1.8 times as fast.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))

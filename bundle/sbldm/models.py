@@ -8,10 +8,11 @@ from typing import Any
 
 from sbldm.errors import InputError
 
-__all__ = ["MODELS", "ModelKind", "check_model", "kind_of", "refuse_requests"]
+__all__ = ["MODELS", "ModelKind", "check_model", "configs_of", "kind_of", "refuse_requests"]
 
 STAGE_1, STAGE_2 = ("train_autoencoder",), ("train_diffusion",)
-VAE_GAN = (*STAGE_1, "baselines/train_vae_gan")
+OVERLAYS = {"slice": (), "stack": ("adversary", "stacks"), "volume": ("adversary", "baselines/volumes")}
+OVERLAYS["monai"] = OVERLAYS["volume"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class ModelKind:
 
     Attributes:
         title: in the words of a table.
-        stages: name of each training and the configs that wire it, the first with overlays.
+        stages: name of each training and the configs that wire it (see `configs_of`).
         conditional: whether it can be asked for a tumour.
     """
 
@@ -32,8 +33,8 @@ class ModelKind:
 MODELS = {
     "sbldm": ModelKind("SBLDM", {"autoencoder": STAGE_1, "diffusion": STAGE_2}, conditional=True),
     "sbldm_2d": ModelKind("SBLDM, 2-D diffusion", {"autoencoder": STAGE_1, "diffusion": STAGE_2}, conditional=True),
-    "ldm3d": ModelKind("3D-LDM", {"autoencoder": VAE_GAN, "diffusion": STAGE_2}),
-    "ldm3d_reduced": ModelKind("3D-LDM, reduced", {"autoencoder": VAE_GAN, "diffusion": STAGE_2}),
+    "ldm3d": ModelKind("3D-LDM", {"autoencoder": STAGE_1, "diffusion": STAGE_2}),
+    "ldm3d_reduced": ModelKind("3D-LDM, reduced", {"autoencoder": STAGE_1, "diffusion": STAGE_2}),
     "lsgan": ModelKind("3D-LSGAN", {"gan": ("baselines/train_gan",)}),
     "copypaste": ModelKind("copy-paste", {}),
 }
@@ -53,6 +54,12 @@ def check_model(name: str) -> str:
 def kind_of(preset: dict[str, Any]) -> ModelKind:
     """The model that a preset describes."""
     return MODELS[preset["model"]]
+
+
+def configs_of(preset: dict[str, Any], stage: str) -> tuple[str, ...]:
+    """The configs that wire a training of a preset, the first with overlays."""
+    configs = MODELS[preset["model"]].stages[stage]
+    return configs + OVERLAYS[preset[stage].get("kind", "slice")] if stage == "autoencoder" else configs
 
 
 def refuse_requests(model: str, asked: Sequence[Mapping[str, float]], values: Mapping[str, Any] | None = None) -> None:

@@ -11,7 +11,7 @@ from sbldm.errors import InputError
 from sbldm.networks.gan import GanGenerator
 from sbldm.networks.latent_unet import LatentUNet, TiledUNet
 from sbldm.networks.monai_networks import MonaiUNet, MonaiVAE
-from sbldm.networks.slice_vae import SliceVAE, VolumeVAE
+from sbldm.networks.slice_vae import SliceVAE, StackVAE, VolumeVAE
 from sbldm.tumour.characteristics import NAMES
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "MonaiUNet",
     "MonaiVAE",
     "SliceVAE",
+    "StackVAE",
     "TiledUNet",
     "VolumeVAE",
     "build_autoencoder",
@@ -28,7 +29,7 @@ __all__ = [
     "build_generator",
 ]
 
-AUTOENCODERS = {"slice": SliceVAE, "volume": VolumeVAE, "monai": MonaiVAE}
+AUTOENCODERS = {"slice": SliceVAE, "stack": StackVAE, "volume": VolumeVAE, "monai": MonaiVAE}
 DENOISERS = {"stacked": LatentUNet, "tiled": TiledUNet, "volume": LatentUNet, "monai": MonaiUNet}
 
 
@@ -75,10 +76,11 @@ def build_generator(preset: dict[str, Any]) -> GanGenerator:
 
 
 def build_discriminator(preset: dict[str, Any], stage: str) -> PatchDiscriminator:
-    """MONAI's discriminator of patches of whole volumes, for `gan` or for the `autoencoder` of a VAE-GAN.
+    """MONAI's discriminator of patches, for `gan` or for the `autoencoder` of a VAE-GAN: of slices, or of volumes.
 
     The sizes of the paper's rivals: 64 channels and four layers have the 44.6 M parameters that the authors committed
     for their GAN, 32 and four the 11.2 M that fit their paper, 74 and three the 14.7 M beside their 3-D autoencoder.
     """
     values = preset[stage]["discriminator"]
-    return PatchDiscriminator(3, values["channels"], _channels(preset), 1, num_layers_d=values["layers"])
+    dims = 2 if preset[stage].get("kind") == "stack" else 3
+    return PatchDiscriminator(dims, values["channels"], _channels(preset), 1, num_layers_d=values["layers"])

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-
 import numpy as np
 import torch
+from einops import rearrange
 from torch import nn
 
-from sbldm.networks.blocks import ResidualBlock, SinusoidalEmbedding, convolution
+from sbldm.networks.blocks import ResidualBlock, SinusoidalEmbedding, convolution, zero_initialised
 
-__all__ = ["SliceVAE", "VolumeVAE"]
+__all__ = ["SliceVAE", "StackVAE", "VolumeVAE"]
 
 
 class _VAE(nn.Module):
@@ -117,6 +117,100 @@ class SliceVAE(_VAE):
             for i, part in enumerate(slices.split(chunk))
         ]
         return torch.cat(parts).permute(1, 2, 3, 0).numpy()
+
+
+class StackVAE(SliceVAE):
+    """Slice VAE whose latents stand for `aggregation` neighbouring slices each (latent aggregation of the journal paper).
+
+    Slices are encoded one by one, with their positions; a convolution with a stride along z at the end of the encoder
+    joins neighbours. The decoder spreads the latents along z after its first block, then decodes slice by slice;
+    convolutions along z that start at zero let neighbours agree, so it begins as the decoder of `SliceVAE`. Norms look
+    at one slice at a time: a stack of a few slices and a whole volume are encoded and decoded alike, but for the ends.
+
+    Args:
+        in_channels, channels, latent_channels, position_embedding, groups: as for `SliceVAE`.
+        aggregation: slices that share latents; it must divide the slices of a volume.
+        latent_noise: in training the decoder gets `(1 - s) z + s n`, s uniform between 0 and this for each stack, n
+            normal with the standard deviation of the latents (l-DeTok, arXiv 2507.15856).
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 2,
+        channels: Sequence[int] = (16, 48, 96),
+        latent_channels: int = 8,
+        position_embedding: int = 32,
+        groups: int = 8,
+        aggregation: int = 3,
+        latent_noise: float = 0.0,
+    ) -> None:
+        super().__init__(in_channels, channels, latent_channels, position_embedding, groups)
+        first, last, along_z = channels[0], channels[-1], (1, 1, aggregation)
+        self.aggregation, self.latent_noise = aggregation, latent_noise
+        self.to_posterior = nn.Conv3d(last, 2 * latent_channels, (3, 3, aggregation), along_z, (1, 1, 0))
+        self.spread = nn.ConvTranspose3d(last, last, along_z, along_z)
+        widths = [last, last, *channels[-2::-1]]
+        self.agree = nn.ModuleList(
+            zero_initialised(nn.Conv3d(c, c, (1, 1, 3), padding=(0, 0, 1), padding_mode="replicate")) for c in widths
+        )
+
+    def encode(
+        self, x: torch.Tensor, position: torch.Tensor | None = None, depth: int = 1
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Encode stacks of `depth` slices `[B * depth, C, H, W]` to mean and log-variance `[B, Z, H/f, W/f, depth/a]`."""
+        e = self._embed(position)
+        h = self.encoder_in(x, e)
+        for down, block in zip(self.down, self.encoder, strict=True):
+            h = block(down(h), e)
+        mean, log_variance = self.to_posterior(_stacked(h, depth)).chunk(2, dim=1)
+        return mean, log_variance.clamp(-30, 20)
+
+    def decode(self, z: torch.Tensor, position: torch.Tensor | None = None, depth: int = 1) -> torch.Tensor:
+        """Decode latents `[B, Z, H/f, W/f, depth/a]` to slices `[B * depth, C, H, W]` in about [-1, 1]."""
+        e = self._embed(position)
+        joined = None if e is None else e.unflatten(0, (-1, self.aggregation)).mean(1)
+        h = _stacked(self.decoder_in(_slices(z), joined), z.shape[-1])
+        h = self.spread(h + self.agree[0](h))
+        h = _slices(h + self.agree[1](h))
+        for up, block, agree in zip(self.up, self.decoder, self.agree[2:], strict=True):
+            h = block(up(nn.functional.interpolate(h, scale_factor=2.0, mode="nearest")), e)
+            h = h + _slices(agree(_stacked(h, depth)))
+        return self.to_slice(h)
+
+    def forward(
+        self, x: torch.Tensor, position: torch.Tensor | None = None, depth: int = 1
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Reconstruct slices: `(reconstruction, mean, log_variance)`; posterior sample and noise in training alone."""
+        mean, log_variance = self.encode(x, position, depth)
+        z = mean
+        if self.training:
+            z = z + torch.randn_like(z) * (0.5 * log_variance).exp()
+            if self.latent_noise:
+                share = self.latent_noise * torch.rand(len(z), 1, 1, 1, 1, device=z.device)
+                scale = mean.detach().std(dim=(0, 2, 3, 4), keepdim=True)
+                z = (1 - share) * z + share * scale * torch.randn_like(z)
+        return self.decode(z, position, depth), mean, log_variance
+
+    @torch.no_grad()
+    def encode_volume(self, volume: np.ndarray, device: torch.device, chunk: int = 0) -> np.ndarray:
+        """Encode `[C + L, X, Y, Z]`: mean and log-variance, `[2, latent, X/f, Y/f, Z/a]`."""
+        slices = torch.from_numpy(np.ascontiguousarray(volume.transpose(3, 0, 1, 2))).to(device)
+        return torch.cat(self.encode(slices, _positions(0, slices, device), len(slices))).cpu().numpy()
+
+    @torch.no_grad()
+    def decode_volume(self, latents: torch.Tensor, chunk: int = 0) -> np.ndarray:
+        """Decode latents `[latent, X/f, Y/f, Z/a]`: `[C + L, X, Y, Z]` in [-1, 1]."""
+        depth = latents.shape[-1] * self.aggregation
+        position = torch.arange(depth, device=latents.device)
+        return self.decode(latents[None], position, depth).clamp(-1, 1).cpu().permute(1, 2, 3, 0).numpy()
+
+
+def _stacked(slices: torch.Tensor, depth: int) -> torch.Tensor:
+    return rearrange(slices, "(b s) c h w -> b c h w s", s=depth)
+
+
+def _slices(stacks: torch.Tensor) -> torch.Tensor:
+    return rearrange(stacks, "b c h w s -> (b s) c h w")
 
 
 def _positions(start: int, slices: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, Tag, model_validator
+from pydantic import Discriminator as Discriminator_
 
 from sbldm.run.schema import Values, checked, refuse_expressions
 
@@ -118,6 +119,13 @@ class SliceNetwork(Values):
     groups: Width
 
 
+class StackNetwork(SliceNetwork):
+    """`StackVAE`."""
+
+    aggregation: Annotated[int, Field(ge=1, le=16)]
+    latent_noise: Share
+
+
 class VolumeNetwork(Values):
     """`VolumeVAE`."""
 
@@ -201,6 +209,22 @@ class _VaeGan(Autoencoder):
     discriminator: Discriminator
     adversarial_weight: Weight
     adversarial_start: Natural
+
+
+class StackAutoencoder(_VaeGan):
+    """Of SBLDM with aggregated latents; `depth` slices are seen at once in training."""
+
+    kind: Literal["stack"]
+    network: StackNetwork
+    depth: Annotated[int, Field(ge=1, le=1024)]
+    bce_weight: Weight
+    adversarial_ahead: Natural
+
+    @model_validator(mode="after")
+    def _whole_stacks(self) -> StackAutoencoder:
+        if self.depth % self.network.aggregation:
+            raise ValueError(f"depth {self.depth} must be a multiple of network.aggregation {self.network.aggregation}")
+        return self
 
 
 class VolumeAutoencoder(_VaeGan):
@@ -333,11 +357,20 @@ class _Latent(CopyPaste):
         return self
 
 
+def _kind_of(stage: Any) -> str:
+    return stage.get("kind", "slice") if isinstance(stage, dict) else getattr(stage, "kind", "slice")
+
+
+SlicesOrStacks = Annotated[
+    Annotated[SliceAutoencoder, Tag("slice")] | Annotated[StackAutoencoder, Tag("stack")], Discriminator_(_kind_of)
+]
+
+
 class Sbldm(_Latent):
     """Preset of SBLDM."""
 
     model: Literal["sbldm"]
-    autoencoder: SliceAutoencoder
+    autoencoder: SlicesOrStacks
     diffusion: StackedDiffusion
 
 
@@ -345,7 +378,7 @@ class Sbldm2d(_Latent):
     """Preset of SBLDM with 2-D diffusion."""
 
     model: Literal["sbldm_2d"]
-    autoencoder: SliceAutoencoder
+    autoencoder: SlicesOrStacks
     diffusion: TiledDiffusion
 
 

@@ -11,7 +11,7 @@ from sbldm.training.data import Continuing, LatentDataset, SliceDataset, SliceVa
 from sbldm.training.handlers import ClipGradient, FiniteLoss, MovingAverage, ProgressBar, Seeded
 from sbldm.training.latents import LatentStore
 from sbldm.training.losses import AutoencoderLoss
-from sbldm.training.session import read_run_lists, run, validation_loss, warm_up_then_cosine
+from sbldm.training.session import MixedPrecision, read_run_lists, run, validation_loss, warm_up_then_cosine
 
 __all__ = [
     "Adversary",
@@ -23,6 +23,7 @@ __all__ = [
     "GanLosses",
     "LatentDataset",
     "LatentStore",
+    "MixedPrecision",
     "MovingAverage",
     "ProgressBar",
     "RunCheckpoint",

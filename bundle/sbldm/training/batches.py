@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from einops import rearrange
 from monai.engines import DiffusionPrepareBatch, PrepareBatch
 from monai.networks.schedulers import Scheduler
 
@@ -12,15 +13,23 @@ __all__ = ["DiffusionBatch", "SliceBatch"]
 
 
 class SliceBatch(PrepareBatch):
-    """Slices (or volumes) are their own target; the position of a slice goes to the network beside it."""
+    """Slices (or volumes) are their own target; the position of a slice goes to the network beside it.
+
+    Stacks `[B, C, X, Y, S]` become their slices `[B * S, C, X, Y]`, and S goes to the network too.
+    """
 
     def __call__(
         self, batchdata: dict[str, torch.Tensor], device: Any = None, non_blocking: bool = False, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...], dict]:
         """Return `(slices, slices, (position,), {})` on the device."""
         slices = batchdata["image"].to(device, non_blocking=non_blocking, **kwargs)
-        extra = (batchdata["position"].to(device, non_blocking=non_blocking),) if "position" in batchdata else ()
-        return slices, slices, extra, {}
+        if "position" not in batchdata:
+            return slices, slices, (), {}
+        position = batchdata["position"].to(device, non_blocking=non_blocking)
+        if position.ndim == 1:
+            return slices, slices, (position,), {}
+        slices = rearrange(slices, "b c x y s -> (b s) c x y")
+        return slices, slices, (position.flatten(), position.shape[1]), {}
 
 
 class DiffusionBatch(DiffusionPrepareBatch):

@@ -54,10 +54,12 @@ def _load_volumes(folder: str | Path, names: Sequence[str]) -> np.ndarray:
     return np.stack([load_prepared(Path(folder), name)[0].astype(np.float16) for name in shown])
 
 
-def _slice(volumes: np.ndarray, case: int, z: int, mirror: bool = False) -> dict[str, Any]:
-    plane = volumes[case, ..., z].astype(np.float32)
+def _slice(volumes: np.ndarray, case: int, z: int, mirror: bool = False, depth: int = 0) -> dict[str, Any]:
+    """A slice and its index, or `depth` of them from there on."""
+    which = slice(z, z + depth) if depth else z
+    plane = volumes[case, ..., which].astype(np.float32)
     plane = plane[:, ::-1].copy() if mirror else plane
-    return {"image": torch.from_numpy(plane), "position": torch.tensor(z)}
+    return {"image": torch.from_numpy(plane), "position": torch.arange(volumes.shape[-1])[which]}
 
 
 class SliceDataset(_Shuffled):
@@ -65,18 +67,28 @@ class SliceDataset(_Shuffled):
 
     Of the slices without any brain, a random tenth takes part in each pass, as the authors did.
 
+    With `depth` a slice brings its neighbours: `image` `[C + L, X, Y, depth]`, `position` `[depth]`, the slice
+    somewhere in the stack.
+
     Args:
         folder: prepared cases.
         names: cases of the training list.
         seed: order of the passes.
         mirror: flip half of the slices left-right.
         empty_share: share of slices without brain in a pass.
+        depth: slices of a stack, 0 for single slices.
     """
 
     def __init__(
-        self, folder: str | Path, names: Sequence[str], seed: int = 0, mirror: bool = False, empty_share: float = 0.1
+        self,
+        folder: str | Path,
+        names: Sequence[str],
+        seed: int = 0,
+        mirror: bool = False,
+        empty_share: float = 0.1,
+        depth: int = 0,
     ) -> None:
-        self.volumes, self.seed, self.mirror = _load_volumes(folder, names), seed, mirror
+        self.volumes, self.seed, self.mirror, self.depth = _load_volumes(folder, names), seed, mirror, depth
         content = (self.volumes[:, 0] > -1).any(axis=(1, 2))
         self.full, self.empty = np.argwhere(content), np.argwhere(~content)
         self.n_empty = round(empty_share * len(self.empty))
@@ -87,24 +99,36 @@ class SliceDataset(_Shuffled):
 
     def __getitem__(self, n: int) -> dict[str, Any]:
         item, rng = self._item(n)
-        pair = self.full[item] if item < len(self.full) else self.empty[rng.integers(len(self.empty))]
-        return _slice(self.volumes, *pair, mirror=self.mirror and rng.random() < 0.5)
+        case, z = self.full[item] if item < len(self.full) else self.empty[rng.integers(len(self.empty))]
+        mirror = self.mirror and rng.random() < 0.5
+        if self.depth:
+            z = min(max(0, z - rng.integers(self.depth)), self.volumes.shape[-1] - self.depth)
+        return _slice(self.volumes, case, z, mirror, self.depth)
 
 
 class SliceValidation(Dataset):
-    """Every `stride`-th slice with brain of the held-back cases, always the same; those with most tumour come last."""
+    """Every `stride`-th slice with brain of the held-back cases, always the same; those with most tumour come last.
 
-    def __init__(self, folder: str | Path, names: Sequence[str], stride: int = 4) -> None:
-        self.volumes = _load_volumes(folder, names)
-        slices = np.argwhere((self.volumes[:, 0] > -1).any(axis=(1, 2)))[::stride]
-        tumour = [(self.volumes[case, -1, ..., z] > 0).sum() for case, z in slices]
+    With `depth` whole stacks one after the other, every second one.
+    """
+
+    def __init__(self, folder: str | Path, names: Sequence[str], stride: int = 4, depth: int = 0) -> None:
+        self.volumes, self.depth = _load_volumes(folder, names), depth
+        content = (self.volumes[:, 0] > -1).any(axis=(1, 2))
+        if depth:
+            starts = np.arange(0, content.shape[1] - depth + 1, 2 * depth)
+            content = content[:, starts + depth // 2]
+            slices = np.argwhere(content) * [1, 2 * depth]
+        else:
+            slices = np.argwhere(content)[::stride]
+        tumour = [(self.volumes[case, -1, ..., z : z + max(1, depth)] > 0).sum() for case, z in slices]
         self.slices = slices[np.argsort(tumour, kind="stable")]
 
     def __len__(self) -> int:
         return len(self.slices)
 
     def __getitem__(self, n: int) -> dict[str, Any]:
-        return _slice(self.volumes, *self.slices[n])
+        return _slice(self.volumes, *self.slices[n], depth=self.depth)
 
 
 class VolumeDataset(_Shuffled):

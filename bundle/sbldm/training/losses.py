@@ -42,10 +42,11 @@ class AutoencoderLoss(nn.Module):
         perceptual_weights: str | None = None,
         perceptual_weight: float = 0.5,
         ssim: bool = True,
+        bce_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.kl_weight, self.image_channels, self.perceptual_weight = kl_weight, image_channels, perceptual_weight
-        self.dice_weight, self.dice = dice_weight, DiceLoss(batch=True)
+        self.dice_weight, self.dice, self.bce_weight = dice_weight, DiceLoss(batch=True), bce_weight
         self.ssim = SSIMLoss(spatial_dims=2, data_range=1.0) if ssim else None
         self.perceptual = _perceptual(perceptual_weights) if perceptual_weights else None
 
@@ -61,6 +62,9 @@ class AutoencoderLoss(nn.Module):
         if self.dice_weight:
             labels = [(x[:, self.image_channels :].clamp(-1, 1) + 1) / 2 for x in (reconstruction, target)]
             loss = loss + self.dice_weight * self.dice(*labels)
+        if self.bce_weight:
+            logits, labels = 4 * reconstruction[:, self.image_channels :], (target[:, self.image_channels :] > 0)
+            loss = loss + self.bce_weight * nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits))
         if self.perceptual is not None:
             images = [x[:, : self.image_channels].flatten(0, 1).unsqueeze(1) for x in (reconstruction, target)]
             loss = loss + self.perceptual_weight * self.perceptual(*images).mean()

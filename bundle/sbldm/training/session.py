@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from ignite.metrics import Loss
 from monai.engines import Trainer
+from monai.inferers import SimpleInferer
 from torch.optim.lr_scheduler import LambdaLR
 
 from sbldm.cases.lists import read_lists
+from sbldm.device import fast_bfloat16
 from sbldm.errors import InputError, StateError
 from sbldm.runs import Run
 from sbldm.training.checkpoints import RunCheckpoint
 from sbldm.training.data import Continuing
 
-__all__ = ["read_run_lists", "run", "validation_loss", "warm_up_then_cosine"]
+__all__ = ["MixedPrecision", "read_run_lists", "run", "validation_loss", "warm_up_then_cosine"]
 
 
 def read_run_lists(folder: str, preset: dict[str, Any]) -> dict[str, list[str]]:
@@ -32,6 +34,28 @@ def read_run_lists(folder: str, preset: dict[str, Any]) -> dict[str, list[str]]:
             "leave the preset out of the command, the run has it."
         )
     return read_lists(run_folder.folder)
+
+
+class MixedPrecision(SimpleInferer):
+    """Evaluates a network in bfloat16 where its weights lie on a device that is fast in it, else as it is.
+
+    MONAI's trainers know mixed precision on CUDA alone. Weights, losses and gradients stay in single precision, and
+    bfloat16 has its range, so nothing needs scaling.
+
+    Args:
+        switch: "auto", or "float32" for single precision everywhere.
+    """
+
+    def __init__(self, switch: str = "auto") -> None:
+        super().__init__()
+        self.switch = switch
+
+    def __call__(self, inputs: torch.Tensor, network: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Outputs of the network in single precision."""
+        fast = self.switch == "auto" and fast_bfloat16(inputs.device)
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=fast):
+            outputs = network(inputs, *args, **kwargs)
+        return tuple(x.float() for x in outputs) if isinstance(outputs, tuple) else outputs.float()
 
 
 def warm_up_then_cosine(optimizer: torch.optim.Optimizer, warm_up: int, iterations: int) -> LambdaLR:
