@@ -11,8 +11,10 @@ from sbldm.errors import InputError
 from sbldm.networks.gan import GanGenerator
 from sbldm.networks.latent_unet import LatentUNet, TiledUNet
 from sbldm.networks.monai_networks import MonaiUNet, MonaiVAE
+from sbldm.networks.request_picture import RequestPicture
 from sbldm.networks.slice_vae import SliceVAE, StackVAE, VolumeVAE
 from sbldm.tumour.characteristics import NAMES
+from sbldm.tumour.normaliser import Normaliser
 
 __all__ = [
     "GanGenerator",
@@ -57,16 +59,24 @@ def build_autoencoder(preset: dict[str, Any]) -> SliceVAE | VolumeVAE:
     return AUTOENCODERS[kind](in_channels=_channels(preset), **values)
 
 
-def build_denoiser(preset: dict[str, Any]) -> nn.Module:
+def build_denoiser(preset: dict[str, Any], constants: dict[str, Any] | None = None) -> nn.Module:
     """Stage 2 as the preset describes it, conditioned on the nine characteristics or on nothing.
 
     Its `forward(x, timesteps, context)` maps latents to latents; networks that take no requests ignore `context`.
+
+    Args:
+        preset: of the run.
+        constants: of the latent store, for a network that is to be trained; a trained one has them in its state.
     """
     kind, values = _kind(preset, "diffusion", DENOISERS)
     if kind in ("stacked", "tiled"):
         values["condition_size"] = len(NAMES)
     elif kind == "volume":
         values["condition_size"] = 0
+    if values.pop("picture", False):
+        values["picture"] = RequestPicture(preset["grid"]["fov_mm"])
+        if constants:
+            values["picture"].fit(Normaliser.from_state(constants["normaliser"]))
     return DENOISERS[kind](latent_channels=preset["autoencoder"]["network"]["latent_channels"], **values)
 
 

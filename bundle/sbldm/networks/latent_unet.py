@@ -36,6 +36,8 @@ class LatentUNet(nn.Module):
         embedding: size of the joint embedding of time and condition.
         groups: groups of the group norms.
         spatial_dims: 3, or 2 for latents `[B, Z, H, W]`.
+        picture: draws the request into the latent grid, as an input channel; None for none.
+        coordinates: three input channels say where in the field of view a latent lies, from -1 to 1.
     """
 
     def __init__(
@@ -48,6 +50,8 @@ class LatentUNet(nn.Module):
         embedding: int = 256,
         groups: int = 32,
         spatial_dims: int = 3,
+        picture: nn.Module | None = None,
+        coordinates: bool = False,
     ) -> None:
         super().__init__()
         if len(strides) != len(channels) - 1:
@@ -62,7 +66,9 @@ class LatentUNet(nn.Module):
             widths = nn.Linear(condition_size, embedding), nn.Linear(embedding, embedding)
             self.condition = nn.Sequential(widths[0], nn.SiLU(), widths[1])
             self.null_condition = nn.Parameter(torch.zeros(embedding))
-        self.stem = convolution(spatial_dims, latent_channels, channels[0])
+        self.picture, self.coordinates = picture, coordinates
+        inputs = latent_channels + (picture is not None) + spatial_dims * coordinates
+        self.stem = convolution(spatial_dims, inputs, channels[0])
 
         self.encoder, self.down, self.decoder, self.up = (nn.ModuleList() for _ in range(4))
         c = channels[0]
@@ -97,10 +103,21 @@ class LatentUNet(nn.Module):
         condition = self.condition(context.nan_to_num().to(e.dtype))
         return e + torch.where(absent, self.null_condition.to(condition.dtype), condition)
 
+    def _with_maps(self, x: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
+        """Latents, and beside them the picture of the request and the coordinates, where the network has them."""
+        maps = [x]
+        if self.picture is not None:
+            maps.append(self.picture(context, x))
+        if self.coordinates:
+            axes = [torch.linspace(-1, 1, n, dtype=x.dtype, device=x.device) for n in x.shape[2:]]
+            grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))
+            maps.append(grid.expand(len(x), *grid.shape))
+        return torch.cat(maps, dim=1) if len(maps) > 1 else x
+
     def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
         """Predict the noise in `x` `[B, Z, H, W, D]` at time steps `[B]` given condition vectors `[B, K]` or none."""
         e = self.embed(timesteps, context)
-        h = self.stem(x)
+        h = self.stem(self._with_maps(x, context))
         skips: list[torch.Tensor] = []
         for level, blocks in enumerate(self.encoder):
             for block in blocks:

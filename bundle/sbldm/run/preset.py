@@ -156,6 +156,8 @@ class LatentNetwork(Values):
     num_res_blocks: Annotated[int, Field(ge=1, le=16)]
     embedding: Width
     groups: Width
+    picture: bool = False
+    coordinates: bool = False
 
     @model_validator(mode="after")
     def _levels(self) -> LatentNetwork:
@@ -244,9 +246,10 @@ class MonaiAutoencoder(_VaeGan):
 class NoiseSchedule(Values):
     """The forward process."""
 
+    kind: Literal["scaled_linear", "cosine", "flow"] = "scaled_linear"
     steps: Annotated[int, Field(ge=2, le=100_000)]
-    beta_start: Annotated[float, Field(gt=0, lt=1)]
-    beta_end: Annotated[float, Field(gt=0, lt=1)]
+    beta_start: Annotated[float, Field(gt=0, lt=1)] = 0.002
+    beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.02
 
     @model_validator(mode="after")
     def _rising(self) -> NoiseSchedule:
@@ -255,12 +258,23 @@ class NoiseSchedule(Values):
         return self
 
 
+class NoiseLevels(Values):
+    """Which noise levels training sees: `ln(sigma / alpha)` normal, or times uniform over the chain."""
+
+    distribution: Literal["uniform", "logit_normal"]
+    mean: Annotated[float, Field(ge=-20, le=20)] = 0.0
+    std: Annotated[float, Field(gt=0, le=20)] = 1.0
+
+
 class Diffusion(Stage):
     """Stage 2."""
 
     warm_up: Natural
-    prediction: Literal["epsilon", "v_prediction"]
+    prediction: Literal["epsilon", "v_prediction", "sample"]
     schedule: NoiseSchedule
+    noise_levels: NoiseLevels = NoiseLevels(distribution="uniform")
+    centred: Literal["channel", "position"] = "channel"
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.01
     condition_dropout: Share
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     latent: Literal["mean", "sample"]
@@ -297,7 +311,7 @@ class MonaiDiffusion(Diffusion):
 class Sampling(Values):
     """How latents are drawn."""
 
-    sampler: Literal["ddim", "ddpm"]
+    sampler: Literal["ddim", "ddpm", "dpm_solver", "heun"]
     steps: Count
     eta: Share
     guidance: Annotated[float, Field(ge=0, le=1000)]

@@ -139,11 +139,8 @@ class Model:
         """Standardised latents `[Z, H, W, D]` (a GAN: noise) to a volume `[C + L, X, Y, Z]` in [-1, 1]."""
         if self.autoencoder is None:
             return self.network(latents[None])[0].cpu().numpy()
-        mean, std = (
-            torch.tensor(self.constants[name], dtype=latents.dtype, device=latents.device).reshape(-1, 1, 1, 1)
-            for name in ("latent_mean", "latent_std")
-        )
-        return self.autoencoder.decode_volume(latents * std + mean)
+        mean, std = (latents.new_tensor(self.constants[name]) for name in ("latent_mean", "latent_std"))
+        return self.autoencoder.decode_volume(latents * std.view(-1, 1, 1, 1) + mean)
 
 
 def row_noise(shape: Sequence[int], seeds: Sequence[int], attempts: Sequence[int], device: torch.device) -> Noise:

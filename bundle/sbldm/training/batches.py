@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from monai.engines import DiffusionPrepareBatch, PrepareBatch
-from monai.networks.schedulers import Scheduler
+from monai.engines import PrepareBatch
+
+from sbldm.diffusion import Schedule
 
 __all__ = ["DiffusionBatch", "SliceBatch"]
 
@@ -32,37 +33,30 @@ class SliceBatch(PrepareBatch):
         return slices, slices, (position.flatten(), position.shape[1]), {}
 
 
-class DiffusionBatch(DiffusionPrepareBatch):
-    """MONAI's diffusion batch with the target that the scheduler predicts and a share of requests left out.
-
-    Time steps are spread evenly over the chain within a batch, with a random offset: each is uniform by itself, and
-    the loss of small batches varies less.
+class DiffusionBatch(PrepareBatch):
+    """Noised latents, what the network is to predict of them, and the times and requests that go to it beside them.
 
     Args:
-        scheduler: MONAI scheduler; its `prediction_type` decides between noise and velocity as target.
+        schedule: forward process.
+        levels: distribution of the times (`Schedule.training_times`), by default uniform.
         condition_dropout: share of requests replaced by NaN, the network's sign for its learned null condition.
     """
 
-    def __init__(self, scheduler: Scheduler, condition_dropout: float = 0.0) -> None:
-        super().__init__(scheduler.num_train_timesteps, condition_name="condition")
-        self.scheduler, self.condition_dropout = scheduler, condition_dropout
+    def __init__(
+        self, schedule: Schedule, levels: dict[str, Any] | None = None, condition_dropout: float = 0.0
+    ) -> None:
+        self.schedule, self.levels, self.condition_dropout = schedule, levels, condition_dropout
 
-    def get_timesteps(self, images: torch.Tensor) -> torch.Tensor:
-        """Stratified time steps `[B]`."""
-        n = len(images)
-        u = (torch.randperm(n) + torch.rand(1)) / n
-        return (u * self.num_train_timesteps).long().clamp(max=self.num_train_timesteps - 1).to(images.device)
-
-    def get_target(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Noise, or velocity `sqrt(a) noise - sqrt(1 - a) x_0` where that is what the scheduler predicts."""
-        if self.scheduler.prediction_type == "v_prediction":
-            return self.scheduler.get_velocity(images, noise, timesteps)
-        return noise
-
-    def __call__(self, batchdata: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> tuple:
-        """See MONAI's class; the condition vector becomes NaN where it is left out."""
-        images, target, extra, keywords = super().__call__(batchdata, *args, **kwargs)
-        condition = keywords["condition"]
-        left_out = torch.rand(len(condition), 1, device=condition.device) < self.condition_dropout
-        keywords["condition"] = condition.masked_fill(left_out, float("nan"))
-        return images, target, extra, keywords
+    def __call__(
+        self, batchdata: dict[str, torch.Tensor], device: Any = None, non_blocking: bool = False, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor], dict]:
+        """Return `(noised, target, (times, condition), {})` on the device; all randomness is the CPU's."""
+        latents, condition = batchdata["image"], batchdata["condition"]
+        times = self.schedule.training_times(len(latents), self.levels)
+        noised, target = self.schedule.noised(latents, torch.randn_like(latents), times)
+        left_out = torch.rand(len(condition), 1) < self.condition_dropout
+        condition = condition.masked_fill(left_out, float("nan"))
+        noised, target, times, condition = (
+            x.to(device, non_blocking=non_blocking, **kwargs) for x in (noised, target, times.float(), condition)
+        )
+        return noised, target, (times, condition), {}

@@ -164,7 +164,8 @@ class LatentDataset(_Shuffled):
     Args:
         latents: `[N, 2, Z, H, W, D]` mean and log-variance of each item, as the latent store holds them.
         conditions: `[N, 9]` normalised characteristics.
-        mean, std: `[Z]` statistics of the training latents.
+        mean: `[Z, 1, 1, 1]`, or of every position `[Z, H, W, D]`.
+        std: `[Z]`.
         seed: order of the passes.
         mode: `mean`, or `sample` for a fresh posterior sample each time.
     """
@@ -181,7 +182,7 @@ class LatentDataset(_Shuffled):
         if mode not in ("mean", "sample"):
             raise ValueError(f"diffusion.latent must be mean or sample, not {mode}.")
         self.latents, self.conditions, self.seed, self.mode = latents, conditions, seed, mode
-        self.mean, self.std = (np.asarray(v, np.float32).reshape(-1, 1, 1, 1) for v in (mean, std))
+        self.mean, self.std = np.asarray(mean, np.float32), np.asarray(std, np.float32).reshape(-1, 1, 1, 1)
         self.size = len(latents)
 
     def __len__(self) -> int:

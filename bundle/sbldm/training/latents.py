@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.ndimage import gaussian_filter
 
 from sbldm.cases.prepare import load_prepared, read_sidecar
 from sbldm.errors import StateError
@@ -27,7 +28,7 @@ __all__ = ["LatentStore", "load_autoencoder", "reconstruction_scores"]
 
 CONSTANTS = {
     "autoencoder_sha256": str,
-    "latent_mean": [float],
+    "latent_mean": list,
     "latent_std": [float],
     "latent_shape": [int],
     "normaliser": dict,
@@ -35,6 +36,7 @@ CONSTANTS = {
     "lists": {str: [str]},
     "content": {str: str},
 }
+TEMPLATE_SIGMA = 0.7  # latents, of the Gaussian that smooths the mean brain
 MIRRORED = np.array([-1.0 if name == "x_mm" else 1.0 for name in NAMES])
 
 
@@ -93,6 +95,7 @@ class LatentStore:
             raise StateError(f"{run.folder / 'autoencoder'}: only {so_far} done; `make train-autoencoder` goes on.")
         fingerprint = sha256(run.checkpoint("autoencoder"))
         made = {"autoencoder_sha256": fingerprint, "mirror": preset["mirror"], "latent": preset["diffusion"]["latent"]}
+        made["centred"] = preset["diffusion"].get("centred", "channel")
         mark, finished = run.latents / "autoencoder.json", run.latents / "constants.json"
         held = _read(run, mark.name, {"autoencoder_sha256": str}) if os.path.lexists(mark) else made
         if other := [key for key in held if held[key] != made.get(key)]:
@@ -174,13 +177,12 @@ def _measure_constants(
     run: Run, preset: dict[str, Any], lists: dict[str, list[str]], fingerprint: str
 ) -> dict[str, Any]:
     """Everything that synthesis needs beside the weights, measured on the training list, as plain values."""
-    total, square, noise, count = 0.0, 0.0, 0.0, 0
-    for name in lists["train"]:
-        sides = _load_latents(run, name).astype(np.float64)
-        total, square = total + sides[:, 0].sum(axis=(0, 2, 3, 4)), square + (sides[:, 0] ** 2).sum(axis=(0, 2, 3, 4))
-        noise, count = noise + np.exp(sides[:, 1]).sum(axis=(0, 2, 3, 4)), count + sides[:, 0, 0].size
-    mean, noise = total / count, noise / count
-    variance = square / count - mean**2
+    sides = np.concatenate([_load_latents(run, name) for name in lists["train"]]).astype(np.float64)
+    means, noise = sides[:, 0], np.exp(sides[:, 1]).mean(axis=(0, 2, 3, 4))
+    mean = means.mean(axis=(0, 2, 3, 4)).reshape(-1, 1, 1, 1)
+    if preset["diffusion"].get("centred", "channel") == "position":
+        mean = gaussian_filter(means.mean(axis=0), (0, *[TEMPLATE_SIGMA] * 3), mode="nearest")
+    variance = (means - mean).var(axis=(0, 2, 3, 4))
     share = noise / (variance + noise)
     print(
         f"Latents: posterior noise is {100 * share.mean():.1f} % of their variance (training uses the mean by default)."
@@ -191,7 +193,7 @@ def _measure_constants(
     seen = np.concatenate([values, values * MIRRORED]) if preset["mirror"] else values
     return {
         "autoencoder_sha256": fingerprint,
-        "latent_mean": mean.tolist(),
+        "latent_mean": mean.astype(np.float32).tolist(),
         "latent_std": np.sqrt(variance).tolist(),
         "latent_shape": list(_load_latents(run, lists["train"][0]).shape[2:]),
         "normaliser": Normaliser.fit(seen).state(),

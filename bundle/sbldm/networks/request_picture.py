@@ -1,0 +1,59 @@
+"""A request as a picture: where in the latent grid the tumour is to lie, and how much of each cell it is to fill."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from sbldm.tumour.characteristics import NAMES
+from sbldm.tumour.normaliser import LOGARITHMIC, Normaliser
+
+__all__ = ["RequestPicture"]
+
+EDGE = 0.15  # width of the soft edge, as a share of the ellipsoid's radius
+SWOLLEN = 1 + (math.pi * EDGE) ** 2  # volume of the soft ellipsoid over that of a hard one
+
+
+class RequestPicture(nn.Module):
+    """Soft ellipsoid with the centre and the extents of a request, as full as its volume asks for.
+
+    The constants of the condition vector are buffers, so that they travel with the weights.
+
+    Args:
+        fov_mm: field of view of the working grid along L, P, S, whose centre is the origin of the characteristics.
+    """
+
+    def __init__(self, fov_mm: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("fov_mm", torch.tensor([float(f) for f in fov_mm]))
+        self.register_buffer("mean", torch.zeros(len(NAMES)))
+        self.register_buffer("std", torch.ones(len(NAMES)))
+
+    def fit(self, normaliser: Normaliser) -> None:
+        """Take over the constants of the condition vectors."""
+        self.mean.copy_(torch.from_numpy(normaliser.mean))
+        self.std.copy_(torch.from_numpy(normaliser.std))
+
+    def coordinates(self, shape: Sequence[int]) -> torch.Tensor:
+        """Centres of the cells of a latent grid `(H, W, D)`: `[3, H, W, D]` in mm along R, A, S."""
+        axes = [(torch.arange(n, device=self.mean.device) + 0.5) / n - 0.5 for n in shape]
+        grid = torch.stack(torch.meshgrid(*axes, indexing="ij")) * self.fov_mm.view(3, 1, 1, 1)
+        return grid * grid.new_tensor([-1, -1, 1]).view(3, 1, 1, 1)
+
+    def forward(self, context: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+        """The picture `[B, 1, H, W, D]` of condition vectors `[B, 9]` for latents `[B, Z, H, W, D]`; empty for none."""
+        if context is None:
+            return x.new_zeros(len(x), 1, *x.shape[2:])
+        with torch.autocast(x.device.type, enabled=False):
+            absent = context.isnan().any(dim=1)
+            values = context.float().nan_to_num() * self.std + self.mean
+            values = torch.where(torch.from_numpy(LOGARITHMIC).to(x.device), values.exp(), values)
+            volume, centre, extents = values[:, 0], values[:, 3:6], values[:, 6:9].clamp(min=1)
+            offset = self.coordinates(x.shape[2:]) - centre.view(-1, 3, 1, 1, 1)
+            radius = (offset / (extents / 2).view(-1, 3, 1, 1, 1)).square().sum(1, keepdim=True).sqrt()
+            filled = (volume * 6000 / torch.pi / extents.prod(1)).clamp(max=1).view(-1, 1, 1, 1, 1)
+            picture = filled * torch.sigmoid((1 - SWOLLEN ** (1 / 3) * radius) / EDGE)
+        return picture.masked_fill(absent.view(-1, 1, 1, 1, 1), 0).to(x.dtype)
