@@ -137,6 +137,8 @@ def _halvings(stage: str, values: dict[str, Any]) -> np.ndarray:
         return shrinks * (1, 1, 0) + (0, 0, 1) if kind == "tiled" else shrinks
     if stage == "autoencoder" and kind in (None, "slice"):
         return np.array([2 ** (levels - 1), 2 ** (levels - 1), 1])
+    if stage == "autoencoder" and kind == "stack":
+        return np.array([2 ** (levels - 1), 2 ** (levels - 1), network["aggregation"]])
     return np.full(3, 2**levels if stage == "gan" else 2 ** (levels - 1))
 
 
@@ -148,7 +150,8 @@ def _check_sizes(path: Path, preset: dict[str, Any]) -> None:
         values = preset[stage]
         need = need * _halvings(stage, values)
         if "discriminator" in values:
-            least = np.maximum(least, 3 * 2 ** values["discriminator"]["layers"])
+            judged = (1, 1, 0) if values.get("kind") == "stack" else 1  # slices, or volumes
+            least = np.maximum(least, np.multiply(3 * 2 ** values["discriminator"]["layers"], judged))
         elif stage == "autoencoder":
             least = np.maximum(least, (SSIM_WINDOW, SSIM_WINDOW, 1))
     if np.any(size % need):

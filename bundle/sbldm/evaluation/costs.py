@@ -39,6 +39,7 @@ from sbldm.models import kind_of
 from sbldm.networks import (
     GanGenerator,
     SliceVAE,
+    StackVAE,
     build_autoencoder,
     build_denoiser,
     build_discriminator,
@@ -138,7 +139,8 @@ def model_costs(preset: dict[str, Any]) -> dict[str, Cost]:
             costs = _latent_costs(preset, volume) if stages else {}
         for stage in stages:
             if "discriminator" in preset[stage]:
-                costs["discriminator"] = count(build_discriminator(preset, stage), volume)
+                flat = preset[stage].get("kind") == "stack"  # every slice is one of a batch
+                costs["discriminator"] = count(build_discriminator(preset, stage), _slices(volume) if flat else volume)
     return costs
 
 
@@ -147,8 +149,13 @@ def latent_shape(preset: dict[str, Any]) -> tuple[int, ...]:
     network = preset["autoencoder"]["network"]
     x, y, z = preset["grid"]["size"]
     factor = 2 ** (len(network["channels"]) - 1)
-    sliced = preset["autoencoder"].get("kind", "slice") == "slice"
-    return network["latent_channels"], x // factor, y // factor, z if sliced else z // factor
+    along_z = {"slice": 1, "stack": network.get("aggregation")}.get(preset["autoencoder"].get("kind", "slice"), factor)
+    return network["latent_channels"], x // factor, y // factor, z // along_z
+
+
+def _slices(volume: torch.Tensor) -> torch.Tensor:
+    """`[1, C, X, Y, Z]` as `[Z, C, X, Y]`."""
+    return torch.movedim(volume[0], -1, 0)
 
 
 def _latent_costs(preset: dict[str, Any], volume: torch.Tensor) -> dict[str, Cost]:
@@ -157,8 +164,9 @@ def _latent_costs(preset: dict[str, Any], volume: torch.Tensor) -> dict[str, Cos
     latents = empty(*latent_shape(preset))
     pixels, codes, positions = volume, latents, ()
     if isinstance(autoencoder, SliceVAE):  # every slice is one of a batch
-        pixels, codes = (torch.movedim(whole[0], -1, 0) for whole in (volume, latents))
-        positions = (torch.empty(len(codes)),)
+        pixels, depth = _slices(volume), preset["grid"]["size"][2]
+        stacked = isinstance(autoencoder, StackVAE)
+        codes, positions = latents if stacked else _slices(latents), (torch.empty(depth), *[depth] * stacked)
     costs = {
         "encode": count(autoencoder, pixels, *positions, call="encode"),
         "step": count(denoiser, latents, empty(), empty(len(NAMES))),

@@ -47,13 +47,12 @@ class RequestPicture(nn.Module):
         """The picture `[B, 1, H, W, D]` of condition vectors `[B, 9]` for latents `[B, Z, H, W, D]`; empty for none."""
         if context is None:
             return x.new_zeros(len(x), 1, *x.shape[2:])
-        with torch.autocast(x.device.type, enabled=False):
-            absent = context.isnan().any(dim=1)
-            values = context.float().nan_to_num() * self.std + self.mean
-            values = torch.where(torch.from_numpy(LOGARITHMIC).to(x.device), values.exp(), values)
-            volume, centre, extents = values[:, 0], values[:, 3:6], values[:, 6:9].clamp(min=1)
-            offset = self.coordinates(x.shape[2:]) - centre.view(-1, 3, 1, 1, 1)
-            radius = (offset / (extents / 2).view(-1, 3, 1, 1, 1)).square().sum(1, keepdim=True).sqrt()
-            filled = (volume * 6000 / torch.pi / extents.prod(1)).clamp(max=1).view(-1, 1, 1, 1, 1)
-            picture = filled * torch.sigmoid((1 - SWOLLEN ** (1 / 3) * radius) / EDGE)
+        absent = context.isnan().any(dim=1)
+        values = context.float().nan_to_num() * self.std + self.mean
+        values = torch.where(torch.from_numpy(LOGARITHMIC).to(x.device), values.exp(), values)
+        volume, centre, extents = values[:, 0], values[:, 3:6], values[:, 6:9].clamp(min=1)
+        offset = self.coordinates(x.shape[2:]) - centre.view(-1, 3, 1, 1, 1)
+        radius = (offset / (extents / 2).view(-1, 3, 1, 1, 1)).square().sum(1, keepdim=True).sqrt()
+        filled = (volume * 6000 / torch.pi / extents.prod(1)).clamp(max=1).view(-1, 1, 1, 1, 1)
+        picture = filled * torch.sigmoid((1 - SWOLLEN ** (1 / 3) * radius) / EDGE)
         return picture.masked_fill(absent.view(-1, 1, 1, 1, 1), 0).to(x.dtype)
