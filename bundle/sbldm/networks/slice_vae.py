@@ -121,7 +121,7 @@ class SliceVAE(_VAE):
 
 
 class StackVAE(SliceVAE):
-    """Slice VAE whose latents stand for `aggregation` neighbouring slices each (latent aggregation of the journal paper).
+    """Slice VAE whose latents stand for `aggregation` neighbouring slices each (latent aggregation, journal paper).
 
     Slices are encoded one by one, with their positions; a convolution with a stride along z at the end of the encoder
     joins neighbours. The decoder spreads the latents along z after its first block, then decodes slice by slice;
@@ -146,7 +146,7 @@ class StackVAE(SliceVAE):
         latent_noise: float = 0.0,
     ) -> None:
         super().__init__(in_channels, channels, latent_channels, position_embedding, groups)
-        first, last, along_z = channels[0], channels[-1], (1, 1, aggregation)
+        last, along_z = channels[-1], (1, 1, aggregation)
         self.aggregation, self.latent_noise = aggregation, latent_noise
         self.to_posterior = nn.Conv3d(last, 2 * latent_channels, (3, 3, aggregation), along_z, (1, 1, 0))
         self.spread = nn.ConvTranspose3d(last, last, along_z, along_z)
@@ -158,7 +158,7 @@ class StackVAE(SliceVAE):
     def encode(
         self, x: torch.Tensor, position: torch.Tensor | None = None, depth: int = 1
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode stacks of `depth` slices `[B * depth, C, H, W]` to mean and log-variance `[B, Z, H/f, W/f, depth/a]`."""
+        """Encode stacks of `depth` slices `[B * depth, C, H, W]`: mean and log-variance `[B, Z, H/f, W/f, depth/a]`."""
         e = self._embed(position)
         h = self.encoder_in(x, e)
         for down, block in zip(self.down, self.encoder, strict=True):
