@@ -138,7 +138,8 @@ def _halvings(stage: str, values: dict[str, Any]) -> np.ndarray:
     if stage == "autoencoder" and kind in (None, "slice"):
         return np.array([2 ** (levels - 1), 2 ** (levels - 1), 1])
     if stage == "autoencoder" and kind == "stack":
-        return np.array([2 ** (levels - 1), 2 ** (levels - 1), network["aggregation"]])
+        in_plane = network["patch"] * 2 ** (levels - 1)
+        return np.array([in_plane, in_plane, network["aggregation"]])
     return np.full(3, 2**levels if stage == "gan" else 2 ** (levels - 1))
 
 

@@ -148,7 +148,7 @@ def latent_shape(preset: dict[str, Any]) -> tuple[int, ...]:
     """`(Z, H, W, D)` of the latents of a volume: an autoencoder of slices leaves the third axis as it is."""
     network = preset["autoencoder"]["network"]
     x, y, z = preset["grid"]["size"]
-    factor = 2 ** (len(network["channels"]) - 1)
+    factor = network.get("patch", 1) * 2 ** (len(network["channels"]) - 1)
     along_z = {"slice": 1, "stack": network.get("aggregation")}.get(preset["autoencoder"].get("kind", "slice"), factor)
     return network["latent_channels"], x // factor, y // factor, z // along_z
 

@@ -131,6 +131,8 @@ class StackVAE(SliceVAE):
     Args:
         in_channels, channels, latent_channels, position_embedding, groups: as for `SliceVAE`.
         aggregation: slices that share latents; it must divide the slices of a volume.
+        patch: side of the squares of pixels that enter and leave the network as channels; without a level of their own
+            (1: none). The plane shrinks by this factor too.
         latent_noise: in training the decoder gets `(1 - s) z + s n`, s uniform between 0 and this for each stack, n
             normal with the standard deviation of the latents (l-DeTok, arXiv 2507.15856).
     """
@@ -144,8 +146,10 @@ class StackVAE(SliceVAE):
         groups: int = 8,
         aggregation: int = 3,
         latent_noise: float = 0.0,
+        patch: int = 1,
     ) -> None:
-        super().__init__(in_channels, channels, latent_channels, position_embedding, groups)
+        super().__init__(in_channels * patch**2, channels, latent_channels, position_embedding, groups)
+        self.in_channels, self.patch, self.factor = in_channels, patch, self.factor * patch
         last, along_z = channels[-1], (1, 1, aggregation)
         self.aggregation, self.latent_noise = aggregation, latent_noise
         self.to_posterior = nn.Conv3d(last, 2 * latent_channels, (3, 3, aggregation), along_z, (1, 1, 0))
@@ -160,7 +164,7 @@ class StackVAE(SliceVAE):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Encode stacks of `depth` slices `[B * depth, C, H, W]`: mean and log-variance `[B, Z, H/f, W/f, depth/a]`."""
         e = self._embed(position)
-        h = self.encoder_in(x, e)
+        h = self.encoder_in(nn.functional.pixel_unshuffle(x, self.patch), e)
         for down, block in zip(self.down, self.encoder, strict=True):
             h = block(down(h), e)
         mean, log_variance = self.to_posterior(_stacked(h, depth)).chunk(2, dim=1)
@@ -176,7 +180,7 @@ class StackVAE(SliceVAE):
         for up, block, agree in zip(self.up, self.decoder, self.agree[2:], strict=True):
             h = block(up(nn.functional.interpolate(h, scale_factor=2.0, mode="nearest")), e)
             h = h + _slices(agree(_stacked(h, depth)))
-        return self.to_slice(h)
+        return nn.functional.pixel_shuffle(self.to_slice(h), self.patch)
 
     def forward(
         self, x: torch.Tensor, position: torch.Tensor | None = None, depth: int = 1

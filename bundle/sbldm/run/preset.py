@@ -124,6 +124,7 @@ class StackNetwork(SliceNetwork):
 
     aggregation: Annotated[int, Field(ge=1, le=16)]
     latent_noise: Share
+    patch: Annotated[int, Field(ge=1, le=16)]
 
 
 class VolumeNetwork(Values):
