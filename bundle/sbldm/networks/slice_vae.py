@@ -153,6 +153,8 @@ class StackVAE(SliceVAE):
         last, along_z = channels[-1], (1, 1, aggregation)
         self.aggregation, self.latent_noise = aggregation, latent_noise
         self.to_posterior = nn.Conv3d(last, 2 * latent_channels, (3, 3, aggregation), along_z, (1, 1, 0))
+        with torch.no_grad():  # a narrow posterior to start with, or the first hundreds of iterations drown in noise
+            self.to_posterior.bias[latent_channels:] -= 4
         self.spread = nn.ConvTranspose3d(last, last, along_z, along_z)
         widths = [last, last, *channels[-2::-1]]
         self.agree = nn.ModuleList(
