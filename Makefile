@@ -14,7 +14,7 @@ SHARD = 1/1
 CASES_N = 24
 $(foreach v,DATA CASES VALIDATION_CASES LABELS ACCEPT MODEL MINUTES RUNS N STRICT NAME OUT TEST SYNTH ARMS ARMS_FILE N_REAL FOLDS \
   BUDGET ITERATIONS SNAPSHOTS TOL NNUNET FID LICENCE JOBS REQUESTS VOLUME_ML SURFACE_MM2 SPHERICITY CENTRE_MM EXTENTS_MM \
-  SAMPLER STEPS ETA GUIDANCE OWN,$(eval $v =))
+  SAMPLER STEPS ETA GUIDANCE OWN SCORES,$(eval $v =))
 DEVICE ?=
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
@@ -47,7 +47,7 @@ help: ## this page
 	@echo "  sweep:   N=seeds of noise for each request (default 5) SEED STEPS BATCH"
 	@echo "  copypaste: N=pairs  OWN=kept|healed (the receiver's own tumour; healed: the control, one tumour a pair)"
 	@echo "  evaluate, report: DATASET=$(DATASET) FEATURES=imagenet|medicalnet:FILE|radimagenet:FILE NNUNET=trained model"
-	@echo "           FID=1|force LICENCE='terms of the data' OUT=RUN/evaluation/DATASET"
+	@echo "           FID=1|force SCORES='distribution slices ..' LICENCE='terms of the data' OUT=RUN/evaluation/DATASET"
 	@echo "  table1:  RUNS='runs/mine runs/lsgan:501 ..' (RUN or RUN:DATASET) FEATURES NNUNET as above, OUT=first RUN/table1"
 	@echo "  nnunet-eval, plateau: ARMS='real real+aug ..' SYNTH='sbldm=runs/mine gan=/a/raw/dataset' TEST=folder of test cases"
 	@echo "           SEEDS=$(SEEDS) (three allow a verdict) N_REAL=10,25,.. FOLDS=0,1,.. BUDGET=demo|small|paper|file (as the preset)"
@@ -125,7 +125,7 @@ nnunet-eval: $(READY) ## RUN=..: Table 2 with real nnU-Net: train every arm, tes
 plateau: $(READY) ## RUN=..: DSC against the number of synthetic pairs for each real case
 	@$(PY) -m nnunet_integration plateau $(EVALUATION) $(call o,AMOUNTS)
 
-EVALUATE = $(call o,RUN DATASET DATA OUT FEATURES NNUNET FID LICENCE WORKERS)
+EVALUATE = $(call o,RUN DATASET DATA OUT FEATURES NNUNET FID SCORES LICENCE WORKERS)
 
 evaluate: $(READY) ## RUN=..: what the pairs are worth: metrics with floors, requests, copies, slices, masks
 	@$(PY) -m sbldm.evaluation evaluate $(EVALUATE)

@@ -25,7 +25,7 @@ from sbldm.cases.layouts import Case, Source, find_cases
 from sbldm.cases.lists import read_case_list, read_lists, read_lists_file
 from sbldm.cases.pipeline import original_cases
 from sbldm.errors import InputError, StateError, finish
-from sbldm.evaluation.evaluate import SCORING, Settings, evaluate, reference_names
+from sbldm.evaluation.evaluate import GROUPS, SCORING, Settings, evaluate, reference_names
 from sbldm.evaluation.protocols import REFERENCES
 from sbldm.evaluation.table import read_evaluation
 from sbldm.files import make_folder, read_json, user_path
@@ -92,6 +92,9 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     source = replace(source, channels=source.channels[:1])
     if shared := {case.images[0] for case in real["train"]} & {case.images[0] for case in real["heldout"]}:
         raise InputError(f"HELDOUT: {min(shared)} is among the training cases too; a floor needs other cases.")
+    groups = split_words("SCORES", arguments.scores.replace(",", " ")) or list(GROUPS)
+    if other := [group for group in groups if group not in GROUPS]:
+        raise InputError(f"SCORES={arguments.scores}: {other[0]} is none of {', '.join(GROUPS)}.")
     if arguments.fid not in ("", "1", "force"):
         raise InputError(f"FID={arguments.fid}: write 1 or force.")
     if not re.fullmatch("[0-9]{1,4}", arguments.workers) or not 1 <= int(arguments.workers) <= MOST_PROCESSES:
@@ -100,7 +103,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     if _is_ours(folder):  # what the datasheet needs in the end is looked at before the work
         read_manifest(folder, {"redrawn": int}), read_settings(folder), read_lineage(folder), read_description(folder)
     synthetic = find_cases(folder, replace(source, scheme="auto"))  # pairs say themselves what they hold
-    predictions, problem = _predictions(arguments, folder, out)
+    predictions, problem = _predictions(arguments, folder, out) if "fit" in groups else ({}, "")
     names = reference_names([case.name for case in real["train"]], len(synthetic))
     references, missing = _references(Run.at(arguments.run) if arguments.run else None, folder, names)
     return Settings(
@@ -115,6 +118,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         no_predictions=problem,
         features=arguments.features,
         fid=arguments.fid,
+        groups=groups,
         workers=int(arguments.workers),
         origin=origin | {"synthetic": folder.name, "dataset": os.path.relpath(folder, out)},
         **real,
@@ -289,6 +293,7 @@ def parser() -> argparse.ArgumentParser:
         ("predictions-synthetic", "", "its predictions for the pairs, where there are some"),
         ("predictions-heldout", "", "its predictions for the held-back cases"),
         ("fid", "", "1: compute FID too (refused below 1000 cases); force: below as well, flagged"),
+        ("scores", "", f"some of {', '.join(GROUPS)} (default: all)"),
         ("licence", "", "terms of the real cases, for the datasheet"),
         ("workers", "2", "processes"),
     ):

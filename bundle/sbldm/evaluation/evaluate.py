@@ -45,8 +45,9 @@ from sbldm.evaluation.volumes import common_spacing, evaluation_grid
 from sbldm.files import PARTIAL, atomic_path, clear_partial, make_folder, write_csv, write_json
 from sbldm.run.workers import Workers
 
-__all__ = ["SCORING", "Evaluation", "Settings", "evaluate", "reference_names"]
+__all__ = ["GROUPS", "SCORING", "Evaluation", "Settings", "evaluate", "reference_names"]
 
+GROUPS = ("similarity", "distribution", "tumours", "slices", "copies", "requests", "fit")
 ROLES = ("synthetic", "train", "heldout")
 SCORING = 2
 """Raise it when a score of one name is computed otherwise: evaluations of different versions do not go together."""
@@ -69,6 +70,7 @@ class Settings:
         fid: "", "1" (refused below 1000 cases) or "force".
         out: folder for everything that is written.
         cache: folder of what is known of each case, by content; several evaluations can share it.
+        groups: of `GROUPS`, which scores to compute.
         workers: processes.
         origin: where the cases came from, for the record.
     """
@@ -86,6 +88,7 @@ class Settings:
     no_predictions: str = ""
     features: str = "imagenet"
     fid: str = ""
+    groups: Sequence[str] = GROUPS
     workers: int = 2
     origin: dict[str, Any] = field(default_factory=dict)
 
@@ -153,18 +156,24 @@ def evaluate(settings: Settings) -> Evaluation:
             "slices": score_slices,
         }
         for group, score in parts.items():
+            if group not in settings.groups:
+                continue
             if reason := _too_few(group, cohorts):
                 found.left_out.append((group, reason))
                 continue
             enough = {kind: c for kind, c in references.items() if not _too_few(group, {kind: c})}
             sides = {"synthetic": cohorts["synthetic"], "floor": cohorts["train"], **enough}
             found.scores += score(found, sides, cohorts["heldout"])
-        if reason := _too_few("copies", cohorts):
-            found.left_out.append(("copies", reason))
-        else:
-            found.scores += score_copies(found, *cohorts.values())
-    score_requests(found, cohorts["synthetic"], settings.manifest)
-    score_fit(found, cohorts, settings)
+        if "copies" in settings.groups:
+            if reason := _too_few("copies", cohorts):
+                found.left_out.append(("copies", reason))
+            else:
+                found.scores += score_copies(found, *cohorts.values())
+    if "requests" in settings.groups:
+        score_requests(found, cohorts["synthetic"], settings.manifest)
+    if "fit" in settings.groups:
+        score_fit(found, cohorts, settings)
+    found.left_out += [(group, "not asked for (SCORES).") for group in GROUPS if group not in settings.groups]
     found.provenance = {
         "made": time.strftime("%Y-%m-%d"),
         "minutes": round((time.time() - begun) / 60, 1),

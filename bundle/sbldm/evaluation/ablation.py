@@ -1,0 +1,238 @@
+"""Variants of a recipe at equal processor time: train, draw, score, one row each.
+
+  python -m sbldm.evaluation.ablation --run RUN --variants variants.yaml --out runs/ablation
+
+RUN is a prepared run, whose cases and preset all variants share (with a finished `make nnunet-eval ARMS=real+aug` its
+network judges the masks). The file names one variant a line by the values of the preset that it changes:
+
+  budget: {autoencoder: 10, diffusion: 10}     # minutes of processor time of each training, in one thread
+  pairs: 50                                    # drawn with the same requests and seeds
+  common: {autoencoder.kl_weight: 1.0e-6}      # of all variants
+  variants:
+    chosen: {}
+    uniform times: {diffusion.noise_levels: {distribution: uniform}}
+    half the time: {budget: 0.5}
+
+Variants that change nothing of stage 1 share the autoencoder of the first. What is done is not done again, so the same
+command goes on where it was stopped; `ablation.csv` and `ablation.md` hold what is known so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sbldm.errors import InputError, StateError, finish
+from sbldm.files import atomic_path, make_folder, read_yaml, user_path, write_csv
+from sbldm.manifest import read_manifest
+from sbldm.run.workers import killed_with_parent
+from sbldm.runs import Run
+from sbldm.training.checkpoints import read_history
+
+STAGES = ("autoencoder", "diffusion")
+TRIALS = (20, 60)  # iterations of two short trainings, whose difference in time tells the speed
+ENDS = ("", " low", " high")
+EPOCHS = 8  # validations and checkpoints of a training
+UPSTREAM = ("autoencoder", "data", "grid", "intensity", "mirror")  # what makes the latents
+VARIANTS = Path(__file__).parents[2] / "configs" / "ablation.yaml"
+SHARED = ("files.json", "lists.json", "preflight.csv", "prepared")
+COLUMNS = {  # of the table: scores by their protocol
+    "mmd-laplace.heldout": "MMD",
+    "kid.heldout": "KID as before",
+    "precision.heldout": "precision",
+    "recall.heldout": "recall",
+    "coverage.heldout": "coverage",
+    "z_gradient_ratio.effect": "gradient across slices, SD",
+    "request.volume_ml_percent": "volume off, %",
+    "request.centre_mm": "centre off, mm",
+    "spearman.sphericity": "rank of sphericity",
+    "fit.dsc": "mask against real-trained nnU-Net, DSC",
+    "copies.image": "copies",
+}
+
+
+def changed(preset: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A preset with some values replaced, named by dotted keys; a mapping is replaced as a whole.
+
+    Raises:
+        InputError: a key leads nowhere.
+    """
+    preset = deepcopy(preset)
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        place = preset
+        for part in path:
+            if not isinstance(place.get(part), dict):
+                raise InputError(f"{key}: the preset has no {part}.")
+            place = place[part]
+        place[last] = value
+    return preset
+
+
+def main_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a row a variant, each score with its interval, the floor first."""
+    shown = [name for name in COLUMNS if any(name in row["scores"] for row in rows)]
+    head = ["variant", "iterations", "s a pair", *(COLUMNS[name] for name in shown)]
+    head.insert(2, "processor minutes")
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        cells = [row["variant"], " + ".join(f"{n:,}" for n in row["iterations"])]
+        cells += [f"{row['minutes']:.0f}", f"{row['seconds']:.2f}"]
+        for name in shown:
+            value, low, high = row["scores"].get(name, ("", "", ""))
+            interval = "" if low in ("", None) or low != low else f" [{low:.3g}, {high:.3g}]"
+            cells.append("" if value == "" else f"{value:.3g}{interval}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the CSV: every score with its interval in columns of its own."""
+    ends = {
+        f"{name}{end}": value for name, three in row["scores"].items() for end, value in zip(ENDS, three, strict=True)
+    }
+    iterations = dict(zip(STAGES, row["iterations"], strict=True))
+    return {"variant": row["variant"], **iterations, "minutes": row["minutes"], "seconds": row["seconds"], **ends}
+
+
+class Ablation:
+    """One file of variants on one prepared run.
+
+    Attributes:
+        base: the prepared run.
+        out: folder of the variants' runs, of the table, and of what is known of each case.
+        plan: content of the file.
+        nnunet: folder of a trained nnU-Net, or empty.
+    """
+
+    def __init__(self, base: Run, plan: dict[str, Any], out: Path, nnunet: str) -> None:
+        self.base, self.plan, self.out, self.nnunet = base, plan, out, nnunet
+        self.first = next(iter(plan["variants"]))
+
+    def run(self) -> None:
+        """All variants, one after the other."""
+        rows = []
+        for name in self.plan["variants"]:
+            rows.append(self._row(name, self._finished(name)))
+            with atomic_path(self.out / "ablation.md") as temporary:
+                temporary.write_text(main_table(rows))
+            write_csv(self.out / "ablation.csv", [_flat(row) for row in rows])
+        print((self.out / "ablation.md").read_text())
+
+    def _folder(self, name: str) -> Run:
+        return Run(self.out / re.sub(r"[^\w.+-]+", "_", name))
+
+    def _finished(self, name: str) -> Run:
+        """The run of a variant, trained, drawn and scored."""
+        changes = dict(self.plan["variants"][name] or {})
+        share, run = changes.pop("budget", 1.0), self._folder(name)
+        if not (run.folder / "preset.yaml").is_file():
+            self._begin(run, changed(changed(self.base.preset, self.plan.get("common") or {}), changes))
+        if name != self.first and not any(key.startswith(UPSTREAM) for key in changes) and share == 1:
+            self._share_autoencoder(run)
+        for stage in STAGES:
+            if not (run.folder / f"{stage}.budget").is_file() and not run.checkpoint(stage).is_file():
+                self._budget(run, stage, 60 * share * self.plan["budget"][stage])
+            self._call("sbldm", "train", stage, f"--run={run.folder}")
+        self._call(
+            "sbldm", "synth", f"--run={run.folder}", f"--n={self.plan.get('pairs', 50)}", "--batch=4", "--gate=off"
+        )
+        if not (run.folder / "evaluation" / "evaluation.json").is_file():
+            asked = " ".join(["distribution", "slices", "requests", "copies", *["fit"] * bool(self.nnunet)])
+            folders = f"--out={run.folder / 'evaluation'}", f"--cache={self.out / 'cache'}", f"--nnunet={self.nnunet}"
+            self._call("sbldm.evaluation", f"--run={run.folder}", f"--scores={asked}", "--workers=1", *folders)
+        return run
+
+    def _begin(self, run: Run, preset: dict[str, Any]) -> None:
+        """A run folder on the cases of the base."""
+        make_folder(run.folder)
+        for part in SHARED:
+            if not (run.folder / part).exists():
+                (run.folder / part).symlink_to((self.base.folder / part).resolve())
+        _write(run, preset)
+
+    def _share_autoencoder(self, run: Run) -> None:
+        """Take stage 1 of the first variant; latents too, but for how they are centred, which may differ."""
+        if run.checkpoint("autoencoder").is_file():
+            return
+        first = self._finished(self.first)
+        for part in ("latents", "autoencoder"):
+            shutil.copytree(first.folder / part, run.folder / part, dirs_exist_ok=True)
+        for name in ("constants.json", "autoencoder.json"):
+            (run.latents / name).unlink()
+        _write(run, run.preset | {"autoencoder": first.preset["autoencoder"]})
+
+    def _budget(self, run: Run, stage: str, seconds: float) -> None:
+        """Set the iterations of a stage to what fits into so many seconds of one thread, by two short trials."""
+        preset, spent = run.preset, []
+        for trial in TRIALS:
+            _write(run, changed(preset, {f"{stage}.iterations": trial, f"{stage}.iterations_per_epoch": trial}))
+            self._call("sbldm", "train", stage, f"--run={run.folder}")
+            spent.append(float(read_history(run, stage)[-1]["cpu_seconds"]))
+            shutil.rmtree(run.folder / stage)  # of a trial
+        speed = (TRIALS[1] - TRIALS[0]) / (spent[1] - spent[0])
+        epoch = max(1, round(seconds * speed / EPOCHS))
+        _write(run, changed(preset, {f"{stage}.iterations": EPOCHS * epoch, f"{stage}.iterations_per_epoch": epoch}))
+        (run.folder / f"{stage}.budget").write_text(f"{seconds:g} s\n")
+
+    def _row(self, name: str, run: Run) -> dict[str, Any]:
+        scores = json.loads((run.folder / "evaluation" / "evaluation.json").read_text())["scores"]
+        pairs = read_manifest(next((run.folder / "nnUNet_raw").iterdir()))
+        histories = [read_history(run, stage)[-1] for stage in STAGES]
+        return {
+            "variant": name,
+            "iterations": [int(last["iteration"]) for last in histories],
+            "minutes": sum(float(last["cpu_seconds"]) for last in histories) / 60,
+            "seconds": statistics.median(float(pair["seconds"]) for pair in pairs),
+            "scores": {s["protocol"]: (s["value"], s["low"], s["high"]) for s in scores},
+            "floors": {s["protocol"]: s["floor"] for s in scores},
+        }
+
+    def _call(self, module: str, *arguments: str) -> None:
+        """Another command of ours, in one thread.
+
+        Raises:
+            StateError: it failed.
+        """
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", module, *arguments]
+        if subprocess.run(command, env=environment, check=False, preexec_fn=killed_with_parent).returncode:
+            raise StateError(f"`{shlex.join(command)}` failed; the same command goes on from here.")
+
+
+def _write(run: Run, preset: dict[str, Any]) -> None:
+    with atomic_path(run.folder / "preset.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump({"preset": preset}, sort_keys=False))
+
+
+def main() -> int:
+    """Run the variants of a file; what a user can mend is said in one line."""
+    parser = argparse.ArgumentParser("python -m sbldm.evaluation.ablation", description=__doc__,
+                                     formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
+    parser.add_argument("--run", required=True, help="prepared run")
+    parser.add_argument("--variants", default=str(VARIANTS), help="file of variants")
+    parser.add_argument("--out", required=True, help="folder to work in")
+    parser.add_argument("--nnunet", default="", help="trained nnU-Net to judge the masks, as for `make evaluate`")
+    asked = parser.parse_args()
+
+    def command() -> None:
+        plan, out = read_yaml(user_path(asked.variants), "a file of variants"), user_path(asked.out).absolute()
+        Ablation(Run.at(asked.run), plan, make_folder(out), asked.nnunet).run()
+
+    return finish(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
