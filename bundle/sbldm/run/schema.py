@@ -162,6 +162,7 @@ def checked(schema: type[Schema], content: Any, where: str, mend: str) -> Schema
 def _fault(schema: type[BaseModel], fault: Any) -> str:
     """One finding of pydantic in our words."""
     path = [part for part in fault["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
+    path = _without_tags(schema, path)
     name, given, kind = ".".join(map(str, path)), fault["input"], fault["type"]
     if kind == "missing":
         return f"lacks {name}"
@@ -177,6 +178,25 @@ def _fault(schema: type[BaseModel], fault: Any) -> str:
     shown = repr(given) if len(repr(given)) <= 60 else f"{repr(given)[:60]} ..."
     hint = nearest(given, re.findall(r"'(\w+)'", said)) if kind == "literal_error" else ""
     return f"{name.removesuffix('.[key]') or 'the whole'}: {shown} {said}{hint}"
+
+
+def _without_tags(schema: type[BaseModel], path: list[Any]) -> list[Any]:
+    """A place as it is written in the file: the tags that tell the kinds of a union apart stand in no file."""
+    kept, kinds = [], [schema]
+    for part in path:
+        fields = {name: field for kind in kinds for name, field in kind.model_fields.items()}
+        if part in fields:
+            kinds = _models(fields[part].annotation)
+        elif len(kinds) > 1 and part in {_tag(kind) for kind in kinds}:
+            kinds = [kind for kind in kinds if _tag(kind) == part]
+            continue
+        kept.append(part)
+    return kept
+
+
+def _tag(kind: type[BaseModel]) -> str:
+    """The value of `kind` that names one part of a union."""
+    return next(iter(getattr(kind.model_fields.get("kind"), "annotation", None).__args__), "")
 
 
 def _fields(schema: type[BaseModel], path: list[Any]) -> list[str]:

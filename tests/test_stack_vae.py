@@ -1,0 +1,98 @@
+"""The slice VAE with aggregated latents: what its latents stand for, and what they reach."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sbldm.evaluation.costs import latent_shape, model_costs
+from sbldm.networks import StackVAE
+from sbldm.runs import load_preset
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def network() -> StackVAE:
+    torch.manual_seed(0)
+    return StackVAE(2, [8, 12], 4, 8, 4, aggregation=3, patch=2).eval()
+
+
+@pytest.fixture(scope="module")
+def volume() -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 1, (2, 16, 24, 18)).astype(np.float32)
+
+
+def test_shapes(network: StackVAE, volume: np.ndarray) -> None:
+    """The plane shrinks by patch and levels, slices by the aggregation, and all come back."""
+    assert network.factor == 4
+    latents = network.encode_volume(volume, CPU)
+    assert latents.shape == (2, 4, 4, 6, 6)
+    assert network.decode_volume(torch.from_numpy(latents[0])).shape == volume.shape
+
+
+def test_a_stack_is_encoded_as_in_its_volume(network: StackVAE, volume: np.ndarray) -> None:
+    """Slices 6 to 11 alone give the latents 2 and 3 of the whole volume: nothing looks beyond its three slices."""
+    slices = torch.from_numpy(volume[..., 6:12]).permute(3, 0, 1, 2)
+    mean, _ = network.encode(slices, torch.arange(6, 12), 6)
+    np.testing.assert_allclose(mean[0].detach(), network.encode_volume(volume, CPU)[0][..., 2:4], atol=1e-5)
+
+
+def test_it_begins_as_the_slice_decoder(network: StackVAE) -> None:
+    """The convolutions along z start at zero: a latent reaches its own three slices alone."""
+    latents = torch.randn(4, 4, 6, 6)
+    before = network.decode_volume(latents)
+    latents[..., 2] += 1
+    moved = np.abs(network.decode_volume(latents) - before).max(axis=(0, 1, 2)) > 1e-6
+    assert moved.tolist() == [6 <= z < 9 for z in range(18)]
+
+
+def test_neighbours_agree_after_training(volume: np.ndarray) -> None:
+    """With weights along z a latent reaches its neighbours' slices: one latent, then a slice at each of two levels."""
+    torch.manual_seed(0)
+    network = StackVAE(2, [8, 12], 4, 8, 4, aggregation=3, patch=2).eval()
+    for layer in network.agree:
+        torch.nn.init.normal_(layer.weight, std=0.3)
+    latents = torch.randn(4, 4, 6, 6)
+    before = network.decode_volume(latents)
+    latents[..., 2] += 1
+    moved = np.abs(network.decode_volume(latents) - before).max(axis=(0, 1, 2)) > 1e-6
+    assert moved.tolist() == [6 - 3 - 2 <= z < 9 + 3 + 2 for z in range(18)]
+
+
+def test_position_matters(volume: np.ndarray) -> None:
+    torch.manual_seed(0)
+    network = StackVAE(2, [8, 12], 4, 8, 4, aggregation=3, patch=2).eval()
+    for block in network.encoder:  # whose branch starts at zero
+        torch.nn.init.normal_(block.conv2.weight, std=0.1)
+    slices = torch.from_numpy(volume[..., :3]).permute(3, 0, 1, 2)
+    here, _ = network.encode(slices, torch.arange(3), 3)
+    there, _ = network.encode(slices, torch.arange(9, 12), 3)
+    assert (here - there).abs().max() > 1e-3
+
+
+def test_noise_is_for_training_alone(volume: np.ndarray) -> None:
+    """In training the decoder gets noised latents, afterwards the posterior's mean; the posterior starts narrow."""
+    torch.manual_seed(0)
+    network = StackVAE(2, [8, 12], 4, 8, 4, aggregation=3, latent_noise=1.0, patch=2)
+    slices, position = torch.from_numpy(volume[..., :6]).permute(3, 0, 1, 2), torch.arange(6)
+    first, mean, log_variance = network(slices, position, 6)
+    assert not torch.equal(first, network(slices, position, 6)[0])
+    assert log_variance.mean().item() == pytest.approx(-4, abs=0.5)
+    network.eval()
+    again = network(slices, position, 6)
+    torch.testing.assert_close(again[0], network.decode(again[1], position, 6))
+    assert torch.equal(again[0], network(slices, position, 6)[0])
+
+
+def test_costs_know_it() -> None:
+    """The cost table counts stacks, and the discriminator slice by slice."""
+    preset = load_preset("small")
+    assert preset["autoencoder"]["kind"] == "stack"
+    z, h, w, d = latent_shape(preset)
+    size, network = preset["grid"]["size"], preset["autoencoder"]["network"]
+    assert (z, d) == (network["latent_channels"], size[2] // network["aggregation"])
+    assert (h, w) == (size[0] // 4, size[1] // 4)
+    costs = model_costs(preset)
+    assert costs["decode"].macs < costs["encode"].macs * 2 and costs["discriminator"].macs > 0
