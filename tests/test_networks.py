@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,8 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sbldm.networks import LatentUNet, SliceVAE, build_autoencoder, build_denoiser
 from sbldm.networks.blocks import ResidualBlock
+from sbldm.networks.request_picture import RequestPicture
 from sbldm.runs import load_preset
 from sbldm.training.losses import AutoencoderLoss
+from sbldm.tumour.characteristics import sphere_surface
+from sbldm.tumour.normaliser import Normaliser
 
 TINY_VAE = {"channels": [8, 16], "latent_channels": 3, "groups": 4}
 TINY_UNET = {
@@ -312,3 +317,117 @@ def test_loss_dice_known_answer():
     dice = with_dice((grey, latents, latents), target) - without((grey, latents, latents), target)
     assert dice.item() == pytest.approx(0.5 * (1 - 2 * 8 * 0.5 / (8 + 512 * 0.5)), abs=1e-5)
     assert with_dice((target, latents, latents), target).item() == pytest.approx(0, abs=1e-5)
+
+
+# --- the picture of a request ---------------------------------------------------------------------------------------
+
+FOV = (160.0, 200.0, 152.0)  # mm along L, P, S
+NORMALISER = Normaliser(
+    np.array([3.5, 9, 0.6, 5, -10, 8, 50, 60, 45]), np.array([0.9, 0.6, 0.1, 25, 30, 20, 18, 20, 15])
+)
+
+
+def request_picture() -> RequestPicture:
+    """The picture with constants that no default could stand in for."""
+    picture = RequestPicture(FOV)
+    picture.fit(NORMALISER)
+    return picture
+
+
+def request(ml: float, centre: Sequence[float], extents: Sequence[float] | None = None) -> torch.Tensor:
+    """Condition vector `[1, 9]` of a tumour, of a sphere without `extents`."""
+    extents = extents or [(6000 * ml / math.pi) ** (1 / 3)] * 3
+    return torch.from_numpy(NORMALISER.encode(np.array([[ml, sphere_surface(ml), 1.0, *centre, *extents]])))
+
+
+def content(drawn: torch.Tensor) -> tuple[float, np.ndarray]:
+    """Volume in ml and centre of mass in mm along R, A, S of one picture, from its index along L, P, S by hand."""
+    density = drawn[0, 0].double().numpy()
+    cell = [fov / n for fov, n in zip(FOV, density.shape, strict=True)]
+    left, posterior, superior = (
+        (density * ((np.arange(n).reshape(shape) + 0.5) * c - fov / 2)).sum() / density.sum()
+        for n, shape, c, fov in zip(density.shape, ((-1, 1, 1), (1, -1, 1), (1, 1, -1)), cell, FOV, strict=True)
+    )
+    return density.sum() * np.prod(cell) / 1000, np.array([-left, -posterior, superior])
+
+
+@pytest.mark.parametrize(
+    ("ml", "centre", "extents", "shape"),
+    [
+        (1.0, (12.3, 31.0, -20.2), None, (80, 100, 76)),  # cells of 2 mm
+        (20.0, (12.3, 31.0, -20.2), None, (16, 20, 48)),  # cells of 10 x 10 x 3.2 mm, as in the preset `small`
+        (80.0, (-33.3, -41.0, 25.0), None, (16, 20, 48)),
+        (30.0, (20.0, 5.0, -10.0), (50.0, 40.0, 60.0), (16, 20, 48)),  # fills 48 % of its ellipsoid
+    ],
+)
+def test_picture_holds_the_volume_where_it_is_asked_for(ml, centre, extents, shape):
+    """Its sum times a cell is the volume to 2 %, its centre of mass the centre to 1 mm; right is where L ends."""
+    drawn = request_picture()(request(ml, centre, extents), torch.zeros(1, 4, *shape))
+    volume, found = content(drawn)
+    assert drawn.shape == (1, 1, *shape) and drawn.dtype == torch.float32
+    assert volume == pytest.approx(ml, rel=0.02)
+    assert np.linalg.norm(found - centre) < 1
+    filled = 1.0 if extents is None else 6000 * ml / math.pi / math.prod(extents)
+    assert drawn.max().item() == pytest.approx(filled, rel=0.02)
+
+
+@pytest.mark.parametrize(("axis", "corner"), [(0, (0, 10, 24)), (1, (8, 0, 24)), (2, (8, 10, 47))])
+def test_picture_s_axes(axis, corner):
+    """A tumour far to the right, in front or above lies at the first, first and last index along L, P, S."""
+    centre = [0.0, 0.0, 0.0]
+    centre[axis] = FOV[axis] / 2 - FOV[axis] / (16, 20, 48)[axis] / 2
+    drawn = request_picture()(request(30, centre), torch.zeros(1, 4, 16, 20, 48))[0, 0]
+    assert drawn[corner] > 0.95
+    assert drawn.sum(dim=[a for a in range(3) if a != axis]).argmax() == corner[axis]
+
+
+def test_picture_s_extents_are_those_of_their_axes():
+    """At half height a tumour is as wide, deep and high as asked for, to a soft edge's shift and a cell of 2 mm."""
+    extents = (30.0, 60.0, 44.0)
+    drawn = request_picture()(
+        request(0.52 * math.prod(extents) / 1000, (0, 0, 0), extents), torch.zeros(1, 4, 80, 100, 76)
+    )
+    seen = (drawn[0, 0] > 0.5 * drawn.max()).nonzero()
+    assert (2.0 * (np.ptp(seen.numpy(), axis=0) + 1)).tolist() == pytest.approx(extents, abs=4)
+
+
+def test_picture_of_a_mirrored_request_is_mirrored():
+    """x negated is the picture flipped along the first axis, whatever the middle of the training tumours is."""
+    picture, x = request_picture(), torch.zeros(1, 4, 16, 20, 48)
+    drawn, mirrored = (picture(request(25, (side * 27.0, 14.0, -9.0), (44.0, 30.0, 36.0)), x) for side in (1, -1))
+    torch.testing.assert_close(mirrored, drawn.flip(2), rtol=0, atol=1e-5)
+    assert (mirrored - drawn).abs().max() > 0.4
+
+
+def test_no_request_no_picture():
+    """None and rows with a NaN are empty, and leave the other rows alone; so do types of less precision."""
+    picture, x = request_picture(), torch.zeros(3, 4, 16, 20, 48)
+    asked = request(25, (27.0, 14.0, -9.0)).repeat(3, 1)
+    full = picture(asked, x)
+    asked[0], asked[2, 5] = torch.nan, torch.nan
+    drawn = picture(asked, x)
+    assert not drawn[[0, 2]].any() and torch.equal(drawn[1], full[1]) and full[0].sum() > 10
+    assert torch.equal(picture(None, x), torch.zeros(3, 1, 16, 20, 48))
+    with torch.autocast("cpu", torch.bfloat16):
+        low = picture(asked.bfloat16(), x.bfloat16())
+    assert low.dtype == torch.bfloat16 and not low[[0, 2]].any()
+    assert low[1].float().sum().item() == pytest.approx(full[1].sum().item(), rel=0.05)
+
+
+def test_picture_s_constants_travel_with_the_weights():
+    """A denoiser that is built without constants and loaded from a state has those of the training, and draws alike."""
+    preset = load_preset("demo")
+    preset["diffusion"]["network"] |= {"picture": True, "coordinates": True}
+    trained = shaken(build_denoiser(preset, {"normaliser": NORMALISER.state()}))
+    state = trained.state_dict()
+    for name, wanted in (("mean", NORMALISER.mean), ("std", NORMALISER.std), ("fov_mm", preset["grid"]["fov_mm"])):
+        np.testing.assert_allclose(state[f"picture.{name}"], wanted, rtol=1e-6)
+    assert state["stem.weight"].shape[1] == 4 + 1 + 3
+    again = build_denoiser(preset).eval()
+    assert not torch.equal(again.picture.mean, trained.picture.mean)
+    again.load_state_dict(state)
+    x, asked, time = normal(1, 4, 12, 16, 16), request(25, (27.0, 14.0, -9.0)), torch.tensor([500.0])
+    with torch.no_grad():
+        assert torch.equal(again(x, time, asked), trained(x, time, asked))
+        elsewhere = trained.picture(request(25, (-27.0, 14.0, -9.0)), x)
+        assert torch.equal(again.picture(request(25, (-27.0, 14.0, -9.0)), x), elsewhere)

@@ -25,9 +25,9 @@ import pytest
 import torch
 from conftest import call, copy_run, one_line, partial_files, snapshot, wait_for
 from ignite.engine import Engine
-from monai.networks.schedulers import DDPMScheduler
 
 from sbldm.cases.prepare import load_prepared
+from sbldm.diffusion import Schedule
 from sbldm.errors import InputError, OutputError, StateError
 from sbldm.files import sha256
 from sbldm.runs import Run
@@ -545,50 +545,66 @@ def test_chunks_change_nothing(trained_run: Path, chunk: int) -> None:
 # --- batches of stage 2 ---------------------------------------------------------------------------------------------
 
 
-def diffusion_batch(prediction: str = "v_prediction", dropout: float = 0.0) -> DiffusionBatch:
-    """The batch maker over the preset's schedule."""
-    scheduler = DDPMScheduler(
-        1000, "scaled_linear_beta", prediction_type=prediction, clip_sample=False, beta_start=0.002, beta_end=0.02
-    )
-    return DiffusionBatch(scheduler, dropout)
+def diffusion_batch(rows: int, dropout: float = 0.0, seed: int = 0, **options: Any) -> tuple[dict, tuple]:
+    """What the data sets give, `rows` of it, and what becomes of that with a schedule and noise from a seed."""
+    generator = torch.Generator().manual_seed(1)
+    batch = {
+        "image": torch.randn(rows, 2, 3, 2, 2, generator=generator),
+        "condition": torch.randn(rows, 9, generator=generator),
+    }
+    levels = options.pop("levels", None)
+    torch.manual_seed(seed)
+    return batch, DiffusionBatch(Schedule(**options), levels, dropout)(batch, CPU)
 
 
 def test_condition_dropout() -> None:
     """The stated share of conditions becomes NaN, whole rows of it; without dropout all stay as they are."""
     n = 20_000
-    rows = {"image": torch.zeros(n, 1, 1, 1, 1), "condition": torch.arange(9.0).repeat(n, 1)}
-    torch.manual_seed(0)
-    condition = diffusion_batch(dropout=0.1)(rows, CPU)[3]["condition"]
+    batch, (_, _, (_, condition), _) = diffusion_batch(n, dropout=0.1)
     left_out = condition.isnan()
     assert torch.equal(left_out.any(1), left_out.all(1))
     assert left_out.all(1).float().mean().item() == pytest.approx(0.1, abs=4 * math.sqrt(0.09 / n))
-    assert torch.equal(condition[~left_out.all(1)], rows["condition"][~left_out.all(1)])
-    assert torch.equal(diffusion_batch()(rows, CPU)[3]["condition"], rows["condition"])
-    assert not rows["condition"].isnan().any()
+    assert torch.equal(condition[~left_out.all(1)], batch["condition"][~left_out.all(1)])
+    assert torch.equal(diffusion_batch(n)[1][2][1], batch["condition"])
+    assert not batch["condition"].isnan().any()
 
 
-def test_time_steps_are_stratified_and_uniform() -> None:
-    """In a batch of four each quarter of the chain comes once; over many batches every place is uniform on 0..999."""
-    torch.manual_seed(0)
-    batch = diffusion_batch()
-    times = torch.stack([batch.get_timesteps(torch.zeros(4, 1)) for _ in range(5000)])
-    assert torch.equal(times.sort(dim=1).values // 250, torch.arange(4).expand(5000, 4))
-    assert times.min() == 0 and times.max() == 999
-    for place in range(4):
-        counts = torch.bincount(times[:, place] // 100, minlength=10)
-        assert ((counts - 500).abs() < 5 * math.sqrt(450)).all()
-
-
-@pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
-def test_target(prediction: str) -> None:
-    """Velocity is sqrt(a) noise - sqrt(1 - a) x_0 with the paper's schedule; epsilon is the noise itself."""
-    images, noise = torch.randn(3, 2, 2, 2, 2), torch.randn(3, 2, 2, 2, 2)
-    times = torch.tensor([0, 500, 999])
+@pytest.mark.parametrize("prediction", ["v_prediction", "epsilon", "sample"])
+def test_noised_and_target(prediction: str) -> None:
+    """Network input and target lead back to the latents and to unit noise, with the paper's schedule at the times."""
+    batch, (noised, target, (times, _), more) = diffusion_batch(500, prediction=prediction)
+    assert (noised.dtype, target.dtype, times.dtype, times.shape, more) == (*[torch.float32] * 3, (500,), {})
     beta = np.linspace(0.002**0.5, 0.02**0.5, 1000) ** 2
-    a = torch.tensor(np.cumprod(1 - beta)[times], dtype=torch.float32).reshape(3, 1, 1, 1, 1)
-    wanted = a.sqrt() * noise - (1 - a).sqrt() * images if prediction == "v_prediction" else noise
-    target = diffusion_batch(prediction).get_target(images, noise, times)
-    torch.testing.assert_close(target, wanted, atol=1e-5, rtol=1e-4)
+    a = torch.tensor(np.cumprod(1 - beta)[times.long()]).reshape(-1, 1, 1, 1, 1)
+    noise = (noised - a.sqrt() * batch["image"]) / (1 - a).sqrt()
+    assert noise.mean().item() == pytest.approx(0, abs=4 / math.sqrt(noise.numel()))
+    assert noise.std().item() == pytest.approx(1, abs=4 / math.sqrt(2 * noise.numel()))
+    wanted = {
+        "epsilon": noise,
+        "sample": batch["image"].double(),
+        "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * batch["image"],
+    }
+    torch.testing.assert_close(target.double(), wanted[prediction], atol=1e-4, rtol=0)
+
+
+def test_velocity_of_a_flow() -> None:
+    """The noised latents less their share of the velocity are the latents, the rest of the way leads to the noise."""
+    batch, (noised, velocity, (times, _), _) = diffusion_batch(500, prediction="v_prediction", kind="flow")
+    sigma = ((times + 1) / 1000).reshape(-1, 1, 1, 1, 1)
+    torch.testing.assert_close(noised - sigma * velocity, batch["image"], atol=2e-3, rtol=0)  # the last step is cut off
+    assert (noised + (1 - sigma) * velocity).std().item() == pytest.approx(1, abs=4 / math.sqrt(2 * noised.numel()))
+
+
+def test_levels_reach_the_times() -> None:
+    """A batch has one time in each of its equal shares of the distribution that was asked for; seeds differ."""
+    schedule, levels = Schedule(kind="flow"), {"distribution": "logit_normal", "mean": 1.0, "std": 0.5}
+    _, (_, _, (times, _), _) = diffusion_batch(400, levels=levels, kind="flow")
+    values = -schedule.half_log_snr(times)
+    assert values.mean().item() == pytest.approx(1.0, abs=0.01) and values.std().item() == pytest.approx(0.5, abs=0.01)
+    _, (_, _, (uniform, _), _) = diffusion_batch(500)
+    assert torch.equal((uniform.sort().values / 2).floor(), torch.arange(500.0))
+    again, other = (diffusion_batch(500, seed=seed)[1][2][0] for seed in (0, 1))
+    assert torch.equal(again, uniform) and not torch.equal(other, uniform)
 
 
 def test_noise_is_the_same_after_a_resume() -> None:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from sbldm.diffusion.samplers import SAMPLERS, Noise, ddim, ddpm, dpm_solver, guided, heun, karras_times, time_steps
+from sbldm.diffusion.samplers import (
+    SAMPLERS,
+    SOLVERS,
+    SPACINGS,
+    Noise,
+    ddim,
+    ddpm,
+    dpm_solver,
+    guided,
+    heun,
+    solver_times,
+    time_steps,
+    unipc,
+)
 from sbldm.diffusion.schedule import Schedule
 
 __all__ = [
     "SAMPLERS",
+    "SOLVERS",
+    "SPACINGS",
     "Noise",
     "Schedule",
     "ddim",
@@ -14,6 +29,7 @@ __all__ = [
     "dpm_solver",
     "guided",
     "heun",
-    "karras_times",
+    "solver_times",
     "time_steps",
+    "unipc",
 ]

@@ -3,22 +3,48 @@
     x_t            sample at time t                x_0   predicted clean sample
     alpha, sigma   its shares of x_0 and eps       eps   predicted noise
 
-Every sampler walks down its own list of times, from T - 1 to the clean sample (alpha 1, sigma 0).
+Every sampler walks down its own list of times, and its last step leads to the clean sample (alpha 1, sigma 0). `ddim`
+and `ddpm` begin at T - 1 and can add fresh noise (`eta`); the `SOLVERS` follow the probability-flow ODE at a higher
+order, over times that `solver_times` spaces.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from sbldm.diffusion.schedule import Schedule
 
-__all__ = ["SAMPLERS", "Noise", "ddim", "ddpm", "dpm_solver", "guided", "heun", "karras_times", "time_steps"]
+__all__ = [
+    "SAMPLERS",
+    "SOLVERS",
+    "SPACINGS",
+    "Noise",
+    "ddim",
+    "ddpm",
+    "dpm_solver",
+    "guided",
+    "heun",
+    "solver_times",
+    "time_steps",
+    "unipc",
+]
 
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Noise = Callable[[int], torch.Tensor]
+
+NOISIEST, CLEANEST = 40.0, 0.03  # sigma / alpha where the solvers begin and whence they leap, of latents of deviation 1
+SPACINGS = {
+    "karras": lambda first, last, n: np.linspace(first ** (1 / 7), last ** (1 / 7), n) ** 7,
+    "logsnr": np.geomspace,
+}
+
+
+# Times
 
 
 def time_steps(schedule: Schedule, steps: int) -> list[int]:
@@ -30,29 +56,79 @@ def time_steps(schedule: Schedule, steps: int) -> list[int]:
     Raises:
         ValueError: `steps` outside 1..T.
     """
-    if not 1 <= steps <= schedule.steps:
-        raise ValueError(f"a chain of {schedule.steps} steps is sampled in 1 to {schedule.steps} steps, not {steps}")
+    _check(schedule, steps)
     root = torch.linspace(1, 0, steps, dtype=torch.float64) if steps > 1 else torch.ones(1, dtype=torch.float64)
     spaced = ((schedule.steps - 1) * root**2).round().long()
     return torch.maximum(spaced, torch.arange(steps - 1, -1, -1)).tolist()
 
 
-def karras_times(schedule: Schedule, steps: int, sigma_min: float = 0.03, sigma_max: float = 40.0) -> list[float]:
-    """`steps` times at which `sigma / alpha` falls from `sigma_max` to `sigma_min`, as densely as Karras et al. (2022,
-    equation 5, rho 7) want it; both ends within the chain.
+def solver_times(schedule: Schedule, steps: int, spacing: str = "karras") -> list[float]:
+    """`steps` times at which `sigma / alpha` falls from 40 to 0.03, or as far as the chain reaches.
+
+    Args:
+        schedule: forward process.
+        steps: how many.
+        spacing: `karras`: even in the seventh root of `sigma / alpha` (Karras et al. 2022, equation 5); `logsnr`: even
+            in `ln(alpha / sigma)` (Lu et al. 2022), with more of them at low noise.
+
+    Raises:
+        ValueError: `steps` outside 1..T, or an unknown spacing.
     """
-    ends = np.exp(-schedule.half_log_snr(torch.tensor([0.0, schedule.steps - 1.0])).numpy())
-    low, high = max(sigma_min, ends[0]), min(sigma_max, ends[1])
-    ramp = np.linspace(1, 0, steps) if steps > 1 else np.ones(1)
-    ratio = (low ** (1 / 7) + ramp * (high ** (1 / 7) - low ** (1 / 7))) ** 7
+    _check(schedule, steps)
+    if spacing not in SPACINGS:
+        raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, not {spacing}")
+    cleanest, noisiest = np.exp(-schedule.half_log_snr(torch.tensor([0, schedule.steps - 1])).numpy())
+    ratio = SPACINGS[spacing](min(NOISIEST, noisiest), max(CLEANEST, cleanest), steps)
     return schedule.time_at(-np.log(ratio)).tolist()
 
 
-def _predict(denoise: Denoiser, schedule: Schedule, x: torch.Tensor, t: float) -> tuple[torch.Tensor, ...]:
-    """Predicted x_0 and eps at time t, and alpha and sigma there."""
-    alpha, sigma = (factor.to(x) for factor in schedule.alpha_sigma(t))
-    output = denoise(x, torch.full((len(x),), t, device=x.device))
-    return *schedule.clean_and_noise(output, x, alpha, sigma), alpha, sigma
+def _check(schedule: Schedule, steps: int) -> None:
+    if not 1 <= steps <= schedule.steps:
+        raise ValueError(f"a chain of {schedule.steps} steps is sampled in 1 to {schedule.steps} steps, not {steps}")
+
+
+# A step
+
+
+class Step(NamedTuple):
+    """From a time to the next one below, or to the clean sample: plain numbers, for which no device has to wait."""
+
+    t: float
+    alpha: float
+    sigma: float
+    alpha_next: float
+    sigma_next: float
+
+    @property
+    def h(self) -> float:
+        """By how much it raises `ln(alpha / sigma)`; without end for the last one."""
+        return math.log(self.alpha_next / self.alpha * self.sigma / self.sigma_next) if self.sigma_next else math.inf
+
+
+def _path(schedule: Schedule, times: Sequence[float]) -> list[Step]:
+    alpha, sigma = schedule.alpha_sigma(torch.tensor(times, dtype=torch.float64))
+    alpha, sigma = [*alpha.tolist(), 1.0], [*sigma.tolist(), 0.0]
+    return [Step(t, *here) for t, *here in zip(times, alpha, sigma, alpha[1:], sigma[1:], strict=False)]
+
+
+def _begin(noise: Noise, step: Step) -> torch.Tensor:
+    """x_t at the first time, as noisy as latents of mean 0 and standard deviation 1 are there."""
+    return noise(0) * math.hypot(step.alpha, step.sigma)
+
+
+def _predict(denoise: Denoiser, schedule: Schedule, x: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predicted x_0 and eps of `x` where a step begins."""
+    output = denoise(x, x.new_full((len(x),), step.t))
+    return schedule.clean_and_noise(output, x, step.alpha, step.sigma)
+
+
+def _move(step: Step, x: torch.Tensor, x_0: torch.Tensor) -> torch.Tensor:
+    """Go a step towards one x_0: DDIM without fresh noise, the exact solution if the network kept to it."""
+    ratio = step.sigma_next / step.sigma
+    return ratio * x + (step.alpha_next - step.alpha * ratio) * x_0
+
+
+# The samplers
 
 
 def ddim(denoise: Denoiser, noise: Noise, schedule: Schedule, steps: int = 50, eta: float = 0.0) -> torch.Tensor:
@@ -67,20 +143,26 @@ def ddim(denoise: Denoiser, noise: Noise, schedule: Schedule, steps: int = 50, e
 
     Returns:
         The clean sample `[B, ...]`.
+
+    Raises:
+        ValueError: `steps` outside 1..T.
     """
-    x, times = noise(0), time_steps(schedule, steps)
-    for k, t in enumerate(times):
-        x_0, eps, alpha, sigma = _predict(denoise, schedule, x, t)
-        alpha_next, sigma_next = _at(schedule, times, k + 1, x)
-        fresh = eta * sigma_next * (1 - (alpha * sigma_next / (alpha_next * sigma)) ** 2).sqrt()
-        x = alpha_next * x_0 + (sigma_next**2 - fresh**2).clamp(min=0).sqrt() * eps
-        if eta and k + 1 < steps:
-            x = x + fresh * noise(k + 1)
+    path = _path(schedule, time_steps(schedule, steps))
+    x = _begin(noise, path[0])
+    for k, step in enumerate(path, start=1):
+        x_0, eps = _predict(denoise, schedule, x, step)
+        kept = step.alpha * step.sigma_next / (step.alpha_next * step.sigma)
+        fresh = eta * step.sigma_next * math.sqrt(max(1 - kept**2, 0.0))
+        x = step.alpha_next * x_0 + math.sqrt(max(step.sigma_next**2 - fresh**2, 0.0)) * eps
+        if fresh:
+            x = x + fresh * noise(k)
     return x
 
 
 def ddpm(denoise: Denoiser, noise: Noise, schedule: Schedule, steps: int = 1000, eta: float = 1.0) -> torch.Tensor:
-    """DDPM (Ho et al. 2020, equations 6 and 7), the whole chain with the posterior variance; arguments as for `ddim`.
+    """DDPM (Ho et al. 2020, equations 6 and 7): DDIM with `eta=1` over the whole chain has their posterior variance.
+
+    Arguments as for `ddim`.
 
     Raises:
         ValueError: fewer steps than the chain was trained with (other samplers serve those), or `eta` other than 1.
@@ -92,73 +174,99 @@ def ddpm(denoise: Denoiser, noise: Noise, schedule: Schedule, steps: int = 1000,
     return ddim(denoise, noise, schedule, steps, eta)
 
 
-def dpm_solver(denoise: Denoiser, noise: Noise, schedule: Schedule, steps: int = 10, eta: float = 0.0) -> torch.Tensor:
-    """DPM-Solver++ of second order with two points (Lu et al. 2023, algorithm 2), one evaluation a step.
+def dpm_solver(
+    denoise: Denoiser, noise: Noise, schedule: Schedule, steps: int = 10, spacing: str = "karras"
+) -> torch.Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2023, algorithm 2): second order from two predictions, one evaluation a step.
 
-    Arguments as for `ddim`; `karras_times` are its times.
+    Args:
+        denoise: network output for `x_t` `[B, ...]` and times `[B]`.
+        noise: `noise(0)` is x_T, unit normal `[B, ...]`; no other noise is drawn.
+        schedule: forward process.
+        steps: number of function evaluations (NFE).
+        spacing: of the times, as for `solver_times`.
+
+    Returns:
+        The clean sample `[B, ...]`.
 
     Raises:
-        ValueError: `eta` other than 0.
+        ValueError: `steps` outside 1..T, or an unknown spacing.
     """
-    _deterministic(eta)
-    x, times, before, width = noise(0), karras_times(schedule, steps), None, 0.0
-    x = _start(x, schedule, times[0])
-    for k, t in enumerate(times):
-        x_0, _, alpha, sigma = _predict(denoise, schedule, x, t)
-        alpha_next, sigma_next = _at(schedule, times, k + 1, x)
-        slope = x_0
-        if k + 1 < steps:  # the last step, to no noise at all, is of first order
-            h = float(schedule.half_log_snr(times[k + 1]) - schedule.half_log_snr(t))
-            if before is not None:
-                slope = x_0 + h / (2 * width) * (x_0 - before)
-            before, width = x_0, h
-        x = sigma_next / sigma * x + (alpha_next - alpha * sigma_next / sigma) * slope
+    path, seen = _path(schedule, solver_times(schedule, steps, spacing)), []
+    x = _begin(noise, path[0])
+    for k, step in enumerate(path):
+        seen = [*seen[-1:], _predict(denoise, schedule, x, step)[0]]
+        x = _move(step, x, _extrapolated(path[: k + 1], seen))
     return x
 
 
-def heun(denoise: Denoiser, noise: Noise, schedule: Schedule, steps: int = 10, eta: float = 0.0) -> torch.Tensor:
-    """Heun's method over `x / alpha` (Karras et al. 2022, algorithm 1): two evaluations a step, one in the last.
+def unipc(
+    denoise: Denoiser, noise: Noise, schedule: Schedule, steps: int = 10, spacing: str = "karras"
+) -> torch.Tensor:
+    """UniPC-2 of predicted x_0 with B2(h) (Zhao et al. 2023): third order, one evaluation a step.
 
-    Arguments as for `ddim`; `steps` counts evaluations, of which an even number leaves one unused.
-
-    Raises:
-        ValueError: `eta` other than 0.
+    UniP-2 is the step of `dpm_solver`; where it ends the network is asked, and with that answer UniC-2 goes the step
+    again. The answer serves the next step too. Arguments and errors as for `dpm_solver`.
     """
-    _deterministic(eta)
-    times = karras_times(schedule, (steps + 1) // 2)
-    x = _start(noise(0), schedule, times[0])
-    for k, t in enumerate(times):
-        x_0, eps, alpha, sigma = _predict(denoise, schedule, x, t)
-        alpha_next, sigma_next = _at(schedule, times, k + 1, x)
-        moved = alpha_next * x_0 + sigma_next * eps
-        if k + 1 < len(times):
-            _, eps_next, *_ = _predict(denoise, schedule, moved, times[k + 1])
-            step = sigma_next / alpha_next - sigma / alpha
-            moved = alpha_next * (x / alpha + step * (eps + eps_next) / 2)
-        x = moved
+    path, seen = _path(schedule, solver_times(schedule, steps, spacing)), []
+    x = start = _begin(noise, path[0])
+    for k, step in enumerate(path):
+        seen = [*seen[-2:], _predict(denoise, schedule, x, step)[0]]
+        if k:
+            x = _move(path[k - 1], start, _interpolated(path[:k], seen))
+        start, x = x, _move(step, x, _extrapolated(path[: k + 1], seen))
     return x
 
 
-def _start(noise: torch.Tensor, schedule: Schedule, t: float) -> torch.Tensor:
-    """x at the first time; the latents' own share of it is small and left out."""
-    _, sigma = schedule.alpha_sigma(t)
-    return noise * sigma.to(noise)
+def heun(denoise: Denoiser, noise: Noise, schedule: Schedule, steps: int = 10, spacing: str = "karras") -> torch.Tensor:
+    """Heun's method over `x / alpha` (Karras et al. 2022, algorithm 1): second order, two evaluations a step.
+
+    The last step takes one, and of an even number of evaluations the first as well, where the way is straightest.
+    Arguments and errors as for `dpm_solver`.
+    """
+    _check(schedule, steps)
+    path = _path(schedule, solver_times(schedule, steps // 2 + 1, spacing))
+    x = _begin(noise, path[0])
+    for k, step in enumerate(path, start=1):
+        x_0, eps = _predict(denoise, schedule, x, step)
+        ahead = _move(step, x, x_0)
+        if k < len(path) and (k > 1 or steps % 2):
+            _, eps_next = _predict(denoise, schedule, ahead, path[k])
+            width = step.sigma_next / step.alpha_next - step.sigma / step.alpha
+            ahead = step.alpha_next * (x / step.alpha + width * (eps + eps_next) / 2)
+        x = ahead
+    return x
 
 
-def _at(schedule: Schedule, times: list, k: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """alpha and sigma at the k-th time, and of the clean sample after the last."""
-    if k < len(times):
-        alpha, sigma = schedule.alpha_sigma(times[k])
-        return alpha.to(x), sigma.to(x)
-    return torch.ones((), dtype=x.dtype, device=x.device), torch.zeros((), dtype=x.dtype, device=x.device)
+def _extrapolated(path: Sequence[Step], seen: Sequence[torch.Tensor]) -> torch.Tensor:
+    """x_0 in the middle of the last step of `path`, on the line through the last two seen, where there are two."""
+    if len(path) < 2 or not path[-1].sigma_next:  # the leap to the clean sample is of first order
+        return seen[-1]
+    return seen[-1] + path[-1].h / (2 * path[-2].h) * (seen[-1] - seen[-2])
 
 
-def _deterministic(eta: float) -> None:
-    if eta:
-        raise ValueError("only ddim and ddpm take fresh noise (eta); leave it out.")
+def _interpolated(path: Sequence[Step], seen: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Mean x_0 of the last step of `path`, at both ends of which it has been seen, weighted as the ODE weighs it.
+
+    Of the parabola through the last three seen, over u from 0 to 1 within the step with weights `exp(h u)`: what UniC's
+    equations come to for any B(h). In the first step the plain mean of both ends, as in UniC-1.
+    """
+    if len(path) < 2:
+        return (seen[-2] + seen[-1]) / 2
+    before, here, there = seen[-3:]
+    h, r = path[-1].h, -path[-2].h / path[-1].h  # r: where `before` lies on the axis of u
+    end = -1 / math.expm1(-h)  # weight of u = 1, over the sum of all
+    linear = end - 1 / h  # weighted mean of u
+    square = end - 2 * linear / h  # and of u^2
+    backward = (linear - square) / (1 - r)
+    return here + backward * (before - here) / r + (linear - backward) * (there - here)
 
 
-SAMPLERS = {"ddim": ddim, "ddpm": ddpm, "dpm_solver": dpm_solver, "heun": heun}
+SOLVERS = {"dpm_solver": dpm_solver, "unipc": unipc, "heun": heun}
+SAMPLERS = {"ddim": ddim, "ddpm": ddpm} | SOLVERS
+
+
+# Guidance
 
 
 def guided(network: torch.nn.Module, condition: torch.Tensor, guidance: float = 1.0) -> Denoiser:

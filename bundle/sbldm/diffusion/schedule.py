@@ -8,25 +8,37 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import ndtri
+from scipy.special import logit
+from scipy.stats import truncnorm
 
 __all__ = ["KINDS", "PREDICTIONS", "Schedule"]
 
 KINDS = ("scaled_linear", "cosine", "flow")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+FAINTEST = -8.0  # ln(alpha / sigma), where `cosine` and `flow` would end in noise alone: x_0 can still be told from it
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Noise schedule and what the network predicts. Times are counted in steps of the chain, 0 to T - 1, also between.
 
+    With `u = (t + 1) / T`, the chain's i-th of T steps being t = i - 1:
+
+    | kind            | alpha, sigma                                                | source                    |
+    |-----------------|-------------------------------------------------------------|---------------------------|
+    | `scaled_linear` | alpha^2 = product of 1 - beta, betas linear in their root   | paper, equation 1; LDM    |
+    | `cosine`        | cos(u pi / 2), sin(u pi / 2)                                | Salimans and Ho 2022      |
+    | `flow`          | 1 - u, u: a straight line from x_0 to the noise             | Lipman et al. 2023        |
+
+    The first two keep the variance (`alpha^2 + sigma^2 = 1`). `cosine` leaves out the offset of Nichol and Dhariwal
+    (2021, equation 17), which matters to pixels of 8 bits, not to latents.
+
     Attributes:
         steps: T, the length of the chain.
         beta_start, beta_end: variances of the first and last step of `scaled_linear`.
         prediction: `epsilon` (the noise), `sample` (x_0), or `v_prediction`: `alpha eps - sigma x_0` (Salimans and Ho
             2022), of a flow `eps - x_0`, its velocity (Lipman et al. 2023).
-        kind: `scaled_linear`: betas linear in their square root (paper, equation 1; Rombach et al. 2022); `cosine`
-            (Nichol and Dhariwal 2021); `flow`: a straight line from x_0 to the noise.
+        kind: one of the above.
     """
 
     steps: int = 1000
@@ -45,26 +57,19 @@ class Schedule:
         """Plain values for the checkpoint."""
         return asdict(self)
 
-    def alpha_bar(self) -> torch.Tensor:
-        """Share of signal variance, alpha^2 over alpha^2 + sigma^2, at each step of the chain: `[T]` float64.
-
-        The noisiest step of `cosine` and `flow` keeps a ten-millionth of it, so that x_0 can be told from the noise.
-        """
-        if self.kind == "scaled_linear":
-            beta = torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.steps, dtype=torch.float64) ** 2
-            return torch.cumprod(1 - beta, dim=0)
-        u = torch.arange(1, self.steps + 1, dtype=torch.float64) / self.steps
-        if self.kind == "cosine":
-            signal, noise = torch.cos(u * torch.pi / 2) ** 2, torch.sin(u * torch.pi / 2) ** 2
-        else:
-            signal, noise = (1 - u) ** 2, u**2
-        return (signal / (signal + noise)).clamp(min=1e-7)
-
     @cached_property
     def _half_log_snr(self) -> np.ndarray:
-        """`ln(alpha / sigma)` at each step of the chain, falling."""
-        a = self.alpha_bar().numpy()
-        return 0.5 * np.log(a / (1 - a))
+        """`ln(alpha / sigma)` at each step of the chain, falling, `[T]` float64."""
+        u = np.arange(1, self.steps + 1) / self.steps
+        if self.kind == "scaled_linear":
+            beta = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.steps) ** 2
+            log_alpha_bar = np.cumsum(np.log1p(-beta))
+            half = 0.5 * (log_alpha_bar - np.log(-np.expm1(log_alpha_bar)))
+        elif self.kind == "cosine":
+            half = -np.log(np.tan(u * np.pi / 2))
+        else:
+            half = -logit(u)
+        return np.maximum(half, FAINTEST)
 
     def half_log_snr(self, t: torch.Tensor | float) -> torch.Tensor:
         """`ln(alpha / sigma)` at times `t`, between two steps on the line that joins theirs; float64."""
@@ -80,26 +85,23 @@ class Schedule:
         """Both factors of `x_t` at times `t` (`[B]`, or a number), float64."""
         half = self.half_log_snr(t)
         if self.kind == "flow":
-            sigma = torch.sigmoid(-half)
-            return 1 - sigma, sigma
+            return torch.sigmoid(half), torch.sigmoid(-half)
         return torch.sigmoid(2 * half).sqrt(), torch.sigmoid(-2 * half).sqrt()
 
     def noised(self, x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`x_t` of clean samples `[B, ...]` at times `[B]`, and what the network is to predict of it."""
         alpha, sigma = (factor.to(x).view(-1, *[1] * (x.ndim - 1)) for factor in self.alpha_sigma(t))
-        target = {"epsilon": lambda: noise, "sample": lambda: x, "v_prediction": lambda: self._velocity(x, noise, t)}
-        return alpha * x + sigma * noise, target[self.prediction]()
-
-    def _velocity(self, x: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        if self.kind == "flow":
-            return noise - x
-        alpha, sigma = (factor.to(x).view(-1, *[1] * (x.ndim - 1)) for factor in self.alpha_sigma(t))
-        return alpha * noise - sigma * x
+        noisy = alpha * x + sigma * noise
+        if self.prediction == "epsilon":
+            return noisy, noise
+        if self.prediction == "sample":
+            return noisy, x
+        return noisy, noise - x if self.kind == "flow" else alpha * noise - sigma * x
 
     def clean_and_noise(
-        self, output: torch.Tensor, x: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor
+        self, output: torch.Tensor, x: torch.Tensor, alpha: torch.Tensor | float, sigma: torch.Tensor | float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Predicted x_0 and eps from the network's output for `x`."""
+        """Predicted x_0 and eps from the network's output for `x`: `noised`, solved for both."""
         if self.prediction == "epsilon":
             return (x - sigma * output) / alpha, output
         if self.prediction == "sample":
@@ -115,12 +117,14 @@ class Schedule:
 
         Args:
             n: size of the batch.
-            levels: `distribution`: `uniform` over the chain, or `logit_normal` with `mean` and `std` of
-                `ln(sigma / alpha)` (SD3, arXiv 2403.03206; EDM's log-normal, 2206.00364).
+            levels: `distribution`: `uniform` over the steps of the chain, or `logit_normal`: `ln(sigma / alpha)` normal
+                with `mean` and `std`, as far as the chain reaches (SD3, arXiv 2403.03206, whose logit of a flow's time
+                it is; EDM's log-normal, arXiv 2206.00364).
         """
         u = (torch.randperm(n).double() + torch.rand(1, dtype=torch.float64)) / n
         levels = levels or {"distribution": "uniform"}
         if levels["distribution"] == "uniform":
             return (u * self.steps).floor().clamp(max=self.steps - 1)
-        normal = ndtri(u.clamp(1e-6, 1 - 1e-6).numpy())
-        return torch.from_numpy(self.time_at(-(levels["mean"] + levels["std"] * normal)))
+        mean, std = levels["mean"], levels["std"]
+        ends = (-self._half_log_snr[[0, -1]] - mean) / std  # cut off there, so that neither is a heap of times
+        return torch.from_numpy(self.time_at(-mean - std * truncnorm.ppf(u.numpy(), *ends)))

@@ -312,9 +312,10 @@ class MonaiDiffusion(Diffusion):
 class Sampling(Values):
     """How latents are drawn."""
 
-    sampler: Literal["ddim", "ddpm", "dpm_solver", "heun"]
+    sampler: Literal["ddim", "ddpm", "dpm_solver", "unipc", "heun"]
     steps: Count
     eta: Share
+    spacing: Literal["karras", "logsnr"] = "karras"  # of the times of dpm_solver, unipc and heun
     guidance: Annotated[float, Field(ge=0, le=1000)]
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from sbldm.cases.geometry import NativeGrid
 from sbldm.cases.intensity import describe_written, written_by
-from sbldm.diffusion import SAMPLERS, Noise, Schedule, guided, time_steps
+from sbldm.diffusion import SAMPLERS, SOLVERS, SPACINGS, Noise, Schedule, guided, time_steps
 from sbldm.errors import InputError, StateError
 from sbldm.files import sha256
 from sbldm.models import kind_of, refuse_requests
@@ -180,8 +180,8 @@ class PairSampler(Inferer):
     Args:
         schedule: forward process of the training.
         latent_shape: `(Z, H, W, D)`.
-        preset: sampling values of the preset: `sampler`, `steps`, `eta`, `guidance`.
-        overrides: values that take their place (None leaves the preset's).
+        preset: sampling values of the preset: `sampler`, `steps`, `eta`, `guidance`, and of a solver `spacing`.
+        overrides: values that take their place (None leaves the preset's, as far as another sampler can take it).
 
     Raises:
         InputError: an unknown sampler, or values it cannot take.
@@ -198,16 +198,19 @@ class PairSampler(Inferer):
         given = {name: value for name, value in (overrides or {}).items() if value is not None}
         if given.get("sampler") == "ddpm":
             given = {"steps": schedule.steps, "eta": 1.0} | given
+        elif given.get("sampler") in SOLVERS:
+            given = {"eta": 0.0} | given
         self.settings = preset | given
         self.schedule, self.latent_shape = schedule, tuple(latent_shape)
-        if self.settings["sampler"] not in SAMPLERS:
-            raise InputError(f"SAMPLER={self.settings['sampler']}: unknown; choose one of {', '.join(SAMPLERS)}.")
+        sampler = self.settings["sampler"]
+        if sampler not in SAMPLERS:
+            raise InputError(f"SAMPLER={sampler}: unknown; choose one of {', '.join(SAMPLERS)}.")
         try:
             self.settings |= {"steps": int(self.settings["steps"])}
             time_steps(schedule, self.settings["steps"])
-            if self.settings["sampler"] == "ddpm" and self.settings["steps"] != schedule.steps:
-                raise ValueError(f"sampler ddpm needs all {schedule.steps} steps; take ddim for fewer")
-        except (ValueError, TypeError) as error:
+            if sampler == "ddpm" and self.settings["steps"] != schedule.steps:
+                raise ValueError(f"sampler ddpm needs all {schedule.steps} steps; take another sampler for fewer")
+        except (ValueError, TypeError, OverflowError) as error:
             raise InputError(f"STEPS={self.settings['steps']}: {error}.") from None
         for name in ("eta", "guidance"):
             value = self.settings[name]
@@ -218,8 +221,18 @@ class PairSampler(Inferer):
             if not 0 <= self.settings[name] < math.inf:
                 raise InputError(f"{name.upper()}={value}: must be a finite number from 0 up.")
         eta = self.settings["eta"]
-        if eta > 1 or (self.settings["sampler"] == "ddpm" and eta < 1):
+        if eta and sampler in SOLVERS:
+            raise InputError(f"ETA={eta:g}: sampler {sampler} draws no fresh noise; leave it out, or take ddim.")
+        if eta > 1 or (sampler == "ddpm" and eta < 1):
             raise InputError(f"ETA={eta:g}: must lie between 0 and 1, and be 1 (or left out) for sampler ddpm.")
+        if sampler not in SOLVERS:
+            if "spacing" in given:
+                solvers = ", ".join(SOLVERS)
+                raise InputError(f"SPACING={given['spacing']}: only for the samplers {solvers}, not {sampler}.")
+            self.settings.pop("spacing", None)
+        elif self.settings.setdefault("spacing", "karras") not in SPACINGS:
+            spacings = ", ".join(SPACINGS)
+            raise InputError(f"SPACING={self.settings['spacing']}: unknown; choose one of {spacings}.")
 
     @torch.no_grad()
     def __call__(
@@ -233,8 +246,9 @@ class PairSampler(Inferer):
         seeds = [int(s) for s in seeds]
         noise = row_noise(self.latent_shape, seeds, attempts or [0] * len(seeds), inputs.device)
         denoise = guided(network, inputs, self.settings["guidance"])
-        sample = SAMPLERS[self.settings["sampler"]]
-        return sample(denoise, noise, self.schedule, self.settings["steps"], self.settings["eta"])
+        sampler, steps = self.settings["sampler"], self.settings["steps"]
+        own = self.settings["spacing" if sampler in SOLVERS else "eta"]
+        return SAMPLERS[sampler](denoise, noise, self.schedule, steps, own)
 
 
 Sampler = PairSampler | OneStep
