@@ -34,7 +34,10 @@ def make(*arguments: str) -> subprocess.CompletedProcess:
         (("download",), ["7.1 GB", "--out"]),
         (("prepare",), ["--data", "--preset", "demo, small, paper", "--strict", "--validation-cases", "--workers"]),
         (("train",), ["all,autoencoder,diffusion,gan", "default: runs/default", "ldm3d_reduced, lsgan", "--minutes"]),
-        (("synth",), ["--n", "--requests", "--centre-mm", "ddim or ddpm", "default: 501", "SEED + i"]),
+        (
+            ("synth",),
+            ["--n", "--requests", "--centre-mm", "dpm_solver, unipc or heun", "default: 501", "SEED + i"],
+        ),
     ],
 )
 def test_help(command: tuple[str, ...], words: list[str], capsys: pytest.CaptureFixture) -> None:

@@ -77,7 +77,7 @@ def test_noise_is_for_training_alone(volume: np.ndarray) -> None:
     torch.manual_seed(0)
     network = StackVAE(2, [8, 12], 4, 8, 4, aggregation=3, latent_noise=1.0, patch=2)
     slices, position = torch.from_numpy(volume[..., :6]).permute(3, 0, 1, 2), torch.arange(6)
-    first, mean, log_variance = network(slices, position, 6)
+    first, _, log_variance = network(slices, position, 6)
     assert not torch.equal(first, network(slices, position, 6)[0])
     assert log_variance.mean().item() == pytest.approx(-4, abs=0.5)
     network.eval()

@@ -24,7 +24,7 @@ from sbldm.runs import Run, load_preset
 BUNDLE = Path(__file__).parents[1]
 REQUEST = ("volume_ml", "surface_mm2", "sphericity", "centre_mm", "extents_mm")
 STAGES = dict.fromkeys(stage for model in MODELS.values() for stage in model.stages)
-SAMPLING = ("sampler", "steps", "eta", "guidance")
+SAMPLING = ("sampler", "steps", "spacing", "eta", "guidance")
 
 
 def _whole(name: str, value: str, least: int, most: int) -> int:
@@ -222,8 +222,9 @@ def parser() -> argparse.ArgumentParser:
         sphericity=("", "sphericity, above 0 to 1"),
         centre_mm=("", "R,A,S from the centre of the brain's box (mm)"),
         extents_mm=("", "bounding box along R,A,S (mm)"),
-        sampler=("", "ddim or ddpm; as the preset says when empty"),
+        sampler=("", "ddim, ddpm, dpm_solver, unipc or heun; as the preset says when empty"),
         steps=("", "network evaluations"),
+        spacing=("", "of the steps of dpm_solver, unipc and heun: karras or logsnr"),
         eta=("", "share of fresh noise in ddim"),
         guidance=("", "1: the request alone; above 1: followed more strictly"),
         batch=("1", "pairs drawn at once"),

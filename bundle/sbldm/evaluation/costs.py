@@ -53,7 +53,7 @@ from sbldm.tumour.characteristics import NAMES
 __all__ = ["Cost", "count", "empty", "latent_shape", "measure", "measured", "model_costs"]
 
 COSTS_FILE = "costs.json"  # of a run
-SAMPLING = ("sampler", "steps", "eta", "guidance")
+SAMPLING = ("sampler", "steps", "spacing", "eta", "guidance")
 
 
 # --- counting ---------------------------------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ def measure(
         repeats: of which the median is taken.
         batches: volumes drawn at once, from the smallest up, 1 always among them. When one does not fit into memory,
             it and the larger ones are left out.
-        sampling: `sampler`, `steps`, `eta`, `guidance` in place of the preset's.
+        sampling: `sampler`, `steps`, `spacing`, `eta`, `guidance` in place of the preset's.
 
     Returns:
         `device`, `threads`, `checkpoint_sha256`, `asked` (`sampling`), `sampler` (all settings), `repeats`, `seconds`
@@ -401,8 +401,9 @@ def parser() -> argparse.ArgumentParser:
         ("out", "", "file for the measurement alone (default: a fresh process, kept in RUN/costs.json)"),
         ("repeats", "3", "of which the median is taken (default: 3)"),
         ("batches", "1,4", "volumes drawn at once (default: 1,4)"),
-        ("sampler", "", "ddim or ddpm; as the preset says when empty"),
+        ("sampler", "", "ddim, ddpm, dpm_solver, unipc or heun; as the preset says when empty"),
         ("steps", "", "network evaluations"),
+        ("spacing", "", "of the steps of dpm_solver, unipc and heun: karras or logsnr"),
         ("eta", "", "share of fresh noise in ddim"),
         ("guidance", "", "1: the request alone; above 1: followed more strictly"),
     ):

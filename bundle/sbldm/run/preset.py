@@ -157,8 +157,6 @@ class LatentNetwork(Values):
     num_res_blocks: Annotated[int, Field(ge=1, le=16)]
     embedding: Width
     groups: Width
-    picture: bool = False
-    coordinates: bool = False
 
     @model_validator(mode="after")
     def _levels(self) -> LatentNetwork:
@@ -168,6 +166,13 @@ class LatentNetwork(Values):
         if self.channels[0] == 1:
             raise ValueError("channels: the first must not be 1, as the sinusoid of the time has that width")
         return self
+
+
+class StackedNetwork(LatentNetwork):
+    """`LatentUNet` over stacked slices: it can be shown the request as a picture, and where a latent lies."""
+
+    picture: bool = False
+    coordinates: bool = False
 
 
 class MonaiDenoiserNetwork(Values):
@@ -285,7 +290,7 @@ class StackedDiffusion(Diffusion):
     """Of SBLDM."""
 
     kind: Literal["stacked"] = "stacked"
-    network: LatentNetwork
+    network: StackedNetwork
 
 
 class TiledDiffusion(Diffusion):
@@ -370,6 +375,8 @@ class _Latent(CopyPaste):
             raise ValueError(f"sampling.steps {sampling.steps} must not be above diffusion.schedule.steps ({steps})")
         if sampling.sampler == "ddpm" and (sampling.steps != steps or sampling.eta != 1):
             raise ValueError(f"sampling.sampler ddpm needs all {steps} steps and eta 1")
+        if sampling.sampler not in ("ddim", "ddpm") and sampling.eta:
+            raise ValueError(f"sampling.eta must be 0 for sampler {sampling.sampler}, which takes no fresh noise")
         return self
 
 

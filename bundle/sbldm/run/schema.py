@@ -169,6 +169,10 @@ def _fault(schema: type[BaseModel], fault: Any) -> str:
     if kind == "extra_forbidden":
         known = _fields(schema, path[:-1])
         return f"{name} is unknown{nearest(path[-1], known) or '; known are ' + ', '.join(known)}"
+    if kind == "union_tag_invalid":
+        tags = fault["ctx"]["expected_tags"].replace("'", "").split(", ")
+        known = " or ".join(map(repr, tags))
+        return f"{name}.kind: {fault['ctx']['tag']!r} should be {known}{nearest(fault['ctx']['tag'], tags)}"
     if kind == "value_error":
         return ": ".join(filter(None, [name, str(fault["ctx"]["error"])]))
     said = fault["msg"].removeprefix("Input ").removeprefix("List ").removeprefix("String ").rstrip(".")

@@ -128,7 +128,7 @@ class PairWriter:
             "refused_because": "; ".join(faults),
             **verdict.record(),
             "checkpoint_sha256": self.model.sha256,
-            **{name: settings[name] for name in ("sampler", "steps", "eta", "guidance") if name in settings},
+            **{name: settings[name] for name in ("sampler", "steps", "spacing", "eta", "guidance") if name in settings},
             "seconds": round(seconds, 3),
         }
 
