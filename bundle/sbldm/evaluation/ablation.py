@@ -35,8 +35,9 @@ from typing import Any
 import yaml
 
 from sbldm.errors import InputError, StateError, finish
-from sbldm.files import atomic_path, make_folder, read_yaml, user_path, write_csv
+from sbldm.files import atomic_path, make_folder, user_path, write_csv
 from sbldm.manifest import read_manifest
+from sbldm.run.schema import read_yaml
 from sbldm.run.workers import killed_with_parent
 from sbldm.runs import Run
 from sbldm.training.checkpoints import read_history

@@ -1,0 +1,69 @@
+"""Variants at equal processor time: what changes, what is shared, what the table says."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from sbldm.errors import InputError
+from sbldm.evaluation.ablation import VARIANTS, Ablation, changed, main_table
+from sbldm.run.preset import check_preset
+from sbldm.run.schema import read_yaml
+from sbldm.runs import Run, load_preset
+
+
+def test_a_change_replaces_one_value() -> None:
+    """A dotted key reaches into the preset, a mapping takes a place as a whole, and the original stays."""
+    preset = load_preset("small")
+    other = changed(preset, {"diffusion.schedule": {"kind": "flow", "steps": 10}, "mirror": False})
+    assert other["diffusion"]["schedule"] == {"kind": "flow", "steps": 10} and other["mirror"] is False
+    assert preset["mirror"] is True and "kind" not in preset["diffusion"]["schedule"]
+    assert {k for k in preset if preset[k] != other[k]} == {"mirror", "diffusion"}
+    with pytest.raises(InputError, match=r"diffusion.networks.channels: the preset has no networks"):
+        changed(preset, {"diffusion.networks.channels": [1]})
+
+
+def test_every_variant_is_a_preset() -> None:
+    """All that the committed file asks for passes the schema."""
+    plan = read_yaml(VARIANTS, "a file of variants")
+    base = changed(load_preset("small"), plan["common"])
+    names = [name for name in plan["variants"] if name != "chosen"]
+    assert len(names) == len(set(names)) >= 12
+    for name in names:
+        changes = {key: value for key, value in plan["variants"][name].items() if key != "budget"}
+        other = changed(base, changes)
+        check_preset(other, f"{name}: ", "")
+        assert other != base, name
+
+
+def test_table() -> None:
+    """A row a variant; an interval where there is one; scores that nobody has are left out."""
+    row = {"iterations": [1200, 300], "minutes": 12.4, "seconds": 0.75}
+    first = row | {"variant": "a", "scores": {"mmd-laplace.heldout": (0.1234, 0.1, 0.15)}}
+    other = row | {"variant": "b", "scores": {"recall.heldout": (0.5, float("nan"), float("nan"))}}
+    lines = main_table([first, other]).splitlines()
+    assert lines[0] == "| variant | iterations | processor minutes | s a pair | MMD | recall |"
+    assert lines[2] == "| a | 1,200 + 300 | 12 | 0.75 | 0.123 [0.1, 0.15] |  |"
+    assert lines[3] == "| b | 1,200 + 300 | 12 | 0.75 |  | 0.5 |"
+
+
+@pytest.mark.slow
+def test_it_goes_on(tmp_path: Path, trained_run: Path) -> None:
+    """Two variants of the tiny preset: the second shares stage 1; a second call trains nothing again."""
+    plan = {
+        "budget": {"autoencoder": 0.05, "diffusion": 0.05},
+        "pairs": 10,
+        "variants": {"one": {}, "two": {"diffusion.prediction": "epsilon"}},
+    }
+    for _ in range(2):
+        Ablation(Run.at(trained_run), plan, tmp_path, "").run()
+        with open(tmp_path / "ablation.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [r["variant"] for r in rows] == ["one", "two"]
+        assert rows[0]["autoencoder"] == rows[1]["autoencoder"]
+        times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("best.pt")}
+        assert len(times) == 4
+    assert (tmp_path / "one/autoencoder/best.pt").read_bytes() == (tmp_path / "two/autoencoder/best.pt").read_bytes()
+    assert "mmd-laplace.heldout" in rows[0]
