@@ -26,11 +26,13 @@ import torch
 from conftest import call, copy_run, one_line, partial_files, snapshot, wait_for
 from ignite.engine import Engine
 
+from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import load_prepared
 from sbldm.diffusion import Schedule
 from sbldm.errors import InputError, OutputError, StateError
 from sbldm.files import sha256
-from sbldm.runs import Run
+from sbldm.runs import Run, load_preset
+from sbldm.synthesis.model import Model
 from sbldm.training import (
     Continuing,
     DiffusionBatch,
@@ -540,6 +542,82 @@ def test_chunks_change_nothing(trained_run: Path, chunk: int) -> None:
     np.testing.assert_allclose(encoded[0, ..., 7], mean[0], atol=1e-5)
     other, _ = network.encode(torch.from_numpy(volume[None, ..., 7]), position + 5)
     assert (other - mean).abs().max() > 1e-3
+
+
+STACKS = {
+    "kind": "stack",
+    "network": {
+        "channels": [12],
+        "latent_channels": 3,
+        "position_embedding": 8,
+        "groups": 4,
+        "aggregation": 2,
+        "latent_noise": 0.2,
+        "patch": 2,
+    },
+    "discriminator": {"channels": 4, "layers": 1},
+    "adversarial_weight": 0.1,
+    "adversarial_start": 3,
+    "adversarial_ahead": 1,
+    "depth": 4,
+    "batch_size": 2,
+    "iterations": 8,
+    "iterations_per_epoch": 4,
+    "learning_rate": 1e-3,
+    "warm_up": 0,
+    "kl_weight": 1e-6,
+    "dice_weight": 0.5,
+    "bce_weight": 0.1,
+    "perceptual_weights": None,
+}
+
+
+def test_stacks_from_slices_to_pairs(trained_run: Path, tmp_path: Path) -> None:
+    """Aggregated latents and a discriminator, positions' means, a flow, the request as a picture: to pairs on disk."""
+    preset = load_preset(str(trained_run / "preset.yaml"))
+    network = preset["diffusion"]["network"] | {"picture": True, "coordinates": True}
+    diffusion = preset["diffusion"] | {
+        "network": network,
+        "iterations": 40,
+        "schedule": {"kind": "flow", "steps": 1000},
+        "noise_levels": {"distribution": "logit_normal", "mean": -0.4, "std": 1.2},
+        "centred": "position",
+    }
+    sampling = {"sampler": "unipc", "steps": 4, "eta": 0.0, "spacing": "logsnr", "guidance": 1.0}
+    parts = {"autoencoder": STACKS, "diffusion": diffusion, "sampling": sampling}
+    run = copy_run(trained_run, tmp_path, leave_out="autoencoder latents diffusion nnUNet_raw", **parts)
+    done = call("train", "--run", run)
+    assert done.returncode == 0, done.stderr
+    best = torch.load(Run.at(run).checkpoint("autoencoder"), weights_only=True)
+    last = torch.load(Run.at(run).checkpoint("autoencoder", "last"), weights_only=True)
+    assert best["epoch"] == last["epoch"] == 2  # a discriminator has a say: the last epoch is taken
+    assert {"discriminator", "discriminator_optimizer"} <= set(last["states"])
+    constants = torch.load(Run.at(run).checkpoint("diffusion"), weights_only=True)["constants"]
+    assert np.shape(constants["latent_mean"]) == tuple(constants["latent_shape"])
+    assert constants["latent_shape"] == [3, 12, 16, 8]
+    model = Model.load(str(run), CPU)
+    picture = model.network.picture
+    torch.testing.assert_close(picture.mean.double(), torch.tensor(model.normaliser.mean), rtol=1e-6, atol=1e-6)
+    latents = model.sampler()(torch.zeros(2, 9), model.network, seeds=[1, 2])
+    assert latents.shape == (2, 3, 12, 16, 8) and model.decode(latents[0]).shape == (2, 24, 32, 16)
+
+
+def test_what_a_stack_shows(phantom_cases: Path, trained_run: Path) -> None:
+    """A stack lies inside the volume, holds its slice, and its slices are those of the volume, with their indices."""
+    names = read_lists(trained_run)["train"][:2]
+    data = SliceDataset(trained_run / "prepared", names, seed=3, depth=4)
+    volumes = [load_prepared(trained_run / "prepared", name)[0].astype(np.float16) for name in names]
+    for n in range(40):
+        item = data[n]
+        assert item["image"].shape == (2, 24, 32, 4)
+        start = int(item["position"][0])
+        assert item["position"].tolist() == list(range(start, start + 4)) and 0 <= start <= 12
+        stacks = [v[..., start : start + 4].astype(np.float32) for v in volumes]
+        assert any(np.array_equal(item["image"], stack) for stack in stacks)
+    held_back = SliceValidation(trained_run / "prepared", names, depth=4)
+    assert {int(held_back[n]["position"][0]) for n in range(len(held_back))} <= {0, 8}
+    sizes = [(held_back[n]["image"][-1] > 0).sum().item() for n in range(len(held_back))]
+    assert sizes == sorted(sizes)
 
 
 # --- batches of stage 2 ---------------------------------------------------------------------------------------------
