@@ -11,8 +11,12 @@ from sbldm.errors import InputError
 __all__ = ["MODELS", "ModelKind", "check_model", "configs_of", "kind_of", "refuse_requests"]
 
 STAGE_1, STAGE_2 = ("train_autoencoder",), ("train_diffusion",)
-OVERLAYS = {"slice": (), "stack": ("adversary", "stacks"), "volume": ("adversary", "baselines/volumes")}
-OVERLAYS["monai"] = OVERLAYS["volume"]
+OVERLAYS = {  # of stage 1, by its kind
+    "slice": (),
+    "stack": ("overlays/adversary", "overlays/stacks"),
+    "volume": ("overlays/adversary", "baselines/volumes"),
+    "monai": ("overlays/adversary", "baselines/volumes"),
+}
 
 
 @dataclass(frozen=True)

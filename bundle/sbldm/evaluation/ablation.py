@@ -47,7 +47,7 @@ TRIALS = (20, 60)  # iterations of two short trainings, whose difference in time
 ENDS = ("", " low", " high")
 EPOCHS = 8  # validations and checkpoints of a training
 UPSTREAM = ("autoencoder", "data", "grid", "intensity", "mirror")  # what makes the latents
-VARIANTS = Path(__file__).parents[2] / "configs" / "ablation.yaml"
+VARIANTS = Path(__file__).parents[3] / "docs" / "ablation.yaml"
 SHARED = ("files.json", "lists.json", "preflight.csv", "prepared")
 COLUMNS = {  # of the table: scores by their protocol
     "mmd-laplace.heldout": "MMD",
