@@ -28,6 +28,7 @@ from sbldm.evaluation import report
 from sbldm.evaluation.protocols import Score, protocol
 from sbldm.evaluation.report import Finding, _strip, summarise, write_report
 from sbldm.runs import Run
+from sbldm.training.checkpoints import FORMAT
 
 HOSTILE = "<script>alert(1)</script>"
 PLOTS = ("slices", "tumours", "place", "requests", "fit", "copies", "worst")
@@ -599,7 +600,7 @@ def test_costs_of_training(tmp_path: Path) -> None:
                 writer.write(Event(wall_time=1e9 + time, step=1).SerializeToString())
     (tmp_path / "diffusion" / "history.csv").write_text("epoch,iteration,train_loss\n1,200,0.5\n2,1400,0.4\n")
     network = {"weight": torch.zeros(3, 400), "bias": torch.zeros(5)}
-    content = {"format": 1, "stage": "diffusion", "preset": {}, "constants": {}, "epoch": 1, "scores": {}}
+    content = {"format": FORMAT, "stage": "diffusion", "preset": {}, "constants": {}, "epoch": 1, "scores": {}}
     torch.save(content | {"network": network}, run.checkpoint("diffusion"))
     costs = report._costs(run, [], None)
     title = {"title": "Latent diffusion"}

@@ -47,7 +47,7 @@ from sbldm.training import (
     read_run_lists,
     warm_up_then_cosine,
 )
-from sbldm.training.checkpoints import load_checkpoint
+from sbldm.training.checkpoints import FORMAT, load_checkpoint
 from sbldm.training.latents import load_autoencoder
 from sbldm.tumour.characteristics import NAMES
 from sbldm.tumour.normaliser import Normaliser
@@ -255,7 +255,7 @@ def test_checkpoints_hold_tensors_and_plain_values(trained_run: Path, stage: str
     for which in ("best", "last"):
         content = torch.load(trained_run / stage / f"{which}.pt", weights_only=True)
         assert {type(leaf) for leaf in leaves(content)} <= {torch.Tensor, int, float, str, bool, type(None)}
-        assert content["format"] == 1 and content["stage"] == stage
+        assert content["format"] == FORMAT and content["stage"] == stage
         assert content["preset"] == Run.at(trained_run).preset
     best, last = (load_checkpoint(trained_run / stage / f"{which}.pt", stage) for which in ("best", "last"))
     assert sorted(last["states"]) == ["average"] * (stage == "diffusion") + ["lr_scheduler", "network", "optimizer"]
@@ -348,7 +348,7 @@ def test_damaged_checkpoint(tmp_path: Path, trained_run: Path, damage: str) -> N
     elif damage == "other stage":
         shutil.copy(trained_run / "diffusion" / "last.pt", path)
     else:
-        torch.save({"format": 1, "stage": "autoencoder", "x": os.system}, path)
+        torch.save({"format": FORMAT, "stage": "autoencoder", "x": os.system}, path)
     with pytest.raises(StateError, match=r"last\.pt: (damaged \(|this is the checkpoint of)") as caught:
         load_checkpoint(path, "autoencoder")
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
@@ -542,6 +542,21 @@ def test_chunks_change_nothing(trained_run: Path, chunk: int) -> None:
     np.testing.assert_allclose(encoded[0, ..., 7], mean[0], atol=1e-5)
     other, _ = network.encode(torch.from_numpy(volume[None, ..., 7]), position + 5)
     assert (other - mean).abs().max() > 1e-3
+
+
+def test_older_checkpoints_are_refused(trained_run: Path, tmp_path: Path) -> None:
+    """Both trainings and the drawing say that it must be trained again, and what to remove; nothing is written."""
+    run = copy_run(trained_run, tmp_path)
+    for stage in ("autoencoder", "diffusion"):
+        for which in ("best", "last"):
+            path = Run.at(run).checkpoint(stage, which)
+            torch.save(torch.load(path, weights_only=True) | {"format": 1}, path)
+    before = snapshot(run)
+    for command in (["train", "--run", run], ["synth", "--run", run, "--n", 1]):
+        message = one_line(call(*command), 4)
+        assert "trained with an older version (format 1, now 2)" in message
+        assert f"remove {run}/autoencoder {run}/diffusion {run}/latents and train again" in message
+    assert snapshot(run) == before
 
 
 STACKS = {

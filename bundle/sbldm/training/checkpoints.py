@@ -34,7 +34,7 @@ __all__ = [
     "unfinished",
 ]
 
-FORMAT = 1
+FORMAT = 2  # raise it when networks, constants or the process of older checkpoints are not those of this program
 BEST = {"network": dict}
 LAST = {"states": dict, "epoch": int, "iteration": int, "best": float, "history": [dict]}
 CLOCKS = {"seconds": time.monotonic, "cpu_seconds": time.process_time}  # the second heeds no other work beside
@@ -51,6 +51,14 @@ def load_checkpoint(path: Path, stage: str) -> dict[str, Any]:
         raise StateError(f"{path}: no {model} has been trained here; run `{_train(path)}` first.")
     with reading_checkpoint(path):
         content = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(content, dict) and content.get("format") in range(1, FORMAT):
+        run = Run(path.parents[1])
+        trained = [run.folder / name for name in ("autoencoder", "gan", "diffusion")] + [run.latents]
+        folders = " ".join(shlex.quote(str(folder)) for folder in trained if folder.exists())
+        raise StateError(
+            f"{path}: trained with an older version (format {content['format']}, now {FORMAT}), whose networks are not "
+            f"those of this one; remove {folders} and train again: `{_train(path)}`."
+        )
     if not isinstance(content, dict) or content.get("format") != FORMAT or not {"stage", "preset"} <= set(content):
         raise StateError(f"{path}: not a checkpoint of this program (format {FORMAT}); point RUN at the right run.")
     with reading_checkpoint(path):
