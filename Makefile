@@ -16,6 +16,7 @@ $(foreach v,DATA CASES VALIDATION_CASES LABELS ACCEPT MODEL MINUTES RUNS N STRIC
   BUDGET ITERATIONS SNAPSHOTS TOL NNUNET FID LICENCE JOBS REQUESTS VOLUME_ML SURFACE_MM2 SPHERICITY CENTRE_MM EXTENTS_MM \
   SAMPLER STEPS SPACING ETA GUIDANCE OWN SCORES,$(eval $v =))
 DEVICE ?=
+PRECISION ?=
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 VENV := .venv
@@ -23,7 +24,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.installed
 SBLDM := $(PY) -m sbldm
 DEMO := runs/demo
-export DEVICE
+export DEVICE PRECISION
 
 # $(call o,RUN N): --run='..' --n='..', each value as it was typed, whatever it holds (blanks, quotes, #, $).
 q = '$(subst ','\'',$(value $(1)))'
@@ -37,6 +38,7 @@ help: ## this page
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 	@echo; echo "Variables (with their defaults):"
 	@echo "  RUN=$(RUN)  PRESET=$(PRESET) (demo, small, paper or a YAML file)  SEED=$(SEED)  DEVICE= (CUDA if there, else CPU)"
+	@echo "  PRECISION=auto|float32 of trainings (auto: bfloat16 where the device is fast in it)"
 	@echo "  prepare: DATA=folder  CASES=list.txt  VALIDATION_CASES=list.txt  STRICT=1 (stop at any finding)  WORKERS=$(WORKERS)"
 	@echo "           LABELS=auto|brats21|brats23|brats24|peds|file.yaml (what the numbers in the masks mean; auto: as the layout says)"
 	@echo "           ACCEPT='CASE CASE:check all:check' (use a case in spite of a doubt that pre-flight names)"

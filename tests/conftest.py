@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from sbldm.cases.phantom import write_phantoms
 
 TINY = Path(__file__).parent / "tiny.yaml"
 BUNDLE = Path(__file__).parents[1] / "bundle"
+
+os.environ["PRECISION"] = "float32"  # trained models are to be the same whatever the processor is fast in
 
 Cli = Callable[..., subprocess.CompletedProcess]
 

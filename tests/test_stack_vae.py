@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from sbldm.evaluation.ablation import VARIANTS, changed
 from sbldm.evaluation.costs import latent_shape, model_costs
 from sbldm.networks import StackVAE
+from sbldm.run.schema import read_yaml
 from sbldm.runs import load_preset
 
 CPU = torch.device("cpu")
@@ -88,7 +90,7 @@ def test_noise_is_for_training_alone(volume: np.ndarray) -> None:
 
 def test_costs_know_it() -> None:
     """The cost table counts stacks, and the discriminator slice by slice."""
-    preset = load_preset("small")
+    preset = changed(load_preset("small"), read_yaml(VARIANTS, "a file of variants")["common"])
     assert preset["autoencoder"]["kind"] == "stack"
     z, h, w, d = latent_shape(preset)
     size, network = preset["grid"]["size"], preset["autoencoder"]["network"]

@@ -39,11 +39,13 @@ from sbldm.training import (
     FiniteLoss,
     LatentDataset,
     LatentStore,
+    MixedPrecision,
     RunCheckpoint,
     Seeded,
     SliceDataset,
     SliceValidation,
     choose_device,
+    choose_precision,
     read_run_lists,
     warm_up_then_cosine,
 )
@@ -542,6 +544,25 @@ def test_chunks_change_nothing(trained_run: Path, chunk: int) -> None:
     np.testing.assert_allclose(encoded[0, ..., 7], mean[0], atol=1e-5)
     other, _ = network.encode(torch.from_numpy(volume[None, ..., 7]), position + 5)
     assert (other - mean).abs().max() > 1e-3
+
+
+def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 a network is off by its rounding and hands back single precision; in float32 it is itself."""
+    torch.manual_seed(0)
+    network, x = torch.nn.Conv2d(2, 4, 3), torch.randn(1, 2, 8, 8)
+    exact = network(x)
+    assert torch.equal(MixedPrecision("float32")(x, network), exact)
+    monkeypatch.setattr("sbldm.training.session.fast_bfloat16", lambda device: True)
+    rounded = MixedPrecision("auto")(x, network)
+    assert rounded.dtype == torch.float32 and not torch.equal(rounded, exact)
+    torch.testing.assert_close(rounded, exact, atol=0.03, rtol=0.03)
+    monkeypatch.setattr("sbldm.training.session.fast_bfloat16", lambda device: False)
+    assert torch.equal(MixedPrecision("auto")(x, network), exact)
+    monkeypatch.setenv("PRECISION", "")
+    assert choose_precision() == "auto" and choose_precision("float32") == "float32"
+    monkeypatch.setenv("PRECISION", "half")
+    with pytest.raises(InputError, match="PRECISION=half: must be auto or float32"):
+        choose_precision()
 
 
 def test_older_checkpoints_are_refused(trained_run: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from sbldm.errors import InputError
 
-__all__ = ["choose_device", "fast_bfloat16"]
+__all__ = ["choose_device", "choose_precision", "fast_bfloat16"]
 
 
 def choose_device(name: str = "") -> torch.device:
@@ -25,6 +25,18 @@ def choose_device(name: str = "") -> torch.device:
         raise InputError(f"DEVICE={name}: not available here ({str(error).splitlines()[0]}); try DEVICE=cpu.") from None
     print(f"Device: {torch.cuda.get_device_name(device) if device.type == 'cuda' else device}")
     return device
+
+
+def choose_precision(name: str = "") -> str:
+    """The precision asked for, else `PRECISION` of the environment, else `auto`: bfloat16 where a device is fast in it.
+
+    Raises:
+        InputError: neither `auto` nor `float32`.
+    """
+    name = name or os.environ.get("PRECISION", "") or "auto"
+    if name not in ("auto", "float32"):
+        raise InputError(f"PRECISION={name}: must be auto or float32.")
+    return name
 
 
 def fast_bfloat16(device: torch.device) -> bool:

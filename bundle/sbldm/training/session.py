@@ -43,7 +43,7 @@ class MixedPrecision(SimpleInferer):
     bfloat16 has its range, so nothing needs scaling.
 
     Args:
-        switch: "auto", or "float32" for single precision everywhere.
+        switch: of `choose_precision`: "auto", or "float32" for single precision everywhere.
     """
 
     def __init__(self, switch: str = "auto") -> None:
