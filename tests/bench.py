@@ -62,7 +62,7 @@ def main() -> None:
     positions, condition = torch.arange(len(slices), device=device), torch.randn(1, 9, device=device)
     times = torch.randint(0, 1000, (len(latents),), device=device)
     reference = torch.nn.Conv2d(64, 64, 3, padding=1).to(device)
-    sampler = PairSampler(Schedule(**preset["diffusion"]["schedule"]), shape, preset["sampling"])
+    sampler = PairSampler(Schedule.of_preset(preset), shape, preset["sampling"])
 
     def draw() -> np.ndarray:
         with torch.no_grad():

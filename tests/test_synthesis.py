@@ -186,12 +186,12 @@ def test_larger_n_adds_what_is_missing(tmp_path: Path, drawn_run: Path) -> None:
 
 def test_killed_run_continues(tmp_path: Path, trained_run: Path) -> None:
     """SIGKILL somewhere in the middle; the same command leaves what a run that was never stopped leaves."""
-    n = 24
+    n, asked = 24, ["--volume-ml", "90"]  # so short a training may leave the masks of small tumours empty
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     whole, killed = copy_run(trained_run, tmp_path / "a"), copy_run(trained_run, tmp_path / "b")
-    assert call("synth", "--run", whole, "--n", n).returncode == 0
-    command = [sys.executable, "-m", "sbldm", "synth", "--run", str(killed), "--n", str(n), "--gate", "off"]
+    assert call("synth", "--run", whole, "--n", n, *asked).returncode == 0
+    command = [sys.executable, "-m", "sbldm", "synth", "--run", str(killed), "--n", str(n), "--gate", "off", *asked]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(killed / DATASET / "records" / "SBLDM_000000.json", process)
     time.sleep(0.5 * random.random())
@@ -204,12 +204,10 @@ def test_killed_run_continues(tmp_path: Path, trained_run: Path) -> None:
         (folder / ".partial-9999999" / "x.nii.gz").write_bytes(b"half")
     (killed / DATASET / "labelsTr" / f"SBLDM_{n - 1:06d}.nii.gz").write_bytes(b"of a pair without a record")
 
-    done = call("synth", "--run", killed, "--n", n)
+    done = call("synth", "--run", killed, "--n", n, *asked)
     assert done.returncode == 0, done.stderr
     assert f"{finished} of {n} pairs are already there" in done.stdout
-    drawn = len(manifest(whole))  # so short a training may leave a mask empty in twenty draws: that pair is given up
-    assert n - 3 <= drawn <= n and (drawn == n or (whole / DATASET / "given_up.csv").exists())
-    assert volumes(killed) == volumes(whole) and len(volumes(whole)) == 2 * drawn
+    assert volumes(killed) == volumes(whole) and len(volumes(whole)) == 2 * n
     rows = [[{k: v for k, v in row.items() if k != "seconds"} for row in manifest(run)] for run in (whole, killed)]
     assert rows[0] == rows[1]
     assert not partial_files(killed)

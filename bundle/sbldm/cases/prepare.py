@@ -140,7 +140,10 @@ def prepare_cases(
         voxels = float(np.prod(grid["size"]))
         a_case = voxels * (2 * len(data["channels"]) + len(data["labels"])) * PACKED
         check_room(folder, len(missing) * a_case, "choose another RUN")
-        map_in_processes(work, missing, workers, "Preparing cases", begin=_one_thread)
+        try:
+            map_in_processes(work, missing, workers, "Preparing cases", begin=_one_thread)
+        finally:
+            clear_partial(folder)  # a worker that had to go has no time for it on a busy machine
     sidecars = [read_sidecar(folder, case.name) for case in cases]
     write_csv(folder / "characteristics.csv", [{"case": s["case"]} | s["characteristics"] for s in sidecars])
     return sidecars

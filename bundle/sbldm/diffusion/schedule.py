@@ -53,6 +53,11 @@ class Schedule:
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {self.kind}.")
 
+    @classmethod
+    def of_preset(cls, preset: dict[str, Any]) -> Schedule:
+        """The process that a preset describes."""
+        return cls(**preset["diffusion"]["schedule"], prediction=preset["diffusion"]["prediction"])
+
     def state(self) -> dict[str, float | int | str]:
         """Plain values for the checkpoint."""
         return asdict(self)

@@ -40,7 +40,7 @@ from sbldm.manifest import read_manifest
 from sbldm.run.schema import read_yaml
 from sbldm.run.workers import killed_with_parent
 from sbldm.runs import Run
-from sbldm.training.checkpoints import read_history
+from sbldm.training.checkpoints import read_history, unfinished
 
 STAGES = ("autoencoder", "diffusion")
 TRIALS = (20, 60)  # iterations of two short trainings, whose difference in time tells the speed
@@ -56,11 +56,11 @@ COLUMNS = {  # of the table: scores by their protocol
     "recall.heldout": "recall",
     "coverage.heldout": "coverage",
     "z_gradient_ratio.effect": "gradient across slices, SD",
-    "request.volume_ml_percent": "volume off, %",
+    "request.volume_error": "volume off",
     "request.centre_mm": "centre off, mm",
     "spearman.sphericity": "rank of sphericity",
     "fit.dsc": "mask against real-trained nnU-Net, DSC",
-    "copies.image": "copies",
+    "copies.near": "near copies",
 }
 
 
@@ -88,6 +88,9 @@ def main_table(rows: list[dict[str, Any]]) -> str:
     head = ["variant", "iterations", "s a pair", *(COLUMNS[name] for name in shown)]
     head.insert(2, "processor minutes")
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    floor = {name: rows[0]["floors"].get(name) for name in shown}
+    cells = ["floor: real cases", "", "", "", *("" if v is None or v != v else f"{v:.3g}" for v in floor.values())]
+    lines.append("| " + " | ".join(cells) + " |")
     for row in rows:
         cells = [row["variant"], " + ".join(f"{n:,}" for n in row["iterations"])]
         cells += [f"{row['minutes']:.0f}", f"{row['seconds']:.2f}"]
@@ -144,8 +147,10 @@ class Ablation:
         if name != self.first and not any(key.startswith(UPSTREAM) for key in changes) and share == 1:
             self._share_autoencoder(run)
         for stage in STAGES:
-            if not (run.folder / f"{stage}.budget").is_file() and not run.checkpoint(stage).is_file():
+            if not _mark(run, stage).is_file():
                 self._budget(run, stage, 60 * share * self.plan["budget"][stage])
+            elif run.checkpoint(stage).is_file() and not unfinished(run, stage):
+                continue  # the budget of the other stage, set since, is a change that a training would refuse
             self._call("sbldm", "train", stage, f"--run={run.folder}")
         self._call(
             "sbldm", "synth", f"--run={run.folder}", f"--n={self.plan.get('pairs', 50)}", "--batch=4", "--gate=off"
@@ -166,27 +171,29 @@ class Ablation:
 
     def _share_autoencoder(self, run: Run) -> None:
         """Take stage 1 of the first variant; latents too, but for how they are centred, which may differ."""
-        if run.checkpoint("autoencoder").is_file():
+        if _mark(run, "autoencoder").is_file():
             return
         first = self._finished(self.first)
         for part in ("latents", "autoencoder"):
             shutil.copytree(first.folder / part, run.folder / part, dirs_exist_ok=True)
         for name in ("constants.json", "autoencoder.json"):
-            (run.latents / name).unlink()
+            (run.latents / name).unlink(missing_ok=True)
         _write(run, run.preset | {"autoencoder": first.preset["autoencoder"]})
+        shutil.copy(_mark(first, "autoencoder"), _mark(run, "autoencoder"))
 
     def _budget(self, run: Run, stage: str, seconds: float) -> None:
         """Set the iterations of a stage to what fits into so many seconds of one thread, by two short trials."""
         preset, spent = run.preset, []
         for trial in TRIALS:
+            shutil.rmtree(run.folder / stage, ignore_errors=True)  # of a trial
             _write(run, changed(preset, {f"{stage}.iterations": trial, f"{stage}.iterations_per_epoch": trial}))
             self._call("sbldm", "train", stage, f"--run={run.folder}")
             spent.append(float(read_history(run, stage)[-1]["cpu_seconds"]))
-            shutil.rmtree(run.folder / stage)  # of a trial
+        shutil.rmtree(run.folder / stage)
         speed = (TRIALS[1] - TRIALS[0]) / (spent[1] - spent[0])
         epoch = max(1, round(seconds * speed / EPOCHS))
         _write(run, changed(preset, {f"{stage}.iterations": EPOCHS * epoch, f"{stage}.iterations_per_epoch": epoch}))
-        (run.folder / f"{stage}.budget").write_text(f"{seconds:g} s\n")
+        _mark(run, stage).write_text(f"{seconds:g} s\n")
 
     def _row(self, name: str, run: Run) -> dict[str, Any]:
         scores = json.loads((run.folder / "evaluation" / "evaluation.json").read_text())["scores"]
@@ -211,6 +218,11 @@ class Ablation:
         command = [sys.executable, "-m", module, *arguments]
         if subprocess.run(command, env=environment, check=False, preexec_fn=killed_with_parent).returncode:
             raise StateError(f"`{shlex.join(command)}` failed; the same command goes on from here.")
+
+
+def _mark(run: Run, stage: str) -> Path:
+    """The file that says that the iterations of a stage are those of its budget, and no trial's."""
+    return run.folder / f"{stage}.budget"
 
 
 def _write(run: Run, preset: dict[str, Any]) -> None:

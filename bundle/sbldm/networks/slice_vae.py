@@ -199,14 +199,14 @@ class StackVAE(SliceVAE):
         return self.decode(z, position, depth), mean, log_variance
 
     @torch.no_grad()
-    def encode_volume(self, volume: np.ndarray, device: torch.device, chunk: int = 0) -> np.ndarray:
-        """Encode `[C + L, X, Y, Z]`: mean and log-variance, `[2, latent, X/f, Y/f, Z/a]`."""
+    def encode_volume(self, volume: np.ndarray, device: torch.device) -> np.ndarray:
+        """Encode `[C + L, X, Y, Z]`, all slices at once: mean and log-variance, `[2, latent, X/f, Y/f, Z/a]`."""
         slices = torch.from_numpy(np.ascontiguousarray(volume.transpose(3, 0, 1, 2))).to(device)
         return torch.cat(self.encode(slices, _positions(0, slices, device), len(slices))).cpu().numpy()
 
     @torch.no_grad()
-    def decode_volume(self, latents: torch.Tensor, chunk: int = 0) -> np.ndarray:
-        """Decode latents `[latent, X/f, Y/f, Z/a]`: `[C + L, X, Y, Z]` in [-1, 1]."""
+    def decode_volume(self, latents: torch.Tensor) -> np.ndarray:
+        """Decode latents `[latent, X/f, Y/f, Z/a]`, all slices at once: `[C + L, X, Y, Z]` in [-1, 1]."""
         depth = latents.shape[-1] * self.aggregation
         position = torch.arange(depth, device=latents.device)
         return self.decode(latents[None], position, depth).clamp(-1, 1).cpu().permute(1, 2, 3, 0).numpy()

@@ -280,7 +280,6 @@ class Diffusion(Stage):
     schedule: NoiseSchedule
     noise_levels: NoiseLevels = NoiseLevels(distribution="uniform")
     centred: Literal["channel", "position"] = "channel"
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.01
     condition_dropout: Share
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     latent: Literal["mean", "sample"]

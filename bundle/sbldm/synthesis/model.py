@@ -96,8 +96,7 @@ class Model:
     @property
     def schedule(self) -> Schedule:
         """The forward process of the training."""
-        diffusion = self.preset["diffusion"]
-        return Schedule(**diffusion["schedule"], prediction=diffusion["prediction"])
+        return Schedule.of_preset(self.preset)
 
     @property
     def lineage(self) -> dict[str, str]:

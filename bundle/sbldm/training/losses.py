@@ -29,6 +29,8 @@ class AutoencoderLoss(nn.Module):
         perceptual_weights: local file with the state of torchvision's `vgg16`, or None; needs the package lpips.
         perceptual_weight: weight of that term.
         ssim: whether SSIM takes part; it does not for volumes, where its window would cost more than the network.
+        bce_weight: weight of the binary cross-entropy of the labels, four times the output being the logit: the
+            probability is .02 and .98 at -1 and 1, where the labels are.
 
     Raises:
         InputError: `perceptual_weights` names no such file, or lpips is not installed.
