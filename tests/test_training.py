@@ -25,6 +25,7 @@ import pytest
 import torch
 from conftest import call, copy_run, one_line, partial_files, snapshot, wait_for
 from ignite.engine import Engine
+from scipy.ndimage import gaussian_filter
 
 from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import load_prepared
@@ -631,6 +632,14 @@ def test_stacks_from_slices_to_pairs(trained_run: Path, tmp_path: Path) -> None:
     constants = torch.load(Run.at(run).checkpoint("diffusion"), weights_only=True)["constants"]
     assert np.shape(constants["latent_mean"]) == tuple(constants["latent_shape"])
     assert constants["latent_shape"] == [3, 12, 16, 8]
+    latents = []
+    for name in read_lists(run)["train"]:
+        with np.load(run / "latents" / f"{name}.npz") as arrays:
+            latents += list(arrays["latents"][:, 0].astype(np.float64))
+    mean = gaussian_filter(np.mean(latents, axis=0), (0, 0.7, 0.7, 0.7), mode="nearest")
+    np.testing.assert_allclose(constants["latent_mean"], mean, rtol=1e-5, atol=1e-6)
+    residual = np.sqrt(np.square(np.stack(latents) - mean).mean(axis=(0, 2, 3, 4)))
+    np.testing.assert_allclose(constants["latent_std"], residual, rtol=1e-5)
     model = Model.load(str(run), CPU)
     picture = model.network.picture
     torch.testing.assert_close(picture.mean.double(), torch.tensor(model.normaliser.mean), rtol=1e-6, atol=1e-6)

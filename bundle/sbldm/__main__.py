@@ -16,7 +16,7 @@ from typing import Any
 
 from sbldm.errors import InputError, StateError, finish
 from sbldm.files import user_path
-from sbldm.models import MODELS, check_model, configs_of, kind_of, refuse_requests
+from sbldm.models import MODELS, SAMPLING, check_model, configs_of, kind_of, refuse_requests
 from sbldm.run.limits import MOST_BATCH, MOST_ITERATIONS, MOST_PAIRS, MOST_PROCESSES, MOST_SEED
 from sbldm.run.schema import refuse_expressions
 from sbldm.runs import Run, load_preset
@@ -24,7 +24,6 @@ from sbldm.runs import Run, load_preset
 BUNDLE = Path(__file__).parents[1]
 REQUEST = ("volume_ml", "surface_mm2", "sphericity", "centre_mm", "extents_mm")
 STAGES = dict.fromkeys(stage for model in MODELS.values() for stage in model.stages)
-SAMPLING = ("sampler", "steps", "spacing", "eta", "guidance")
 
 
 def _whole(name: str, value: str, least: int, most: int) -> int:

@@ -8,9 +8,10 @@ from typing import Any
 
 from sbldm.errors import InputError
 
-__all__ = ["MODELS", "ModelKind", "check_model", "configs_of", "kind_of", "refuse_requests"]
+__all__ = ["MODELS", "SAMPLING", "ModelKind", "check_model", "configs_of", "kind_of", "refuse_requests"]
 
 STAGE_1, STAGE_2 = ("train_autoencoder",), ("train_diffusion",)
+SAMPLING = ("sampler", "steps", "spacing", "eta", "guidance")  # what can be asked of a drawing in place of the preset
 OVERLAYS = {  # of stage 1, by its kind
     "slice": (),
     "stack": ("overlays/adversary", "overlays/stacks"),

@@ -35,7 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sbldm.device import choose_device
 from sbldm.errors import DataError, InputError, OutputError, StateError, finish
 from sbldm.files import read_json, sha256, user_path, write_json
-from sbldm.models import kind_of
+from sbldm.models import SAMPLING, kind_of
 from sbldm.networks import (
     GanGenerator,
     SliceVAE,
@@ -53,7 +53,6 @@ from sbldm.tumour.characteristics import NAMES
 __all__ = ["Cost", "count", "empty", "latent_shape", "measure", "measured", "model_costs"]
 
 COSTS_FILE = "costs.json"  # of a run
-SAMPLING = ("sampler", "steps", "spacing", "eta", "guidance")
 
 
 # --- counting ---------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from sbldm.errors import StateError
 from sbldm.evaluation.copies import too_many_copies
 from sbldm.files import clear_partial
 from sbldm.manifest import read_manifest
+from sbldm.models import SAMPLING
 from sbldm.run.progress import Progress
 from sbldm.synthesis.datasheet import write_datasheet
 from sbldm.synthesis.figures import contact_sheet, request_plot, summarise
@@ -128,7 +129,7 @@ class PairWriter:
             "refused_because": "; ".join(faults),
             **verdict.record(),
             "checkpoint_sha256": self.model.sha256,
-            **{name: settings[name] for name in ("sampler", "steps", "spacing", "eta", "guidance") if name in settings},
+            **{name: settings[name] for name in SAMPLING if name in settings},
             "seconds": round(seconds, 3),
         }
 

@@ -177,12 +177,16 @@ def _measure_constants(
     run: Run, preset: dict[str, Any], lists: dict[str, list[str]], fingerprint: str
 ) -> dict[str, Any]:
     """Everything that synthesis needs beside the weights, measured on the training list, as plain values."""
-    sides = np.concatenate([_load_latents(run, name) for name in lists["train"]]).astype(np.float64)
-    means, noise = sides[:, 0], np.exp(sides[:, 1]).mean(axis=(0, 2, 3, 4))
-    mean = means.mean(axis=(0, 2, 3, 4)).reshape(-1, 1, 1, 1)
+    total, square, noise, count = 0.0, 0.0, 0.0, 0  # one case in memory at a time
+    for name in lists["train"]:
+        sides = _load_latents(run, name).astype(np.float64)
+        total, square = total + sides[:, 0].sum(axis=0), square + (sides[:, 0] ** 2).sum(axis=0)
+        noise, count = noise + np.exp(sides[:, 1]).mean(axis=(2, 3, 4)).sum(axis=0), count + len(sides)
+    first, second, noise = total / count, square / count, noise / count
+    mean = first.mean(axis=(1, 2, 3), keepdims=True)
     if preset["diffusion"].get("centred", "channel") == "position":
-        mean = gaussian_filter(means.mean(axis=0), (0, *[TEMPLATE_SIGMA] * 3), mode="nearest")
-    variance = (means - mean).var(axis=(0, 2, 3, 4))
+        mean = gaussian_filter(first, (0, *[TEMPLATE_SIGMA] * 3), mode="nearest")
+    variance = (second - 2 * mean * first + mean**2).mean(axis=(1, 2, 3))
     share = noise / (variance + noise)
     print(
         f"Latents: posterior noise is {100 * share.mean():.1f} % of their variance (training uses the mean by default)."
