@@ -20,7 +20,7 @@ from sbldm.run.preset import check_preset
 from sbldm.run.schema import read_yaml, split_words
 from sbldm.runs import Run, load_preset
 
-SMALL = (BUNDLE / "configs/presets/small.yaml").read_text()
+SMALL = (Path(__file__).parent / "slices.yaml").read_text()
 LSGAN = yaml.safe_dump({"preset": load_preset("small", "lsgan")}, sort_keys=False)
 LDM = yaml.safe_dump({"preset": load_preset("small", "ldm3d")}, sort_keys=False)
 

@@ -89,7 +89,7 @@ def test_noise_is_for_training_alone(volume: np.ndarray) -> None:
 
 
 def test_costs_know_it() -> None:
-    """The cost table counts stacks, and the discriminator slice by slice."""
+    """The cost table counts stacks, and the refiner's steps in a sample."""
     preset = changed(load_preset("small"), read_yaml(VARIANTS, "a file of variants")["common"])
     assert preset["autoencoder"]["kind"] == "stack"
     z, h, w, d = latent_shape(preset)
@@ -97,4 +97,7 @@ def test_costs_know_it() -> None:
     assert (z, d) == (network["latent_channels"], size[2] // network["aggregation"])
     assert (h, w) == (size[0] // 4, size[1] // 4)
     costs = model_costs(preset)
-    assert costs["decode"].macs < costs["encode"].macs * 2 and costs["discriminator"].macs > 0
+    assert costs["decode"].macs < costs["encode"].macs * 2
+    steps = preset["sampling"]["steps"], network["refiner"]["steps"]
+    drawn = steps[0] * costs["step"].macs + costs["decode"].macs + steps[1] * costs["refine"].macs
+    assert costs["sample"].macs == pytest.approx(drawn, rel=1e-9)

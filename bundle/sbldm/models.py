@@ -14,7 +14,7 @@ STAGE_1, STAGE_2 = ("train_autoencoder",), ("train_diffusion",)
 SAMPLING = ("sampler", "steps", "spacing", "eta", "guidance")  # what can be asked of a drawing in place of the preset
 OVERLAYS = {  # of stage 1, by its kind
     "slice": (),
-    "stack": ("overlays/adversary", "overlays/stacks"),
+    "stack": ("overlays/stacks",),
     "volume": ("overlays/adversary", "baselines/volumes"),
     "monai": ("overlays/adversary", "baselines/volumes"),
 }

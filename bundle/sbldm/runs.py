@@ -151,10 +151,11 @@ def _check_sizes(path: Path, preset: dict[str, Any]) -> None:
         values = preset[stage]
         need = need * _halvings(stage, values)
         if "discriminator" in values:
-            judged = (1, 1, 0) if values.get("kind") == "stack" else 1  # slices, or volumes
-            least = np.maximum(least, np.multiply(3 * 2 ** values["discriminator"]["layers"], judged))
+            least = np.maximum(least, 3 * 2 ** values["discriminator"]["layers"])
         elif stage == "autoencoder":
             least = np.maximum(least, (SSIM_WINDOW, SSIM_WINDOW, 1))
+        if values.get("kind") == "stack":
+            _check_crop(path, values, size)
     if np.any(size % need):
         raise InputError(
             f"{path}: grid.size {size.tolist()} must be divisible by {need.tolist()} (the networks halve it)."
@@ -164,6 +165,20 @@ def _check_sizes(path: Path, preset: dict[str, Any]) -> None:
             f"{path}: grid.size {size.tolist()} must be at least {least.tolist()}, and two voxels after all halvings "
             f"({need.tolist()}); enlarge it, or take fewer levels or layers."
         )
+
+
+def _check_crop(path: Path, values: dict[str, Any], size: np.ndarray) -> None:
+    """Windows and planes must survive the halvings of autoencoder and refiner."""
+    network = values["network"]
+    refined = len((network.get("refiner") or {"channels": [0]})["channels"])
+    factor = network["patch"] * 2 ** (max(refined, len(network["channels"])) - 1)
+    for name, plane in (("grid.size", size[:2]), ("autoencoder.crop", np.array(values["crop"] or size[:2]))):
+        if np.any(plane % factor):
+            raise InputError(
+                f"{path}: {name} {plane.tolist()} must be divisible by {factor} in the plane (the networks halve it)."
+            )
+        if np.any(plane > size[:2]) or np.any(plane < SSIM_WINDOW):
+            raise InputError(f"{path}: {name} {plane.tolist()} must be {SSIM_WINDOW} at least, and within grid.size.")
 
 
 def read_preset(run_dir: str | Path) -> dict[str, Any]:

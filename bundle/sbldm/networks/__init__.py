@@ -11,6 +11,7 @@ from sbldm.errors import InputError
 from sbldm.networks.gan import GanGenerator
 from sbldm.networks.latent_unet import LatentUNet, TiledUNet
 from sbldm.networks.monai_networks import MonaiUNet, MonaiVAE
+from sbldm.networks.refiner import Refiner
 from sbldm.networks.request_picture import RequestPicture
 from sbldm.networks.slice_vae import SliceVAE, StackVAE, VolumeVAE
 from sbldm.tumour.characteristics import NAMES
@@ -21,6 +22,7 @@ __all__ = [
     "LatentUNet",
     "MonaiUNet",
     "MonaiVAE",
+    "Refiner",
     "SliceVAE",
     "StackVAE",
     "TiledUNet",
@@ -56,6 +58,8 @@ def _kind(preset: dict[str, Any], stage: str, known: dict[str, type]) -> tuple[s
 def build_autoencoder(preset: dict[str, Any]) -> SliceVAE | VolumeVAE:
     """Stage 1 as the preset describes it: one input channel per image channel and per label."""
     kind, values = _kind(preset, "autoencoder", AUTOENCODERS)
+    if refiner := values.pop("refiner", None):
+        values["refiner"] = Refiner(len(preset["data"]["channels"]), _channels(preset), **refiner)
     return AUTOENCODERS[kind](in_channels=_channels(preset), **values)
 
 
@@ -86,11 +90,10 @@ def build_generator(preset: dict[str, Any]) -> GanGenerator:
 
 
 def build_discriminator(preset: dict[str, Any], stage: str) -> PatchDiscriminator:
-    """MONAI's discriminator of patches, for `gan` or for the `autoencoder` of a VAE-GAN: of slices, or of volumes.
+    """MONAI's discriminator of patches, for `gan` or for the `autoencoder` of a VAE-GAN.
 
     The sizes of the paper's rivals: 64 channels and four layers have the 44.6 M parameters that the authors committed
     for their GAN, 32 and four the 11.2 M that fit their paper, 74 and three the 14.7 M beside their 3-D autoencoder.
     """
     values = preset[stage]["discriminator"]
-    dims = 2 if preset[stage].get("kind") == "stack" else 3
-    return PatchDiscriminator(dims, values["channels"], _channels(preset), 1, num_layers_d=values["layers"])
+    return PatchDiscriminator(3, values["channels"], _channels(preset), 1, num_layers_d=values["layers"])

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from einops import rearrange
 from torch import nn
 
 from sbldm.networks.blocks import ResidualBlock, SinusoidalEmbedding, convolution, zero_initialised
+from sbldm.networks.refiner import Refiner
 
 __all__ = ["SliceVAE", "StackVAE", "VolumeVAE"]
 
@@ -110,8 +112,8 @@ class SliceVAE(_VAE):
         return torch.cat(parts, dim=1).permute(0, 2, 3, 4, 1).numpy()
 
     @torch.no_grad()
-    def decode_volume(self, latents: torch.Tensor, chunk: int = 16) -> np.ndarray:
-        """Decode latents `[latent, X/f, Y/f, Z]` in chunks of slices: `[C + L, X, Y, Z]` in [-1, 1]."""
+    def decode_volume(self, latents: torch.Tensor, seed: int | None = 0, chunk: int = 16) -> np.ndarray:
+        """Decode latents `[latent, X/f, Y/f, Z]` in chunks of slices: `[C + L, X, Y, Z]` in [-1, 1]; any seed alike."""
         slices = latents.permute(3, 0, 1, 2)
         parts = [
             self.decode(part, _positions(i * chunk, part, part.device)).clamp(-1, 1).cpu()
@@ -135,6 +137,7 @@ class StackVAE(SliceVAE):
             (1: none). The plane shrinks by this factor too.
         latent_noise: in training the decoder gets `(1 - s) z + s n`, s uniform between 0 and this for each stack, n
             normal with the standard deviation of the latents (l-DeTok, arXiv 2507.15856).
+        refiner: draws the texture of whole volumes that are decoded, and learns it beside the autoencoder; None: none.
     """
 
     def __init__(
@@ -147,6 +150,7 @@ class StackVAE(SliceVAE):
         aggregation: int = 3,
         latent_noise: float = 0.0,
         patch: int = 1,
+        refiner: Refiner | None = None,
     ) -> None:
         super().__init__(in_channels * patch**2, channels, latent_channels, position_embedding, groups)
         self.in_channels, self.patch, self.factor = in_channels, patch, self.factor * patch
@@ -155,6 +159,7 @@ class StackVAE(SliceVAE):
         self.to_posterior = nn.Conv3d(last, 2 * latent_channels, (3, 3, aggregation), along_z, (1, 1, 0))
         with torch.no_grad():  # a narrow posterior to start with, or the first hundreds of iterations drown in noise
             self.to_posterior.bias[latent_channels:] -= 4
+        self.refiner = refiner
         self.spread = nn.ConvTranspose3d(last, last, along_z, along_z)
         widths = [last, last, *channels[-2::-1]]
         self.agree = nn.ModuleList(
@@ -184,10 +189,11 @@ class StackVAE(SliceVAE):
             h = h + _slices(agree(_stacked(h, depth)))
         return nn.functional.pixel_shuffle(self.to_slice(h), self.patch)
 
-    def forward(
-        self, x: torch.Tensor, position: torch.Tensor | None = None, depth: int = 1
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Reconstruct slices: `(reconstruction, mean, log_variance)`; posterior sample and noise in training alone."""
+    def forward(self, x: torch.Tensor, position: torch.Tensor | None = None, depth: int = 1) -> tuple[Any, ...]:
+        """Reconstruct slices: `(reconstruction, mean, log_variance)`; posterior sample and noise in training alone.
+
+        With a refiner `(predicted, true)` of its lesson follow.
+        """
         mean, log_variance = self.encode(x, position, depth)
         z = mean
         if self.training:
@@ -196,7 +202,9 @@ class StackVAE(SliceVAE):
                 share = self.latent_noise * torch.rand(len(z), 1, 1, 1, 1, device=z.device)
                 scale = mean.detach().std(dim=(0, 2, 3, 4), keepdim=True)
                 z = (1 - share) * z + share * scale * torch.randn_like(z)
-        return self.decode(z, position, depth), mean, log_variance
+        drawn = self.decode(z, position, depth)
+        lesson = () if self.refiner is None else (self.refiner.lesson(x, drawn, position, depth),)
+        return drawn, mean, log_variance, *lesson
 
     @torch.no_grad()
     def encode_volume(self, volume: np.ndarray, device: torch.device) -> np.ndarray:
@@ -205,11 +213,17 @@ class StackVAE(SliceVAE):
         return torch.cat(self.encode(slices, _positions(0, slices, device), len(slices))).cpu().numpy()
 
     @torch.no_grad()
-    def decode_volume(self, latents: torch.Tensor) -> np.ndarray:
-        """Decode latents `[latent, X/f, Y/f, Z/a]`, all slices at once: `[C + L, X, Y, Z]` in [-1, 1]."""
+    def decode_volume(self, latents: torch.Tensor, seed: int | None = 0) -> np.ndarray:
+        """Decode latents `[latent, X/f, Y/f, Z/a]`, all slices at once: `[C + L, X, Y, Z]` in [-1, 1].
+
+        A refiner draws the texture from the seed; None leaves it out.
+        """
         depth = latents.shape[-1] * self.aggregation
         position = torch.arange(depth, device=latents.device)
-        return self.decode(latents[None], position, depth).clamp(-1, 1).cpu().permute(1, 2, 3, 0).numpy()
+        drawn = self.decode(latents[None], position, depth)
+        if self.refiner is not None and seed is not None:
+            drawn = self.refiner.refine(drawn, position, depth, seed)
+        return drawn.float().clamp(-1, 1).cpu().permute(1, 2, 3, 0).numpy()
 
 
 def _stacked(slices: torch.Tensor, depth: int) -> torch.Tensor:
@@ -250,6 +264,6 @@ class VolumeVAE(_VAE):
         return torch.cat(self.encode(whole)).cpu().numpy()
 
     @torch.no_grad()
-    def decode_volume(self, latents: torch.Tensor) -> np.ndarray:
-        """Decode latents `[latent, X/f, Y/f, Z/f]`: `[C + L, X, Y, Z]` in [-1, 1]."""
+    def decode_volume(self, latents: torch.Tensor, seed: int | None = 0) -> np.ndarray:
+        """Decode latents `[latent, X/f, Y/f, Z/f]`: `[C + L, X, Y, Z]` in [-1, 1]; any seed alike."""
         return self.decode(latents[None])[0].clamp(-1, 1).cpu().numpy()

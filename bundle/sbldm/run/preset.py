@@ -119,12 +119,20 @@ class SliceNetwork(Values):
     groups: Width
 
 
+class RefinerNetwork(Values):
+    """`Refiner`; `steps` is the number of its evaluations for a volume."""
+
+    channels: Levels
+    steps: Annotated[int, Field(ge=1, le=1000)]
+
+
 class StackNetwork(SliceNetwork):
     """`StackVAE`."""
 
     aggregation: Annotated[int, Field(ge=1, le=16)]
     latent_noise: Share
     patch: Annotated[int, Field(ge=1, le=16)]
+    refiner: RefinerNetwork | None = None
 
 
 class VolumeNetwork(Values):
@@ -213,26 +221,27 @@ class SliceAutoencoder(Autoencoder):
     network: SliceNetwork
 
 
-class _VaeGan(Autoencoder):
-    discriminator: Discriminator
-    adversarial_weight: Weight
-    adversarial_start: Natural
-
-
-class StackAutoencoder(_VaeGan):
+class StackAutoencoder(Autoencoder):
     """Of SBLDM with aggregated latents; `depth` slices are seen at once in training."""
 
     kind: Literal["stack"]
     network: StackNetwork
     depth: Annotated[int, Field(ge=1, le=1024)]
+    crop: Annotated[list[Width], Field(min_length=2, max_length=2)] | None  # voxels, None: whole slices
     bce_weight: Weight
-    adversarial_ahead: Natural
+    anchor_weight: Weight
 
     @model_validator(mode="after")
     def _whole_stacks(self) -> StackAutoencoder:
         if self.depth % self.network.aggregation:
             raise ValueError(f"depth {self.depth} must be a multiple of network.aggregation {self.network.aggregation}")
         return self
+
+
+class _VaeGan(Autoencoder):
+    discriminator: Discriminator
+    adversarial_weight: Weight
+    adversarial_start: Natural
 
 
 class VolumeAutoencoder(_VaeGan):

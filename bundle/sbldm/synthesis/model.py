@@ -134,25 +134,31 @@ class Model:
         return tuple(self.constants["latent_shape"])
 
     @torch.no_grad()
-    def decode(self, latents: torch.Tensor) -> np.ndarray:
-        """Standardised latents `[Z, H, W, D]` (a GAN: noise) to a volume `[C + L, X, Y, Z]` in [-1, 1]."""
+    def decode(self, latents: torch.Tensor, seed: int = 0, attempt: int = 0) -> np.ndarray:
+        """Standardised latents `[Z, H, W, D]` (a GAN: noise) to a volume `[C + L, X, Y, Z]` in [-1, 1].
+
+        A refiner draws the texture from the seed and the attempt at it, beside the latents' own noise.
+        """
         if self.autoencoder is None:
             return self.network(latents[None])[0].cpu().numpy()
         mean, std = (latents.new_tensor(self.constants[name]) for name in ("latent_mean", "latent_std"))
-        return self.autoencoder.decode_volume(latents * std.view(-1, 1, 1, 1) + mean)
+        return self.autoencoder.decode_volume(latents * std.view(-1, 1, 1, 1) + mean, _state(seed, attempt, 1))
 
 
 def row_noise(shape: Sequence[int], seeds: Sequence[int], attempts: Sequence[int], device: torch.device) -> Noise:
     """The noise of each row from a generator of its own, on the CPU, so that it is the same on every device."""
-    states = [
-        np.random.SeedSequence([s, a]).generate_state(1, np.uint64)[0] for s, a in zip(seeds, attempts, strict=True)
-    ]
-    generators = [torch.Generator().manual_seed(int(state >> np.uint64(1))) for state in states]
+    states = [_state(s, a) for s, a in zip(seeds, attempts, strict=True)]
+    generators = [torch.Generator().manual_seed(state) for state in states]
 
     def draw(k: int) -> torch.Tensor:
         return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators]).to(device)
 
     return draw
+
+
+def _state(*numbers: int) -> int:
+    """The seed of a generator, of several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class OneStep(Inferer):

@@ -55,7 +55,6 @@ class Adversary:
         discriminator: MONAI's `PatchDiscriminator`.
         optimizer: of its parameters.
         start: iterations before it has a say.
-        ahead: for how many of them it learns already; None: all.
     """
 
     def __init__(
@@ -63,10 +62,8 @@ class Adversary:
         discriminator: nn.Module,
         optimizer: torch.optim.Optimizer,
         start: int = 0,
-        ahead: int | None = None,
     ) -> None:
         self.losses, self.optimizer, self.start = GanLosses(discriminator, 0.0), optimizer, start
-        self.first = 0 if ahead is None else max(0, start - ahead)
         self.active = False
 
     def attach(self, engine: Engine) -> None:
@@ -79,8 +76,6 @@ class Adversary:
 
     def __call__(self, engine: Engine) -> None:
         """One step of the discriminator."""
-        if engine.state.iteration <= self.first:
-            return
         self.optimizer.zero_grad()
         output = engine.state.output
         self.losses.discriminator(output["pred"][0], output["image"]).backward()

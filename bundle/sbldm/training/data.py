@@ -19,6 +19,9 @@ from sbldm.run.progress import progress
 __all__ = ["Continuing", "LatentDataset", "SliceDataset", "SliceValidation", "VolumeDataset"]
 
 
+WHOLE = (slice(None), slice(None))  # of a plane
+
+
 class Continuing(Sampler[int]):
     """Counts samples from `start` to `total`; a resumed training sets `start` to what it has already seen."""
 
@@ -54,10 +57,12 @@ def _load_volumes(folder: str | Path, names: Sequence[str]) -> np.ndarray:
     return np.stack([load_prepared(Path(folder), name)[0].astype(np.float16) for name in shown])
 
 
-def _slice(volumes: np.ndarray, case: int, z: int, mirror: bool = False, depth: int = 0) -> dict[str, Any]:
-    """A slice and its index, or `depth` of them from there on."""
+def _slice(
+    volumes: np.ndarray, case: int, z: int, mirror: bool = False, depth: int = 0, window: tuple[slice, slice] = WHOLE
+) -> dict[str, Any]:
+    """A slice and its index, or `depth` of them from there on; of the plane a window."""
     which = slice(z, z + depth) if depth else z
-    plane = volumes[case, ..., which].astype(np.float32)
+    plane = volumes[(case, slice(None), *window, which)].astype(np.float32)
     plane = plane[:, ::-1].copy() if mirror else plane
     return {"image": torch.from_numpy(plane), "position": torch.arange(volumes.shape[-1])[which]}
 
@@ -68,7 +73,8 @@ class SliceDataset(_Shuffled):
     Of the slices without any brain, a random tenth takes part in each pass, as the authors did.
 
     With `depth` a slice brings its neighbours: `image` `[C + L, X, Y, depth]`, `position` `[depth]`, the slice
-    somewhere in the stack.
+    somewhere in the stack. With `crop` only a window is shown, around a random voxel of the slice's brain: of whole
+    slices more than half is background, from which nothing is learned.
 
     Args:
         folder: prepared cases.
@@ -77,6 +83,7 @@ class SliceDataset(_Shuffled):
         mirror: flip half of the slices left-right.
         empty_share: share of slices without brain in a pass.
         depth: slices of a stack, 0 for single slices.
+        crop: voxels of the window along X and Y; None: whole slices.
     """
 
     def __init__(
@@ -87,8 +94,10 @@ class SliceDataset(_Shuffled):
         mirror: bool = False,
         empty_share: float = 0.1,
         depth: int = 0,
+        crop: Sequence[int] | None = None,
     ) -> None:
         self.volumes, self.seed, self.mirror, self.depth = _load_volumes(folder, names), seed, mirror, depth
+        self.crop = crop
         content = (self.volumes[:, 0] > -1).any(axis=(1, 2))
         self.full, self.empty = np.argwhere(content), np.argwhere(~content)
         self.n_empty = round(empty_share * len(self.empty))
@@ -101,9 +110,18 @@ class SliceDataset(_Shuffled):
         item, rng = self._item(n)
         case, z = self.full[item] if item < len(self.full) else self.empty[rng.integers(len(self.empty))]
         mirror = self.mirror and rng.random() < 0.5
+        window = self._window(self.volumes[case, 0, ..., z] > -1, rng) if self.crop else WHOLE
         if self.depth:
             z = min(max(0, z - rng.integers(self.depth)), self.volumes.shape[-1] - self.depth)
-        return _slice(self.volumes, case, z, mirror, self.depth)
+        return _slice(self.volumes, case, z, mirror, self.depth, window)
+
+    def _window(self, brain: np.ndarray, rng: np.random.Generator) -> tuple[slice, slice]:
+        """A window around a random voxel of a brain `[X, Y]`, or of the plane where there is none, inside the plane."""
+        inside = np.flatnonzero(brain)
+        voxel = rng.choice(inside) if len(inside) else rng.integers(brain.size)
+        centre = np.unravel_index(voxel, brain.shape)
+        first = [min(max(0, c - w // 2), n - w) for c, w, n in zip(centre, self.crop, brain.shape, strict=True)]
+        return tuple(slice(f, f + w) for f, w in zip(first, self.crop, strict=True))
 
 
 class SliceValidation(Dataset):

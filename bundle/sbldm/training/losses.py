@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.losses import DiceLoss, SSIMLoss
@@ -31,6 +32,9 @@ class AutoencoderLoss(nn.Module):
         ssim: whether SSIM takes part; it does not for volumes, where its window would cost more than the network.
         bce_weight: weight of the binary cross-entropy of the labels, four times the output being the logit: the
             probability is .02 and .98 at -1 and 1, where the labels are.
+        anchor_weight: weight of the squared distance of the first latents from the slices' means over their cells:
+            the latents are then a small image and a small mask with what these leave out beside them. Left to itself
+            an autoencoder stores anatomy as white noise of low amplitude, which diffusion learns last.
 
     Raises:
         InputError: `perceptual_weights` names no such file, or lpips is not installed.
@@ -45,18 +49,22 @@ class AutoencoderLoss(nn.Module):
         perceptual_weight: float = 0.5,
         ssim: bool = True,
         bce_weight: float = 0.0,
+        anchor_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.kl_weight, self.image_channels, self.perceptual_weight = kl_weight, image_channels, perceptual_weight
         self.dice_weight, self.dice, self.bce_weight = dice_weight, DiceLoss(batch=True), bce_weight
+        self.anchor_weight = anchor_weight
         self.ssim = SSIMLoss(spatial_dims=2, data_range=1.0) if ssim else None
         self.perceptual = _perceptual(perceptual_weights) if perceptual_weights else None
 
-    def forward(
-        self, prediction: tuple[torch.Tensor, torch.Tensor, torch.Tensor], target: torch.Tensor
-    ) -> torch.Tensor:
-        """Loss of `(reconstruction, mean, log_variance)` against slices `[B, C + L, X, Y]` (or volumes)."""
-        reconstruction, mean, log_variance = prediction
+    def forward(self, prediction: tuple[Any, ...], target: torch.Tensor) -> torch.Tensor:
+        """Loss of `(reconstruction, mean, log_variance)` against slices `[B, C + L, X, Y]` (or volumes).
+
+        The mean squared error of `(predicted, true)` velocities, which a refiner adds to the tuple, is its own loss:
+        both train side by side and share no weight.
+        """
+        reconstruction, mean, log_variance, *lessons = prediction
         kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum() / len(mean)
         loss = (reconstruction - target).abs().mean() + self.kl_weight * kl
         if self.ssim is not None:
@@ -67,10 +75,18 @@ class AutoencoderLoss(nn.Module):
         if self.bce_weight:
             logits, labels = 4 * reconstruction[:, self.image_channels :], (target[:, self.image_channels :] > 0)
             loss = loss + self.bce_weight * nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits))
+        if self.anchor_weight:
+            cells = nn.functional.adaptive_avg_pool3d(_stacks(target, len(mean)), mean.shape[2:])
+            loss = loss + self.anchor_weight * nn.functional.mse_loss(mean[:, : cells.shape[1]], cells)
         if self.perceptual is not None:
             images = [x[:, : self.image_channels].flatten(0, 1).unsqueeze(1) for x in (reconstruction, target)]
             loss = loss + self.perceptual_weight * self.perceptual(*images).mean()
-        return loss
+        return loss + sum(nn.functional.mse_loss(*lesson) for lesson in lessons)
+
+
+def _stacks(slices: torch.Tensor, n: int) -> torch.Tensor:
+    """Slices `[n * S, C, X, Y]` as `[n, C, X, Y, S]`."""
+    return slices.unflatten(0, (n, -1)).movedim(1, -1)
 
 
 def _perceptual(weights: str) -> nn.Module:
