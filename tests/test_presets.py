@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import BUNDLE, TINY, call, copy_run, one_line, snapshot
+from conftest import TINY, call, copy_run, one_line, snapshot
 
 from sbldm.errors import InputError, StateError
 from sbldm.models import MODELS, kind_of
