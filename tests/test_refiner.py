@@ -92,7 +92,7 @@ def test_it_teaches_the_decoder_nothing(drawn: torch.Tensor) -> None:
     network = StackVAE(2, [8, 12], 4, 8, 4, aggregation=2, patch=2, refiner=Refiner(1, 2, [8], embedding=16, groups=4))
     torch.nn.init.normal_(network.refiner.out[-1].weight, std=0.1)
     drawn[:, 0, 5] = 0.3
-    predicted, true = network(drawn, POSITION, DEPTH)[3]
+    predicted, true = network(drawn, POSITION, DEPTH)[3:]
     (predicted - true).square().mean().backward()
     learning = {name.split(".")[0] for name, p in network.named_parameters() if p.grad is not None and p.grad.any()}
     assert learning == {"refiner"}

@@ -192,7 +192,7 @@ class StackVAE(SliceVAE):
     def forward(self, x: torch.Tensor, position: torch.Tensor | None = None, depth: int = 1) -> tuple[Any, ...]:
         """Reconstruct slices: `(reconstruction, mean, log_variance)`; posterior sample and noise in training alone.
 
-        With a refiner `(predicted, true)` of its lesson follow.
+        With a refiner the predicted and the true velocities of its lesson follow.
         """
         mean, log_variance = self.encode(x, position, depth)
         z = mean
@@ -203,7 +203,7 @@ class StackVAE(SliceVAE):
                 scale = mean.detach().std(dim=(0, 2, 3, 4), keepdim=True)
                 z = (1 - share) * z + share * scale * torch.randn_like(z)
         drawn = self.decode(z, position, depth)
-        lesson = () if self.refiner is None else (self.refiner.lesson(x, drawn, position, depth),)
+        lesson = () if self.refiner is None else self.refiner.lesson(x, drawn, position, depth)
         return drawn, mean, log_variance, *lesson
 
     @torch.no_grad()

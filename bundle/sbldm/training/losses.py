@@ -61,10 +61,10 @@ class AutoencoderLoss(nn.Module):
     def forward(self, prediction: tuple[Any, ...], target: torch.Tensor) -> torch.Tensor:
         """Loss of `(reconstruction, mean, log_variance)` against slices `[B, C + L, X, Y]` (or volumes).
 
-        The mean squared error of `(predicted, true)` velocities, which a refiner adds to the tuple, is its own loss:
+        The mean squared error of predicted and true velocities, which a refiner adds to the tuple, is its own loss:
         both train side by side and share no weight.
         """
-        reconstruction, mean, log_variance, *lessons = prediction
+        reconstruction, mean, log_variance, *lesson = prediction
         kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum() / len(mean)
         loss = (reconstruction - target).abs().mean() + self.kl_weight * kl
         if self.ssim is not None:
@@ -81,7 +81,7 @@ class AutoencoderLoss(nn.Module):
         if self.perceptual is not None:
             images = [x[:, : self.image_channels].flatten(0, 1).unsqueeze(1) for x in (reconstruction, target)]
             loss = loss + self.perceptual_weight * self.perceptual(*images).mean()
-        return loss + sum(nn.functional.mse_loss(*lesson) for lesson in lessons)
+        return loss + nn.functional.mse_loss(*lesson) if lesson else loss
 
 
 def _stacks(slices: torch.Tensor, n: int) -> torch.Tensor:
