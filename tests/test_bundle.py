@@ -17,7 +17,7 @@ from conftest import BUNDLE, copy_run, snapshot
 from monai.bundle import ConfigWorkflow, verify_metadata
 
 from sbldm.errors import StateError, mendable
-from sbldm.networks import build_autoencoder, build_denoiser
+from sbldm.networks import StackVAE, build_autoencoder, build_denoiser, latent_shape
 from sbldm.runs import load_preset
 
 pytestmark = pytest.mark.filterwarnings("ignore:No hash value provided")
@@ -85,21 +85,22 @@ def test_metadata_agrees_with_the_small_preset() -> None:
     with torch.device("meta"):
         autoencoder, denoiser = build_autoencoder(preset), build_denoiser(preset)
         channels = len(preset["data"]["channels"]) + len(preset["data"]["labels"])
-        slices, position = torch.zeros(1, channels, x, y), torch.zeros(1, dtype=torch.long)
-        latents, _ = autoencoder.encode(slices, position)
-        stacked = torch.zeros(1, latents.shape[1], *latents.shape[2:], z)
-        predicted = denoiser(stacked, position, torch.zeros(1, 9))
-        decoded = autoencoder.decode(latents, position)
+        depth = preset["autoencoder"]["network"]["aggregation"]
+        slices, position = torch.zeros(depth, channels, x, y), torch.zeros(depth, dtype=torch.long)
+        latents, _ = autoencoder.encode(slices, position, depth)
+        stacked = torch.zeros(1, *latents.shape[1:4], z // depth)
+        predicted = denoiser(stacked, position[:1], torch.zeros(1, 9))
+        decoded = autoencoder.decode(latents, position, depth)
 
     def shape(network: str, side: str, name: str) -> tuple[int, ...]:
         entry = METADATA[f"{network}_data_format"][side][name]
-        return (1, entry["num_channels"], *entry["spatial_shape"])
+        return (entry["num_channels"], *entry["spatial_shape"])
 
-    assert shape("autoencoder", "inputs", "image") == tuple(slices.shape) == (1, 2, 64, 80)
-    assert shape("autoencoder", "outputs", "pred") == tuple(decoded.shape)
-    assert shape("network", "inputs", "image") == tuple(stacked.shape) == (1, 4, 16, 20, 48)
-    assert shape("network", "outputs", "pred") == tuple(predicted.shape)
-    assert shape("network", "inputs", "context") == (1, 9)
+    assert shape("autoencoder", "inputs", "image") == tuple(slices.shape[1:]) == (2, 64, 80)
+    assert shape("autoencoder", "outputs", "pred") == tuple(decoded.shape[1:])
+    assert shape("network", "inputs", "image") == tuple(stacked.shape[1:]) == (4, 16, 20, 16)
+    assert shape("network", "outputs", "pred") == tuple(predicted.shape[1:])
+    assert shape("network", "inputs", "context") == (9,)
     assert METADATA["network_data_format"]["inputs"]["timesteps"]["value_range"] == [0, 999]
     assert preset["diffusion"]["schedule"]["steps"] == 1000
 
@@ -107,16 +108,20 @@ def test_metadata_agrees_with_the_small_preset() -> None:
 # --- presets and configs --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["demo", "small", "paper"])
+@pytest.mark.parametrize("name", ["demo", "small", "fast", "paper"])
 def test_presets(name: str) -> None:
     """Each builds both networks, whose shapes fit together on its grid, and a whole number of epochs."""
     preset = load_preset(name)
     assert preset["name"] == name
     with torch.device("meta"):
         autoencoder, denoiser = build_autoencoder(preset), build_denoiser(preset)
-        slices = torch.zeros(1, autoencoder.in_channels, *preset["grid"]["size"][:2])
-        latents, _ = autoencoder.encode(slices, torch.zeros(1, dtype=torch.long))
-        volume = latents.unsqueeze(-1).expand(*latents.shape, preset["grid"]["size"][2])
+        x, y, depth = preset["grid"]["size"]
+        slices, position = torch.zeros(depth, autoencoder.in_channels, x, y), torch.zeros(depth, dtype=torch.long)
+        if isinstance(autoencoder, StackVAE):
+            volume, _ = autoencoder.encode(slices, position, depth)
+        else:
+            volume = autoencoder.encode(slices, position)[0].movedim(0, -1)[None]
+        assert volume.shape == (1, *latent_shape(preset))
         assert denoiser(volume, torch.zeros(1, dtype=torch.long), torch.zeros(1, 9)).shape == volume.shape
     for stage in ("autoencoder", "diffusion"):
         assert preset[stage]["iterations"] % preset[stage]["iterations_per_epoch"] == 0

@@ -32,7 +32,10 @@ def make(*arguments: str) -> subprocess.CompletedProcess:
         ((), ["phantom", "download", "prepare", "train", "synth", "Exit codes: 0 done; 2", "5 the output cannot"]),
         (("phantom",), ["--out", "--n", "default: 24"]),
         (("download",), ["7.1 GB", "--out"]),
-        (("prepare",), ["--data", "--preset", "demo, small, paper", "--strict", "--validation-cases", "--workers"]),
+        (
+            ("prepare",),
+            ["--data", "--preset", "demo, small, fast, paper", "--strict", "--validation-cases", "--workers"],
+        ),
         (("train",), ["all,autoencoder,diffusion,gan", "default: runs/default", "ldm3d_reduced, lsgan", "--minutes"]),
         (
             ("synth",),

@@ -44,7 +44,7 @@ def test_budgets_are_equal() -> None:
     half = load_preset("small", "lsgan", "29")
     assert half["gan"]["iterations"] == 2400 and half["minutes"] == 29  # 2500 in whole epochs of 200
     assert half["gan"]["ema_decay"] == pytest.approx(1 - 0.001 * 5000 / 2400, abs=1e-6)
-    assert load_preset("small", "", "1")["autoencoder"]["iterations"] == 200  # an epoch at least
+    assert load_preset("small", "", "1")["autoencoder"]["iterations"] == 400  # an epoch at least
     for minutes in ("0", "-1", "soon", "inf", "nan"):
         with pytest.raises(InputError, match=f"MINUTES={minutes}"):
             load_preset("small", "lsgan", minutes)

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from sbldm.evaluation.ablation import VARIANTS, changed
-from sbldm.evaluation.costs import latent_shape, model_costs
-from sbldm.networks import StackVAE
-from sbldm.run.schema import read_yaml
+from sbldm.evaluation.costs import model_costs
+from sbldm.networks import StackVAE, latent_shape
 from sbldm.runs import load_preset
+from sbldm.training import AutoencoderLoss
 
 CPU = torch.device("cpu")
 
@@ -90,7 +89,7 @@ def test_noise_is_for_training_alone(volume: np.ndarray) -> None:
 
 def test_costs_know_it() -> None:
     """The cost table counts stacks, and the refiner's steps in a sample."""
-    preset = changed(load_preset("small"), read_yaml(VARIANTS, "a file of variants")["common"])
+    preset = load_preset("small")
     assert preset["autoencoder"]["kind"] == "stack"
     z, h, w, d = latent_shape(preset)
     size, network = preset["grid"]["size"], preset["autoencoder"]["network"]
@@ -101,3 +100,14 @@ def test_costs_know_it() -> None:
     steps = preset["sampling"]["steps"], network["refiner"]["steps"]
     drawn = steps[0] * costs["step"].macs + costs["decode"].macs + steps[1] * costs["refine"].macs
     assert costs["sample"].macs == pytest.approx(drawn, rel=1e-9)
+
+
+def test_anchored_latents() -> None:
+    """The loss names how far the first latents are from the means over their cells: 3 slices of 4 x 4 pixels."""
+    loss = AutoencoderLoss(kl_weight=0.0, ssim=False, anchor_weight=0.5)
+    slices = torch.rand(6, 2, 8, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    cells = slices.view(2, 3, 2, 2, 4, 3, 4).mean(dim=(1, 4, 6)).unsqueeze(-1)  # [stacks, channels, 2, 3, 1]
+    mean = torch.cat([cells, torch.randn(2, 2, 2, 3, 1)], dim=1)
+    assert loss((slices, mean, 0 * mean), slices).item() == pytest.approx(0, abs=1e-7)
+    mean[:, 1] += 0.2  # of the mask, half of what is anchored
+    assert loss((slices, mean, 0 * mean), slices).item() == pytest.approx(0.5 * 0.2**2 / 2, rel=1e-5)

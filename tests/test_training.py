@@ -591,12 +591,10 @@ STACKS = {
         "aggregation": 2,
         "latent_noise": 0.2,
         "patch": 2,
+        "refiner": {"channels": [8, 8], "steps": 3},
     },
-    "discriminator": {"channels": 4, "layers": 1},
-    "adversarial_weight": 0.1,
-    "adversarial_start": 3,
-    "adversarial_ahead": 1,
     "depth": 4,
+    "crop": [16, 24],
     "batch_size": 2,
     "iterations": 8,
     "iterations_per_epoch": 4,
@@ -605,12 +603,13 @@ STACKS = {
     "kl_weight": 1e-6,
     "dice_weight": 0.5,
     "bce_weight": 0.1,
+    "anchor_weight": 1.0,
     "perceptual_weights": None,
 }
 
 
 def test_stacks_from_slices_to_pairs(trained_run: Path, tmp_path: Path) -> None:
-    """Aggregated latents and a discriminator, positions' means, a flow, the request as a picture: to pairs on disk."""
+    """Aggregated latents and a refiner, positions' means, a flow, the request as a picture: to a volume."""
     preset = load_preset(str(trained_run / "preset.yaml"))
     network = preset["diffusion"]["network"] | {"picture": True, "coordinates": True}
     diffusion = preset["diffusion"] | {
@@ -625,10 +624,7 @@ def test_stacks_from_slices_to_pairs(trained_run: Path, tmp_path: Path) -> None:
     run = copy_run(trained_run, tmp_path, leave_out="autoencoder latents diffusion nnUNet_raw", **parts)
     done = call("train", "--run", run)
     assert done.returncode == 0, done.stderr
-    best = torch.load(Run.at(run).checkpoint("autoencoder"), weights_only=True)
-    last = torch.load(Run.at(run).checkpoint("autoencoder", "last"), weights_only=True)
-    assert best["epoch"] == last["epoch"] == 2  # a discriminator has a say: the last epoch is taken
-    assert {"discriminator", "discriminator_optimizer"} <= set(last["states"])
+    assert torch.load(Run.at(run).checkpoint("autoencoder"), weights_only=True)["network"]["refiner.scale"] > 0
     constants = torch.load(Run.at(run).checkpoint("diffusion"), weights_only=True)["constants"]
     assert np.shape(constants["latent_mean"]) == tuple(constants["latent_shape"])
     assert constants["latent_shape"] == [3, 12, 16, 8]
@@ -644,7 +640,10 @@ def test_stacks_from_slices_to_pairs(trained_run: Path, tmp_path: Path) -> None:
     picture = model.network.picture
     torch.testing.assert_close(picture.mean.double(), torch.tensor(model.normaliser.mean), rtol=1e-6, atol=1e-6)
     latents = model.sampler()(torch.zeros(2, 9), model.network, seeds=[1, 2])
-    assert latents.shape == (2, 3, 12, 16, 8) and model.decode(latents[0]).shape == (2, 24, 32, 16)
+    one, other = (model.decode(latents[0], seed, attempt) for seed, attempt in ((1, 0), (1, 1)))
+    assert latents.shape == (2, 3, 12, 16, 8) and one.shape == (2, 24, 32, 16)
+    assert np.array_equal(one, model.decode(latents[0], 1, 0)) and not np.array_equal(one[0], other[0])
+    assert np.array_equal(one[1], other[1])  # the texture is drawn anew, the mask is not
 
 
 def test_what_a_stack_shows(phantom_cases: Path, trained_run: Path) -> None:
@@ -663,6 +662,20 @@ def test_what_a_stack_shows(phantom_cases: Path, trained_run: Path) -> None:
     assert {int(held_back[n]["position"][0]) for n in range(len(held_back))} <= {0, 8}
     sizes = [(held_back[n]["image"][-1] > 0).sum().item() for n in range(len(held_back))]
     assert sizes == sorted(sizes)
+
+
+def test_what_a_window_shows(trained_run: Path) -> None:
+    """A window is part of its slices, and around a voxel of their brain: it is never without any."""
+    names = read_lists(trained_run)["train"][:2]
+    whole = SliceDataset(trained_run / "prepared", names, seed=3, empty_share=0.0, depth=4)
+    windows = SliceDataset(trained_run / "prepared", names, seed=3, empty_share=0.0, depth=4, crop=[8, 12])
+    for n in range(20):
+        window = windows[n]["image"].numpy()
+        assert window.shape == (2, 8, 12, 4) and (window[0] > -1).any()
+        case = windows.volumes[windows.full[windows._item(n)[0], 0]].astype(np.float32)
+        patches = np.lib.stride_tricks.sliding_window_view(case, window.shape)
+        assert (patches == window).all(axis=(-1, -2, -3, -4)).any()
+    assert len(whole) == len(windows)
 
 
 # --- batches of stage 2 ---------------------------------------------------------------------------------------------

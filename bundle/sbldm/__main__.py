@@ -196,7 +196,7 @@ def parser() -> argparse.ArgumentParser:
         "data": ("", "folder of cases; the layout is detected"),
         "run": run,
         "model": ("", f"{', '.join(MODELS)} (default: sbldm)"),
-        "preset": ("", "demo, small, paper, or a YAML file (default: small)"),
+        "preset": ("", "demo, small, fast, paper, or a YAML file (default: small)"),
         "minutes": ("", "training time to aim at, in place of the preset's own"),
         "cases": ("", "file with the names of the cases to use, one a line"),
         "validation_cases": ("", "file with the names of the held-back cases"),

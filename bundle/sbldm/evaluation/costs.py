@@ -44,13 +44,14 @@ from sbldm.networks import (
     build_denoiser,
     build_discriminator,
     build_generator,
+    latent_shape,
 )
 from sbldm.run.workers import killed_with_parent
 from sbldm.runs import Run
 from sbldm.synthesis.model import Model, Sampler
 from sbldm.tumour.characteristics import NAMES
 
-__all__ = ["Cost", "count", "empty", "latent_shape", "measure", "measured", "model_costs"]
+__all__ = ["Cost", "count", "empty", "measure", "measured", "model_costs"]
 
 COSTS_FILE = "costs.json"  # of a run
 
@@ -142,15 +143,6 @@ def model_costs(preset: dict[str, Any]) -> dict[str, Cost]:
             if "discriminator" in preset[stage]:
                 costs["discriminator"] = count(build_discriminator(preset, stage), volume)
     return costs
-
-
-def latent_shape(preset: dict[str, Any]) -> tuple[int, ...]:
-    """`(Z, H, W, D)` of the latents of a volume: an autoencoder of slices leaves the third axis as it is."""
-    network = preset["autoencoder"]["network"]
-    x, y, z = preset["grid"]["size"]
-    factor = network.get("patch", 1) * 2 ** (len(network["channels"]) - 1)
-    along_z = {"slice": 1, "stack": network.get("aggregation")}.get(preset["autoencoder"].get("kind", "slice"), factor)
-    return network["latent_channels"], x // factor, y // factor, z // along_z
 
 
 def _slices(volume: torch.Tensor) -> torch.Tensor:

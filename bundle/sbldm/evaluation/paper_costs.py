@@ -9,9 +9,16 @@ from typing import Any
 import torch
 from monai.networks.nets import DiffusionModelUNet
 
-from sbldm.evaluation.costs import Cost, count, empty, latent_shape, model_costs
+from sbldm.evaluation.costs import Cost, count, empty, model_costs
 from sbldm.files import atomic_path, make_folder, write_csv
-from sbldm.networks import LatentUNet, VolumeVAE, build_autoencoder, build_denoiser, build_discriminator
+from sbldm.networks import (
+    LatentUNet,
+    VolumeVAE,
+    build_autoencoder,
+    build_denoiser,
+    build_discriminator,
+    latent_shape,
+)
 from sbldm.runs import load_preset
 from sbldm.tumour.characteristics import NAMES
 

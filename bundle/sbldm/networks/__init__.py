@@ -31,6 +31,7 @@ __all__ = [
     "build_denoiser",
     "build_discriminator",
     "build_generator",
+    "latent_shape",
 ]
 
 AUTOENCODERS = {"slice": SliceVAE, "stack": StackVAE, "volume": VolumeVAE, "monai": MonaiVAE}
@@ -97,3 +98,12 @@ def build_discriminator(preset: dict[str, Any], stage: str) -> PatchDiscriminato
     """
     values = preset[stage]["discriminator"]
     return PatchDiscriminator(3, values["channels"], _channels(preset), 1, num_layers_d=values["layers"])
+
+
+def latent_shape(preset: dict[str, Any]) -> tuple[int, ...]:
+    """`(Z, H, W, D)` of the latents of a volume: an autoencoder of slices leaves the third axis as it is."""
+    network = preset["autoencoder"]["network"]
+    x, y, z = preset["grid"]["size"]
+    factor = network.get("patch", 1) * 2 ** (len(network["channels"]) - 1)
+    along_z = {"slice": 1, "stack": network.get("aggregation")}.get(preset["autoencoder"].get("kind", "slice"), factor)
+    return network["latent_channels"], x // factor, y // factor, z // along_z

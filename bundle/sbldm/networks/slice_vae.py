@@ -116,7 +116,7 @@ class SliceVAE(_VAE):
         """Decode latents `[latent, X/f, Y/f, Z]` in chunks of slices: `[C + L, X, Y, Z]` in [-1, 1]; any seed alike."""
         slices = latents.permute(3, 0, 1, 2)
         parts = [
-            self.decode(part, _positions(i * chunk, part, part.device)).clamp(-1, 1).cpu()
+            self.decode(part, _positions(i * chunk, part, part.device)).float().clamp(-1, 1).cpu()
             for i, part in enumerate(slices.split(chunk))
         ]
         return torch.cat(parts).permute(1, 2, 3, 0).numpy()
@@ -220,10 +220,10 @@ class StackVAE(SliceVAE):
         """
         depth = latents.shape[-1] * self.aggregation
         position = torch.arange(depth, device=latents.device)
-        drawn = self.decode(latents[None], position, depth)
+        drawn = self.decode(latents[None], position, depth).float()
         if self.refiner is not None and seed is not None:
             drawn = self.refiner.refine(drawn, position, depth, seed)
-        return drawn.float().clamp(-1, 1).cpu().permute(1, 2, 3, 0).numpy()
+        return drawn.clamp(-1, 1).cpu().permute(1, 2, 3, 0).numpy()
 
 
 def _stacked(slices: torch.Tensor, depth: int) -> torch.Tensor:
@@ -266,4 +266,4 @@ class VolumeVAE(_VAE):
     @torch.no_grad()
     def decode_volume(self, latents: torch.Tensor, seed: int | None = 0) -> np.ndarray:
         """Decode latents `[latent, X/f, Y/f, Z/f]`: `[C + L, X, Y, Z]` in [-1, 1]; any seed alike."""
-        return self.decode(latents[None])[0].clamp(-1, 1).cpu().numpy()
+        return self.decode(latents[None])[0].float().clamp(-1, 1).cpu().numpy()

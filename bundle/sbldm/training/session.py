@@ -17,6 +17,7 @@ from sbldm.errors import InputError, StateError
 from sbldm.runs import Run
 from sbldm.training.checkpoints import RunCheckpoint
 from sbldm.training.data import Continuing
+from sbldm.training.memory import check_memory
 
 __all__ = ["MixedPrecision", "read_run_lists", "run", "validation_loss", "warm_up_then_cosine"]
 
@@ -84,6 +85,10 @@ def run(trainer: Trainer, checkpoint: RunCheckpoint, sampler: Continuing, batch_
         return
     if done:
         print(f"{checkpoint.folder}: going on after iteration {done} of {total}.")
+    network = checkpoint.states["network"]
+    device = next(network.parameters()).device
+    mixed = getattr(getattr(trainer, "inferer", None), "switch", "") == "auto" and fast_bfloat16(device)
+    check_memory(checkpoint.preset, checkpoint.stage, device, mixed)
     sampler.start = done * batch_size
     trainer.run()
     said = f"validation loss {checkpoint.best:.4f}" if math.isfinite(checkpoint.best) else "of the last epoch"

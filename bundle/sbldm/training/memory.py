@@ -1,0 +1,165 @@
+"""Whether a training fits into memory: counted on the meta device before it starts, where tensors have no content."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sbldm.errors import InputError
+from sbldm.models import kind_of
+from sbldm.networks import (
+    SliceVAE,
+    StackVAE,
+    build_autoencoder,
+    build_denoiser,
+    build_discriminator,
+    build_generator,
+    latent_shape,
+)
+from sbldm.run.room import gigabytes
+from sbldm.runs import PRESETS, load_preset
+from sbldm.tumour.characteristics import NAMES
+
+__all__ = ["LiveBytes", "check_memory", "training_bytes"]
+
+HALVED = 0.6  # share of the bytes in single precision that a training in bfloat16 takes: weights and norms stay whole
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that live at once while it is in force; `peak` is the most that ever did."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.peak = 0, 0
+        self._known: set[int] = set()
+
+    def _add(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._drop, key, size)
+
+    def _drop(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call an operation and count what it makes."""
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor):
+                self._add(leaf)
+        return out
+
+
+def training_bytes(preset: dict[str, Any], stage: str) -> int:
+    """Bytes of one iteration of a training in single precision, without what the device's libraries take themselves.
+
+    Weights, gradients, both moments of Adam, the moving average where there is one, and every activation that the
+    backward pass needs.
+
+    Args:
+        preset: of the run.
+        stage: `autoencoder`, `diffusion` or `gan`.
+    """
+    with torch.device("meta"):
+        networks, step = {"autoencoder": _autoencoder, "diffusion": _diffusion, "gan": _gan}[stage](preset)
+        weights = sum(4 * p.numel() for network in networks for p in network.parameters())
+        with LiveBytes() as live:
+            step().backward()
+    return live.peak + (4 if stage != "autoencoder" else 3) * weights
+
+
+def _autoencoder(preset: dict[str, Any]) -> tuple[list[torch.nn.Module], Any]:
+    values, network = preset["autoencoder"], build_autoencoder(preset)
+    if not isinstance(network, SliceVAE):
+        volumes = torch.zeros(values["batch_size"], network.in_channels, *preset["grid"]["size"])
+        judge = build_discriminator(preset, "autoencoder")
+
+        def volume_step() -> torch.Tensor:
+            drawn = network(volumes)[0]
+            return drawn.square().mean() + judge(drawn)[-1].square().mean()
+
+        return [network, judge], volume_step
+    depth = values.get("depth", 1)
+    plane = values.get("crop") or preset["grid"]["size"][:2]
+    slices = torch.zeros(values["batch_size"] * depth, network.in_channels, *plane)
+    position = torch.zeros(len(slices), dtype=torch.long)
+
+    def step() -> torch.Tensor:
+        stacked = [depth] if isinstance(network, StackVAE) else []
+        mean, _ = network.encode(slices, position, *stacked)
+        drawn = network.decode(mean, position, *stacked)
+        if (refiner := getattr(network, "refiner", None)) is None:
+            return drawn.square().mean()
+        velocity = refiner(slices[:, : refiner.images], position, drawn.detach(), position, depth)
+        return drawn.square().mean() + velocity.square().mean()
+
+    return [network], step
+
+
+def _diffusion(preset: dict[str, Any]) -> tuple[list[torch.nn.Module], Any]:
+    network, batch = build_denoiser(preset), preset["diffusion"]["batch_size"]
+    latents, times = torch.zeros(batch, *latent_shape(preset)), torch.zeros(batch)
+    return [network], lambda: network(latents, times, torch.zeros(batch, len(NAMES))).square().mean()
+
+
+def _gan(preset: dict[str, Any]) -> tuple[list[torch.nn.Module], Any]:
+    network, judge = build_generator(preset), build_discriminator(preset, "gan")
+    noise = torch.zeros(preset["gan"]["batch_size"], network.noise)
+    return [network, judge], lambda: judge(network(noise))[-1].square().mean()
+
+
+def check_memory(preset: dict[str, Any], stage: str, device: torch.device, mixed: bool) -> None:
+    """Make sure that a training can fit into the memory that is free, and say so when it is close.
+
+    Args:
+        preset: of the run.
+        stage: `autoencoder`, `diffusion` or `gan`.
+        device: where it will be.
+        mixed: whether it computes in bfloat16.
+
+    Raises:
+        InputError: even half of what it needs in single precision is not free; names a preset that fits.
+    """
+    free = _free_bytes(device)
+    needed = training_bytes(preset, stage) * (HALVED if mixed else 1)
+    if free is None or needed <= free:
+        return
+    where = f"the {stage} of the preset '{preset['name']}' needs about {gigabytes(needed)} of memory to train"
+    raise InputError(f"{where}, {gigabytes(free)} are free on {device.type}; {_mend(preset, free, mixed)}.")
+
+
+def _mend(preset: dict[str, Any], free: int, mixed: bool) -> str:
+    """What does fit: a preset of this program in a new run, else a smaller batch."""
+    sizes = {}
+    for name in sorted(path.stem for path in PRESETS.glob("*.yaml")):
+        try:
+            other = load_preset(name, preset["model"])
+        except InputError:  # not every model has every preset
+            continue
+        sizes[name] = max(training_bytes(other, stage) for stage in kind_of(other).stages) * (HALVED if mixed else 1)
+    fitting = [name for name, needed in sizes.items() if needed <= free and name not in ("demo", preset["name"])]
+    if not fitting:
+        return "lower batch_size or the networks' channels in a preset of your own, or free memory"
+    best = max(fitting, key=sizes.__getitem__)
+    return f"take a new RUN with PRESET={best} ({gigabytes(sizes[best])}), or lower batch_size in a preset of your own"
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    """Memory that is free on a device; None where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    table = Path("/proc/meminfo")  # of Linux
+    if device.type != "cpu" or not table.is_file():
+        return None
+    fields = dict(line.split(":", 1) for line in table.read_text().splitlines() if ":" in line)
+    return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
