@@ -139,5 +139,5 @@ report: $(READY) ## RUN=..: the same as one HTML page with pictures
 table1: $(READY) ## RUNS="runs/mine runs/lsgan:501 ..": the paper's Table 1 of these runs: quality, size, work, time
 	@$(PY) -m sbldm.evaluation table1 $(call o,RUNS) $(EVALUATE)
 
-bench: $(READY) ## speed of this machine: preparation, trainings, sampling
-	@$(PY) -m tests.bench
+bench: $(READY) ## speed of this machine: preparation, trainings, sampling -> docs/bench.json
+	@$(PY) -m tests.bench --history docs/bench.json

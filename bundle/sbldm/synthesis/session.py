@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -34,7 +35,8 @@ GIVEN_UP = 0.1  # share of pairs that may be missing in the end without an error
 class PairWriter:
     """Handler that turns each batch of latents into finished pairs of the dataset.
 
-    A pair that the gate refuses is drawn again with the next sub-seed; how often and why stands in the manifest.
+    A pair that the gate refuses is drawn again with the next sub-seed; how often and why stands in the manifest. While
+    a pair is compressed and written, the next one is decoded.
 
     Args:
         model: decodes.
@@ -63,11 +65,15 @@ class PairWriter:
     def _start(self, engine: Engine) -> None:
         self.told = self.output.tell_time(self.total)
         self.bar = Progress("Drawing pairs", self.total, "pair")
+        self.writing, self.written = ThreadPoolExecutor(1), Future()
+        self.written.set_result(None)
 
     def _close(self, engine: Engine, error: Exception | None = None) -> None:
+        self.writing.shutdown()
         self.bar.close()
         if error is not None:
             raise error
+        self.written.result()
 
     def _clock(self, engine: Engine) -> None:
         self.started = time.perf_counter()
@@ -85,7 +91,8 @@ class PairWriter:
             else:
                 seconds = sampling + time.perf_counter() - begun
                 record = self._record(row, pair, verdict, faults, seconds)
-                self.output.write(row["seed"], pair.image, pair.labels, record)
+                self.written.result()  # one at a time; what went wrong with the last one is said here
+                self.written = self.writing.submit(self.output.write, row["seed"], pair.image, pair.labels, record)
                 self.accepted += 1
             self.refused += faults
             if row["extrapolated"]:
