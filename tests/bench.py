@@ -108,7 +108,7 @@ class Parts:
 
 
 def monai_pair() -> Step:
-    """MONAI's own latent diffusion at the size of `small`: 3-D `AutoencoderKL`, `DiffusionModelUNet`, DDIM of 50 steps."""
+    """MONAI's own at the size of `small`: 3-D `AutoencoderKL` and `DiffusionModelUNet`, DDIM of 50 steps."""
     device = choose_device()
     coder = AutoencoderKL(
         spatial_dims=3,
