@@ -12,10 +12,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from sbldm.diffusion import Schedule
 from sbldm.networks import LatentUNet, SliceVAE, build_autoencoder, build_denoiser
 from sbldm.networks.blocks import ResidualBlock
 from sbldm.networks.request_picture import RequestPicture
 from sbldm.runs import load_preset
+from sbldm.training.batches import MARGIN_MM, TASKS, DiffusionBatch
 from sbldm.training.losses import AutoencoderLoss
 from sbldm.tumour.characteristics import sphere_surface
 from sbldm.tumour.normaliser import Normaliser
@@ -431,3 +433,62 @@ def test_picture_s_constants_travel_with_the_weights():
         assert torch.equal(again(x, time, asked), trained(x, time, asked))
         elsewhere = trained.picture(request(25, (-27.0, 14.0, -9.0)), x)
         assert torch.equal(again.picture(request(25, (-27.0, 14.0, -9.0)), x), elsewhere)
+
+
+# --- regions: what is to be drawn, and what is known ------------------------------------------------------------------
+
+
+def test_region_of_a_request():
+    """The cells whose centres lie within ellipsoid and margin; of a speck the centre's own; of no request none."""
+    picture, x = request_picture(), torch.zeros(3, 4, 16, 20, 48)
+    centre, extents = (27.0, 14.0, -9.0), (44.0, 30.0, 36.0)
+    asked = torch.cat([request(25, centre, extents), request(0.1, centre, (1.0, 1.0, 1.0)), request(25, centre)])
+    asked[2, 0] = torch.nan
+    found = picture.region(asked, x, 12.0)
+    offset = (picture.coordinates(x.shape[2:]) - torch.tensor(centre).view(3, 1, 1, 1)).numpy()
+    radii = (np.array(extents) / 2 + 12).reshape(3, 1, 1, 1)
+    inside = np.square(offset / radii).sum(axis=0) <= 1
+    np.testing.assert_array_equal(found[0, 0].numpy() > 0, inside)
+    assert 0 < picture.region(asked, x, 0.0)[1].sum() < 5 and not found[2].any()
+
+
+def test_outside_of_a_region_nothing_is_predicted():
+    """And the network sees which cells are known: the same latents with another region are something else to it."""
+    preset = load_preset("demo")
+    preset["diffusion"]["network"] |= {"picture": True, "regions": True}
+    network = shaken(build_denoiser(preset, {"normaliser": NORMALISER.state()}))
+    x, time, asked = normal(1, 4, 12, 16, 16), torch.tensor([500.0]), request(25, (27.0, 14.0, -9.0))
+    region = torch.zeros(1, 1, 12, 16, 16)
+    region[..., 3:9, 4:10, 5:11] = 1
+    with torch.no_grad():
+        whole, part = network(x, time, asked), network(x, time, asked, region)
+        everywhere = network(x, time, asked, torch.ones_like(region))
+    assert not (part * (1 - region)).any() and part.any()
+    assert torch.equal(whole, everywhere) and not torch.allclose(part, whole * region)
+
+
+def test_tasks_of_a_batch():
+    """Shares of the tasks, where each draws, what stays known, and no request where healthy tissue is asked for."""
+    picture, schedule = request_picture(), Schedule(kind="flow", prediction="v_prediction")
+    latents = normal(2, 4, 16, 20, 48)
+    places = torch.cat([request(25, (side * 40.0, 14.0, -9.0), (30.0, 30.0, 30.0)) for side in (1, -1)])
+    tumour = picture.region(places, latents, MARGIN_MM)
+    assert not (tumour[0] * tumour[1]).any()
+    seen = {}
+    for task in TASKS:
+        batch = DiffusionBatch(schedule, tasks=dict.fromkeys(TASKS, 0.0) | {task: 1.0}, picture=picture)
+        noised, target, (times, condition, region), _ = batch({"image": latents, "condition": places})
+        seen[task] = region
+        known = region == 0
+        assert torch.equal(torch.where(known, noised, 0), torch.where(known, latents, 0))
+        assert not torch.where(known, target, 0).any()
+        alpha, sigma = (f.float().view(-1, 1, 1, 1, 1) for f in schedule.alpha_sigma(times.double()))
+        noise = (noised - alpha * latents) / sigma
+        torch.testing.assert_close(target, (noise - latents) * region, atol=1e-3, rtol=1e-3)
+        assert condition.isnan().all() if task == "healthy" else torch.equal(condition, places)
+    assert seen["whole"].all() and torch.equal(seen["tumour"], tumour)
+    assert torch.equal(seen["healthy"], tumour.flip(0))  # where the other one's lies
+    torch.manual_seed(0)
+    batch = DiffusionBatch(schedule, tasks={"whole": 0.5, "tumour": 0.3, "healthy": 0.2}, picture=picture)
+    drawn = batch._regions(places.repeat(1000, 1), torch.zeros(2000, 1, 2, 2, 2))[1]
+    assert drawn.float().mean().item() == pytest.approx(0.2, abs=0.03)

@@ -38,6 +38,7 @@ class LatentUNet(nn.Module):
         spatial_dims: 3, or 2 for latents `[B, Z, H, W]`.
         picture: draws the request into the latent grid, as an input channel; None for none.
         coordinates: three input channels say where in the field of view a latent lies, from -1 to 1.
+        regions: an input channel says which latents are to be drawn; the others are known and stay as they are.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class LatentUNet(nn.Module):
         spatial_dims: int = 3,
         picture: nn.Module | None = None,
         coordinates: bool = False,
+        regions: bool = False,
     ) -> None:
         super().__init__()
         if len(strides) != len(channels) - 1:
@@ -66,8 +68,8 @@ class LatentUNet(nn.Module):
             widths = nn.Linear(condition_size, embedding), nn.Linear(embedding, embedding)
             self.condition = nn.Sequential(widths[0], nn.SiLU(), widths[1])
             self.null_condition = nn.Parameter(torch.zeros(embedding))
-        self.picture, self.coordinates = picture, coordinates
-        inputs = latent_channels + (picture is not None) + spatial_dims * coordinates
+        self.picture, self.coordinates, self.regions = picture, coordinates, regions
+        inputs = latent_channels + (picture is not None) + spatial_dims * coordinates + regions
         self.stem = convolution(spatial_dims, inputs, channels[0])
 
         self.encoder, self.down, self.decoder, self.up = (nn.ModuleList() for _ in range(4))
@@ -103,8 +105,10 @@ class LatentUNet(nn.Module):
         condition = self.condition(context.nan_to_num().to(e.dtype))
         return e + torch.where(absent, self.null_condition.to(condition.dtype), condition)
 
-    def _with_maps(self, x: torch.Tensor, context: torch.Tensor | None) -> torch.Tensor:
-        """Latents, and beside them the picture of the request and the coordinates, where the network has them."""
+    def _with_maps(
+        self, x: torch.Tensor, context: torch.Tensor | None, region: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Latents, and beside them picture of the request, coordinates and region, where the network has them."""
         maps = [x]
         if self.picture is not None:
             maps.append(self.picture(context, x))
@@ -112,12 +116,24 @@ class LatentUNet(nn.Module):
             axes = [torch.linspace(-1, 1, n, dtype=x.dtype, device=x.device) for n in x.shape[2:]]
             grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))
             maps.append(grid.expand(len(x), *grid.shape))
+        if self.regions:
+            maps.append(torch.ones_like(x[:, :1]) if region is None else region.to(x.dtype))
         return torch.cat(maps, dim=1) if len(maps) > 1 else x
 
-    def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
-        """Predict the noise in `x` `[B, Z, H, W, D]` at time steps `[B]` given condition vectors `[B, K]` or none."""
+    def forward(
+        self,
+        x: torch.Tensor,
+        timesteps: torch.Tensor,
+        context: torch.Tensor | None = None,
+        region: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Predict the noise in `x` `[B, Z, H, W, D]` at time steps `[B]` given condition vectors `[B, K]` or none.
+
+        A region `[B, 1, H, W, D]` of ones and zeros says where to draw; elsewhere `x` holds latents without noise, and
+        zero is predicted. None: everywhere.
+        """
         e = self.embed(timesteps, context)
-        h = self.stem(self._with_maps(x, context))
+        h = self.stem(self._with_maps(x, context, region))
         skips: list[torch.Tensor] = []
         for level, blocks in enumerate(self.encoder):
             for block in blocks:
@@ -132,7 +148,8 @@ class LatentUNet(nn.Module):
                 h = block(torch.cat([h, skips.pop()], dim=1), e)
             if level < len(self.up):
                 h = self.up[level](h)
-        return self.out(h)
+        out = self.out(h)
+        return out if region is None else out * region.to(out.dtype)
 
 
 class TiledUNet(LatentUNet):

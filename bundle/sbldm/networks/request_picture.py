@@ -43,16 +43,30 @@ class RequestPicture(nn.Module):
         grid = torch.stack(torch.meshgrid(*axes, indexing="ij")) * self.fov_mm.view(3, 1, 1, 1)
         return grid * grid.new_tensor([-1, -1, 1]).view(3, 1, 1, 1)
 
+    def _ellipsoid(self, context: torch.Tensor, x: torch.Tensor, margin_mm: float = 0.0) -> tuple[torch.Tensor, ...]:
+        """Distance from the centre in radii, `[B, 1, H, W, D]`, volume in ml `[B]`, extents in mm `[B, 3]`."""
+        values = context.float().nan_to_num() * self.std + self.mean
+        values = torch.where(torch.from_numpy(LOGARITHMIC).to(x.device), values.exp(), values)
+        volume, centre, extents = values[:, 0], values[:, 3:6], values[:, 6:9].clamp(min=1)
+        offset = self.coordinates(x.shape[2:]) - centre.view(-1, 3, 1, 1, 1)
+        radii = (extents / 2 + margin_mm).view(-1, 3, 1, 1, 1)
+        return (offset / radii).square().sum(1, keepdim=True).sqrt(), volume, extents
+
+    def region(self, context: torch.Tensor, x: torch.Tensor, margin_mm: float) -> torch.Tensor:
+        """Cells within the ellipsoid of a request and so many mm around it, `[B, 1, H, W, D]` of ones and zeros.
+
+        At least the cell of the centre, however small the tumour. Of no request: nothing.
+        """
+        radius, _, _ = self._ellipsoid(context, x, margin_mm)
+        found = (radius <= 1) | (radius == radius.amin(dim=(2, 3, 4), keepdim=True))
+        return found.masked_fill(context.isnan().any(dim=1).view(-1, 1, 1, 1, 1), False).to(x.dtype)
+
     def forward(self, context: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
         """The picture `[B, 1, H, W, D]` of condition vectors `[B, 9]` for latents `[B, Z, H, W, D]`; empty for none."""
         if context is None:
             return x.new_zeros(len(x), 1, *x.shape[2:])
         absent = context.isnan().any(dim=1)
-        values = context.float().nan_to_num() * self.std + self.mean
-        values = torch.where(torch.from_numpy(LOGARITHMIC).to(x.device), values.exp(), values)
-        volume, centre, extents = values[:, 0], values[:, 3:6], values[:, 6:9].clamp(min=1)
-        offset = self.coordinates(x.shape[2:]) - centre.view(-1, 3, 1, 1, 1)
-        radius = (offset / (extents / 2).view(-1, 3, 1, 1, 1)).square().sum(1, keepdim=True).sqrt()
+        radius, volume, extents = self._ellipsoid(context, x)
         filled = (volume * 6000 / torch.pi / extents.prod(1)).clamp(max=1).view(-1, 1, 1, 1, 1)
         picture = filled * torch.sigmoid((1 - SWOLLEN ** (1 / 3) * radius) / EDGE)
         return picture.masked_fill(absent.view(-1, 1, 1, 1, 1), 0).to(x.dtype)

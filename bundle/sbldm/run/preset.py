@@ -177,10 +177,11 @@ class LatentNetwork(Values):
 
 
 class StackedNetwork(LatentNetwork):
-    """`LatentUNet` over stacked slices: it can be shown the request as a picture, and where a latent lies."""
+    """`LatentUNet` over stacked slices: it can be shown the request as a picture, where a latent lies, and a region."""
 
     picture: bool = False
     coordinates: bool = False
+    regions: bool = False
 
 
 class MonaiDenoiserNetwork(Values):
@@ -281,6 +282,20 @@ class NoiseLevels(Values):
     std: Annotated[float, Field(gt=0, le=20)] = 1.0
 
 
+class Tasks(Values):
+    """Share of each task in the training: whole brains, the region of the tumour, a region of healthy tissue."""
+
+    whole: Share
+    tumour: Share
+    healthy: Share
+
+    @model_validator(mode="after")
+    def _whole(self) -> Tasks:
+        if abs(self.whole + self.tumour + self.healthy - 1) > 1e-6:
+            raise ValueError("whole, tumour and healthy must add up to 1")
+        return self
+
+
 class Diffusion(Stage):
     """Stage 2."""
 
@@ -299,6 +314,13 @@ class StackedDiffusion(Diffusion):
 
     kind: Literal["stacked"] = "stacked"
     network: StackedNetwork
+    tasks: Tasks | None = None
+
+    @model_validator(mode="after")
+    def _told(self) -> StackedDiffusion:
+        if self.tasks and not (self.network.picture and self.network.regions):
+            raise ValueError("tasks needs network.picture and network.regions")
+        return self
 
 
 class TiledDiffusion(Diffusion):

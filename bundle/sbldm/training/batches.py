@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -9,8 +10,12 @@ from einops import rearrange
 from monai.engines import PrepareBatch
 
 from sbldm.diffusion import Schedule
+from sbldm.networks import RequestPicture
 
-__all__ = ["DiffusionBatch", "SliceBatch"]
+__all__ = ["TASKS", "DiffusionBatch", "SliceBatch"]
+
+TASKS = ("whole", "tumour", "healthy")
+MARGIN_MM = 15.0  # around a tumour: one latent and a half of `small`
 
 
 class SliceBatch(PrepareBatch):
@@ -36,27 +41,61 @@ class SliceBatch(PrepareBatch):
 class DiffusionBatch(PrepareBatch):
     """Noised latents, what the network is to predict of them, and the times and requests that go to it beside them.
 
+    With `tasks` each item has one of three, and the network is told the region that is to be drawn:
+
+    | task      | region                                                   | request           |
+    |-----------|----------------------------------------------------------|-------------------|
+    | `whole`   | everywhere                                               | that of the case  |
+    | `tumour`  | around the tumour                                        | that of the case  |
+    | `healthy` | around another case's tumour, but not where its own lies | none              |
+
+    Outside of it the latents are without noise and nothing is to be predicted.
+
     Args:
         schedule: forward process.
         levels: distribution of the times (`Schedule.training_times`), by default uniform.
         condition_dropout: share of requests replaced by NaN, the network's sign for its learned null condition.
+        tasks: share of each task; None: whole brains alone.
+        picture: knows where the tumour of a request lies; needed for tasks.
     """
 
     def __init__(
-        self, schedule: Schedule, levels: dict[str, Any] | None = None, condition_dropout: float = 0.0
+        self,
+        schedule: Schedule,
+        levels: dict[str, Any] | None = None,
+        condition_dropout: float = 0.0,
+        tasks: dict[str, float] | None = None,
+        picture: RequestPicture | None = None,
     ) -> None:
         self.schedule, self.levels, self.condition_dropout = schedule, levels, condition_dropout
+        self.tasks = tasks
+        self.picture = copy.deepcopy(picture).cpu() if tasks else None  # where the batch is, wherever the network lies
 
     def __call__(
         self, batchdata: dict[str, torch.Tensor], device: Any = None, non_blocking: bool = False, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor], dict]:
-        """Return `(noised, target, (times, condition), {})` on the device; all randomness is the CPU's."""
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...], dict]:
+        """Return `(noised, target, (times, condition), {})` on the device, with tasks `(times, condition, region)`."""
         latents, condition = batchdata["image"], batchdata["condition"]
         times = self.schedule.training_times(len(latents), self.levels)
         noised, target = self.schedule.noised(latents, torch.randn_like(latents), times)
+        regions = ()
+        if self.tasks:
+            region, healthy = self._regions(condition, latents)
+            noised, target = torch.where(region > 0, noised, latents), target * region
+            condition, regions = condition.masked_fill(healthy[:, None], float("nan")), (region,)
         left_out = torch.rand(len(condition), 1) < self.condition_dropout
         condition = condition.masked_fill(left_out, float("nan"))
-        noised, target, times, condition = (
-            x.to(device, non_blocking=non_blocking, **kwargs) for x in (noised, target, times.float(), condition)
+        noised, target, *beside = (
+            x.to(device, non_blocking=non_blocking, **kwargs)
+            for x in (noised, target, times.float(), condition, *regions)
         )
-        return noised, target, (times, condition), {}
+        return noised, target, tuple(beside), {}
+
+    def _regions(self, condition: torch.Tensor, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Region of each item `[B, 1, H, W, D]`, and which are of healthy tissue `[B]`; all on the CPU."""
+        shares = torch.tensor([self.tasks[task] for task in TASKS])
+        task = torch.multinomial(shares, len(latents), replacement=True).view(-1, 1, 1, 1, 1)
+        tumour = self.picture.region(condition, latents, MARGIN_MM)
+        elsewhere = self.picture.region(condition.roll(1, 0), latents, MARGIN_MM) * (1 - tumour)
+        region = torch.where(task == 0, torch.ones_like(tumour), torch.where(task == 1, tumour, elsewhere))
+        return region, (task == 2).flatten()
