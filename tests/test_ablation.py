@@ -61,7 +61,7 @@ def test_table() -> None:
 def test_it_goes_on(tmp_path: Path, trained_run: Path) -> None:
     """Two variants of the tiny preset: the second shares stage 1; a second call trains nothing again."""
     plan = {
-        "budget": {"autoencoder": 0.1, "diffusion": 0.15},
+        "budget": {"autoencoder": 0.2, "diffusion": 0.4},
         "pairs": 10,
         "variants": {"one": {}, "two": {"diffusion.condition_dropout": 0.2}},
     }

@@ -75,7 +75,7 @@ def test_prepare_refuses_wrong_variables(tmp_path: Path, phantom_cases: Path) ->
     run = tmp_path / "run"
     assert "DATA is missing: make prepare DATA=" in one_line(call("prepare", "--run", run), 2)
     message = one_line(call("prepare", "--run", run, "--data", phantom_cases, "--preset", "tall"), 2)
-    assert "PRESET=tall: no such preset; choose one of demo, paper, small" in message
+    assert "PRESET=tall: no such preset; choose one of demo, fast, paper, small" in message
     for option, value in (("seed", "-1"), ("seed", "x"), ("workers", "0"), ("workers", "two")):
         done = call("prepare", "--run", run, "--data", phantom_cases, f"--{option}={value}")
         assert f"{option.upper()}={value}: " in one_line(done, 2)

@@ -44,7 +44,7 @@ def swept_run(tmp_path_factory: pytest.TempPathFactory, trained_run: Path) -> Pa
 def oracle(monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of the networks: a ball of the requested volume at the requested centre, in an ellipsoid brain."""
 
-    def draw(self: Model, latent: torch.Tensor) -> np.ndarray:
+    def draw(self: Model, latent: torch.Tensor, seed: int = 0) -> np.ndarray:
         asked = self.normaliser.decode(latent.numpy())
         size, spacing = np.array(self.working.size), np.array(self.working.spacing)
         lps = (np.indices(size).T - (size - 1) / 2) * spacing
@@ -363,7 +363,7 @@ def test_figure(tmp_path: Path, trained_run: Path, oracle: None) -> None:
 
 def test_refused_and_empty_pairs_are_shown(tmp_path: Path, trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pair that the gate refuses keeps its place in the sweep, with its fault in file, title and colour."""
-    monkeypatch.setattr(Model, "decode", lambda self, latent: np.full((2, *self.working.size), -1.0, np.float32))
+    monkeypatch.setattr(Model, "decode", lambda self, latent, seed: np.full((2, *self.working.size), -1.0, np.float32))
     run, path = copy_run(trained_run, tmp_path), tmp_path / "sweeps.png"
     folder = draw_sweeps(Run.at(run), CPU, n=1)
     steps = read_sweeps(folder)
