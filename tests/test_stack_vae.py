@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from sbldm.errors import InputError
 from sbldm.evaluation.costs import model_costs
 from sbldm.networks import StackVAE, latent_shape
 from sbldm.runs import load_preset
@@ -38,6 +39,12 @@ def test_a_stack_is_encoded_as_in_its_volume(network: StackVAE, volume: np.ndarr
     slices = torch.from_numpy(volume[..., 6:12]).permute(3, 0, 1, 2)
     mean, _ = network.encode(slices, torch.arange(6, 12), 6)
     np.testing.assert_allclose(mean[0].detach(), network.encode_volume(volume, CPU)[0][..., 2:4], atol=1e-5)
+
+
+def test_single_slices_are_refused(network: StackVAE) -> None:
+    """The configs of single slices, without the overlay of stacks, are answered with its name."""
+    with pytest.raises(InputError, match=r"stacks of 1 slices: .* shared by 3 .*configs/overlays/stacks.yaml"):
+        network(torch.zeros(6, 2, 16, 24), torch.arange(6))
 
 
 def test_it_begins_as_the_slice_decoder(network: StackVAE) -> None:

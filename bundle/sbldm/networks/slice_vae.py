@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
+from sbldm.errors import InputError
 from sbldm.networks.blocks import ResidualBlock, SinusoidalEmbedding, convolution, zero_initialised
 from sbldm.networks.refiner import Refiner
 
@@ -169,7 +170,16 @@ class StackVAE(SliceVAE):
     def encode(
         self, x: torch.Tensor, position: torch.Tensor | None = None, depth: int = 1
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode stacks of `depth` slices `[B * depth, C, H, W]`: mean and log-variance `[B, Z, H/f, W/f, depth/a]`."""
+        """Encode stacks of `depth` slices `[B * depth, C, H, W]`: mean and log-variance `[B, Z, H/f, W/f, depth/a]`.
+
+        Raises:
+            InputError: slices cannot share latents by the aggregation, as where single ones are given.
+        """
+        if depth % self.aggregation:
+            raise InputError(
+                f"stacks of {depth} slices: this preset's latents are shared by {self.aggregation} neighbouring slices; "
+                "lay configs/overlays/stacks.yaml over configs/train_autoencoder.yaml, or call `make train`."
+            )
         e = self._embed(position)
         h = self.encoder_in(nn.functional.pixel_unshuffle(x, self.patch), e)
         for down, block in zip(self.down, self.encoder, strict=True):

@@ -119,7 +119,7 @@ def _gan(preset: dict[str, Any]) -> tuple[list[torch.nn.Module], Any]:
 
 
 def check_memory(preset: dict[str, Any], stage: str, device: torch.device, mixed: bool) -> None:
-    """Make sure that a training can fit into the memory that is free, and say so when it is close.
+    """Make sure that a training fits into the memory that is free; without a word where nobody knows how much is.
 
     Args:
         preset: of the run.
@@ -128,7 +128,7 @@ def check_memory(preset: dict[str, Any], stage: str, device: torch.device, mixed
         mixed: whether it computes in bfloat16.
 
     Raises:
-        InputError: even half of what it needs in single precision is not free; names a preset that fits.
+        InputError: what it needs is not free; names a preset that fits.
     """
     free = _free_bytes(device)
     needed = training_bytes(preset, stage) * (HALVED if mixed else 1)
