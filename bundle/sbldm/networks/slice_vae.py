@@ -177,7 +177,7 @@ class StackVAE(SliceVAE):
         """
         if depth % self.aggregation:
             raise InputError(
-                f"stacks of {depth} slices: this preset's latents are shared by {self.aggregation} neighbouring slices; "
+                f"stacks of {depth} slices: latents of this preset are shared by {self.aggregation} neighbouring ones; "
                 "lay configs/overlays/stacks.yaml over configs/train_autoencoder.yaml, or call `make train`."
             )
         e = self._embed(position)
