@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sbldm.errors import InputError
+from sbldm.errors import InputError, StateError
 from sbldm.evaluation.ablation import COLUMNS, VARIANTS, Ablation, changed, main_table
 from sbldm.evaluation.protocols import protocol
 from sbldm.run.preset import check_preset
@@ -18,9 +18,9 @@ from sbldm.runs import Run, load_preset
 def test_a_change_replaces_one_value() -> None:
     """A dotted key reaches into the preset, a mapping takes a place as a whole, and the original stays."""
     preset = load_preset("small")
-    other = changed(preset, {"diffusion.schedule": {"kind": "cosine", "steps": 10}, "mirror": False})
-    assert other["diffusion"]["schedule"] == {"kind": "cosine", "steps": 10} and other["mirror"] is False
-    assert preset["mirror"] is True and preset["diffusion"]["schedule"] == {"kind": "flow", "steps": 1000}
+    other = changed(preset, {"diffusion.schedule": {"kind": "flow", "steps": 10}, "mirror": False})
+    assert other["diffusion"]["schedule"] == {"kind": "flow", "steps": 10} and other["mirror"] is False
+    assert preset["mirror"] is True and preset["diffusion"]["schedule"] == {"kind": "cosine", "steps": 1000}
     assert {k for k in preset if preset[k] != other[k]} == {"mirror", "diffusion"}
     with pytest.raises(InputError, match=r"diffusion.networks.channels: the preset has no networks"):
         changed(preset, {"diffusion.networks.channels": [1]})
@@ -55,6 +55,31 @@ def test_table() -> None:
     assert lines[2] == "| floor: real cases |  |  |  | -0.004 |  |"
     assert lines[3] == "| a | 1,200 + 300 | 12 | 0.75 | 0.123 [0.1, 0.15] |  |"
     assert lines[4] == "| b | 1,200 + 300 | 12 | 0.75 |  | 0.5 |"
+
+
+def test_a_failed_variant_keeps_no_other_from_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others stand in the table, and the last word names the one that has none; without the first nothing goes."""
+    asked: list[str] = []
+
+    def finished(self: Ablation, name: str) -> Run:
+        asked.append(name)
+        if name in broken:
+            raise StateError("broken")
+        return Run.at(tmp_path)
+
+    row = {"iterations": [1, 1], "minutes": 1.0, "seconds": 1.0, "floors": {}, "scores": {}}
+    monkeypatch.setattr(Ablation, "_finished", finished)
+    monkeypatch.setattr(Ablation, "_row", lambda self, name, run: row | {"variant": name})
+    ablation = Ablation(Run.at(tmp_path), {"variants": {"a": {}, "b": {}, "c": {}}}, tmp_path, "")
+    broken = ["b"]
+    with pytest.raises(StateError, match="no row for b: see above"):
+        ablation.run()
+    assert asked == ["a", "b", "c"]
+    assert [line.split(" | ")[0] for line in (tmp_path / "ablation.md").read_text().splitlines()[3:]] == ["| a", "| c"]
+    broken, asked[:] = ["a"], []
+    with pytest.raises(StateError, match="broken"):
+        ablation.run()
+    assert asked == ["a"]
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ from typing import Any
 
 import yaml
 
-from sbldm.errors import InputError, StateError, finish
+from sbldm.errors import InputError, SbldmError, StateError, finish
 from sbldm.files import atomic_path, make_folder, user_path, write_csv
 from sbldm.manifest import read_manifest
 from sbldm.run.schema import read_yaml
@@ -126,14 +126,29 @@ class Ablation:
         self.first = next(iter(plan["variants"]))
 
     def run(self) -> None:
-        """All variants, one after the other."""
-        rows = []
+        """All variants, one after the other; one that fails keeps no other from its row.
+
+        Raises:
+            StateError: some failed, or the first did, on which others build.
+        """
+        rows, failed = [], []
         for name in self.plan["variants"]:
-            rows.append(self._row(name, self._finished(name)))
+            try:
+                rows.append(self._row(name, self._finished(name)))
+            except SbldmError as error:
+                if name == self.first:
+                    raise
+                print(f"{name}: {error}", file=sys.stderr)
+                failed.append(name)
+                continue
             with atomic_path(self.out / "ablation.md") as temporary:
                 temporary.write_text(main_table(rows))
             write_csv(self.out / "ablation.csv", [_flat(row) for row in rows])
         print((self.out / "ablation.md").read_text())
+        if failed:
+            raise StateError(
+                f"no row for {', '.join(failed)}: see above; if the plan was wrong, remove the folder in {self.out}."
+            )
 
     def _folder(self, name: str) -> Run:
         return Run(self.out / re.sub(r"[^\w.+-]+", "_", name))
