@@ -71,6 +71,8 @@ class Parts:
         more = [torch.arange(n, device=self.device) % size[2]]
         more += [depth] if isinstance(self.autoencoder, StackVAE) else []
         loss = AutoencoderLoss(dice_weight=0.5)
+        if refiner := getattr(self.autoencoder, "refiner", None):  # of its two phases that of encoder and decoder
+            refiner.requires_grad_(False)
         return lambda: loss(self.mixed(slices, self.autoencoder.train(), *more), slices).backward()
 
     def diffusion_step(self, batch: int | None = None, encode: bool = False) -> Step:
@@ -108,7 +110,7 @@ class Parts:
 
 
 def monai_pair() -> Step:
-    """MONAI's own at the size of `small`: 3-D `AutoencoderKL` and `DiffusionModelUNet`, DDIM of 50 steps."""
+    """MONAI's own at about the size of `small`: 3-D `AutoencoderKL` and `DiffusionModelUNet`, DDIM of 50 steps."""
     device = choose_device()
     coder = AutoencoderKL(
         spatial_dims=3,

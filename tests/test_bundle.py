@@ -98,7 +98,7 @@ def test_metadata_agrees_with_the_small_preset() -> None:
 
     assert shape("autoencoder", "inputs", "image") == tuple(slices.shape[1:]) == (2, 64, 80)
     assert shape("autoencoder", "outputs", "pred") == tuple(decoded.shape[1:])
-    assert shape("network", "inputs", "image") == tuple(stacked.shape[1:]) == (4, 16, 20, 16)
+    assert shape("network", "inputs", "image") == tuple(stacked.shape[1:]) == (8, 16, 20, 24)
     assert shape("network", "outputs", "pred") == tuple(predicted.shape[1:])
     assert shape("network", "inputs", "context") == (9,)
     assert METADATA["network_data_format"]["inputs"]["timesteps"]["value_range"] == [0, 999]

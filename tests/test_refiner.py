@@ -14,7 +14,7 @@ DEPTH = 4
 @pytest.fixture()
 def refiner() -> Refiner:
     torch.manual_seed(0)
-    return Refiner(1, 2, [8, 16], steps=8, embedding=16, groups=4).eval()
+    return Refiner(1, 2, [8, 16], steps=8, embedding=16).eval()
 
 
 @pytest.fixture()
@@ -89,7 +89,7 @@ def test_lesson(refiner: Refiner, drawn: torch.Tensor) -> None:
 def test_it_teaches_the_decoder_nothing(drawn: torch.Tensor) -> None:
     """Autoencoder and refiner train side by side: no gradient of the lesson reaches the decoder."""
     torch.manual_seed(0)
-    network = StackVAE(2, [8, 12], 4, 8, 4, aggregation=2, patch=2, refiner=Refiner(1, 2, [8], embedding=16, groups=4))
+    network = StackVAE(2, [8, 12], 4, 8, aggregation=2, patch=2, refiner=Refiner(1, 2, [8], embedding=16))
     torch.nn.init.normal_(network.refiner.out[-1].weight, std=0.1)
     drawn[:, 0, 5] = 0.3
     predicted, true = network(drawn, POSITION, DEPTH)[3:]
@@ -100,7 +100,7 @@ def test_it_teaches_the_decoder_nothing(drawn: torch.Tensor) -> None:
 
 def test_volumes_are_refined_from_a_seed() -> None:
     torch.manual_seed(0)
-    network = StackVAE(2, [8, 12], 4, 8, 4, aggregation=2, patch=2, refiner=Refiner(1, 2, [8], embedding=16, groups=4))
+    network = StackVAE(2, [8, 12], 4, 8, aggregation=2, patch=2, refiner=Refiner(1, 2, [8], embedding=16))
     network.eval().refiner.scale.fill_(0.05)
     latents = torch.randn(4, 4, 6, 6)
     plain, one, other = (network.decode_volume(latents, seed) for seed in (None, 1, 2))

@@ -8,7 +8,8 @@ import torch
 
 from sbldm.errors import InputError
 from sbldm.evaluation.costs import model_costs
-from sbldm.networks import StackVAE, latent_shape
+from sbldm.networks import Refiner, StackVAE, latent_shape
+from sbldm.networks.blocks import ChannelNorm
 from sbldm.runs import load_preset
 from sbldm.training import AutoencoderLoss
 
@@ -18,7 +19,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def network() -> StackVAE:
     torch.manual_seed(0)
-    return StackVAE(2, [8, 12], 4, 8, 4, aggregation=3, patch=2).eval()
+    return StackVAE(2, [8, 12], 4, 8, aggregation=3, patch=2).eval()
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_it_begins_as_the_slice_decoder(network: StackVAE) -> None:
 def test_neighbours_agree_after_training(volume: np.ndarray) -> None:
     """With weights along z a latent reaches its neighbours' slices: one latent, then a slice at each of two levels."""
     torch.manual_seed(0)
-    network = StackVAE(2, [8, 12], 4, 8, 4, aggregation=3, patch=2).eval()
+    network = StackVAE(2, [8, 12], 4, 8, aggregation=3, patch=2).eval()
     for layer in network.agree:
         torch.nn.init.normal_(layer.weight, std=0.3)
     latents = torch.randn(4, 4, 6, 6)
@@ -71,7 +72,7 @@ def test_neighbours_agree_after_training(volume: np.ndarray) -> None:
 
 def test_position_matters(volume: np.ndarray) -> None:
     torch.manual_seed(0)
-    network = StackVAE(2, [8, 12], 4, 8, 4, aggregation=3, patch=2).eval()
+    network = StackVAE(2, [8, 12], 4, 8, aggregation=3, patch=2).eval()
     for block in network.encoder:  # whose branch starts at zero
         torch.nn.init.normal_(block.conv2.weight, std=0.1)
     slices = torch.from_numpy(volume[..., :3]).permute(3, 0, 1, 2)
@@ -83,7 +84,7 @@ def test_position_matters(volume: np.ndarray) -> None:
 def test_noise_is_for_training_alone(volume: np.ndarray) -> None:
     """In training the decoder gets noised latents, afterwards the posterior's mean; the posterior starts narrow."""
     torch.manual_seed(0)
-    network = StackVAE(2, [8, 12], 4, 8, 4, aggregation=3, latent_noise=1.0, patch=2)
+    network = StackVAE(2, [8, 12], 4, 8, aggregation=3, latent_noise=1.0, patch=2)
     slices, position = torch.from_numpy(volume[..., :6]).permute(3, 0, 1, 2), torch.arange(6)
     first, _, log_variance = network(slices, position, 6)
     assert not torch.equal(first, network(slices, position, 6)[0])
@@ -94,24 +95,89 @@ def test_noise_is_for_training_alone(volume: np.ndarray) -> None:
     assert torch.equal(again[0], network(slices, position, 6)[0])
 
 
-def test_costs_know_it() -> None:
-    """The cost table counts stacks, and the refiner's steps in a sample."""
-    preset = load_preset("small")
+@pytest.mark.parametrize(("name", "factor"), [("small", 4), ("fast", 8)])
+def test_costs_know_it(name: str, factor: int) -> None:
+    """The cost table counts stacks, and a refiner's steps in a sample."""
+    preset = load_preset(name)
     assert preset["autoencoder"]["kind"] == "stack"
     z, h, w, d = latent_shape(preset)
     size, network = preset["grid"]["size"], preset["autoencoder"]["network"]
     assert (z, d) == (network["latent_channels"], size[2] // network["aggregation"])
-    assert (h, w) == (size[0] // 4, size[1] // 4)
+    assert (h, w) == (size[0] // factor, size[1] // factor)
     costs = model_costs(preset)
     assert costs["decode"].macs < costs["encode"].macs * 2
-    steps = preset["sampling"]["steps"], network["refiner"]["steps"]
-    drawn = steps[0] * costs["step"].macs + costs["decode"].macs + steps[1] * costs["refine"].macs
+    drawn = preset["sampling"]["steps"] * costs["step"].macs + costs["decode"].macs
+    if name == "fast":
+        drawn += network["refiner"]["steps"] * costs["refine"].macs
+    assert ("refine" in costs) == (name == "fast")
     assert costs["sample"].macs == pytest.approx(drawn, rel=1e-9)
+
+
+def test_windows_are_as_planes() -> None:
+    """No norm looks beyond a pixel: far enough from the border a window is encoded and decoded as in its plane."""
+    torch.manual_seed(0)
+    network = StackVAE(2, [8, 12], 8, 8, aggregation=3, patch=2, parts=2).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    slices = torch.full((6, 2, 96, 144), -1.0)  # a brain with its background
+    slices[:, :, 20:76, 28:116] = torch.rand(6, 2, 56, 88) * 2 - 1
+    window, position = slices[:, :, 24:72, 32:112], torch.arange(6)
+    whole, part = (network.encode(x, position, 6)[0] for x in (slices, window))
+    torch.testing.assert_close(part[:, :, 5:-5, 5:-5], whole[:, :, 6:18, 8:28][:, :, 5:-5, 5:-5], atol=1e-4, rtol=1e-4)
+    drawn, part = (network.decode(z, position, 6) for z in (whole, whole[:, :, 6:18, 8:28]))
+    inner = slice(20, -20)
+    wanted = drawn[:, :, 24:72, 32:112][:, :, inner, inner]
+    assert wanted.std() > 0.1
+    torch.testing.assert_close(part[:, :, inner, inner], wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_norm_of_channels() -> None:
+    """(3, 4) has a root mean square of sqrt(12.5); in half precision the mean is not taken in it."""
+    norm = ChannelNorm(2)
+    torch.nn.init.constant_(norm.weight, 2.0)
+    x = torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)
+    torch.testing.assert_close(norm(x).flatten(), torch.tensor([6.0, 8.0]) / 12.5**0.5)
+    assert norm(x.bfloat16()).dtype == torch.bfloat16
+    torch.testing.assert_close(norm(x.bfloat16()).float(), norm(x), rtol=0.01, atol=0)
+
+
+def test_groups_of_weights() -> None:
+    """Those of encoder and decoder, and those of the refiner: every one in one of them."""
+    network = StackVAE(2, [8, 12], 4, 8, aggregation=2, patch=2, refiner=Refiner(1, 2, [8], embedding=16))
+    own, refiner = (group["params"] for group in network.parameter_groups())
+    assert {id(p) for p in refiner} == {id(p) for p in network.refiner.parameters()}
+    assert len(own) + len(refiner) == len(list(network.parameters())) == len({id(p) for p in own + refiner})
+    network.refiner = None
+    assert len(network.parameter_groups()) == 1
+
+
+def test_a_refiner_at_rest_gives_no_lesson() -> None:
+    network = StackVAE(2, [8, 12], 4, 8, aggregation=2, patch=2, refiner=Refiner(1, 2, [8], embedding=16))
+    slices, position = torch.zeros(4, 2, 16, 16), torch.arange(4)
+    assert len(network(slices, position, 4)) == 5
+    network.refiner.requires_grad_(False)
+    assert len(network(slices, position, 4)) == 3
+
+
+def test_it_begins_as_a_small_brain() -> None:
+    """Before any training the latents are the means over parts of 2 x 2 pixels of 3 slices, and put up again."""
+    torch.manual_seed(0)
+    network = StackVAE(2, [8, 12], 9, 8, aggregation=3, patch=2, parts=2).eval()
+    slices = torch.rand(6, 2, 8, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mean, _ = network.encode(slices, torch.arange(6), 6)
+    parts = slices.view(2, 3, 2, 4, 2, 6, 2).mean(dim=(1, 4, 6))  # [stacks, channels, 4, 6]
+    for channel in range(2):
+        for x, y in np.ndindex(2, 2):
+            torch.testing.assert_close(mean[0, 4 * channel + 2 * x + y, ..., 0], parts[0, channel, x::2, y::2])
+            torch.testing.assert_close(mean[0, 4 * channel + 2 * x + y, ..., 1], parts[1, channel, x::2, y::2])
+    drawn = network.decode(mean, torch.arange(6), 6)
+    flat = torch.nn.functional.interpolate(parts.movedim(0, -1)[None], (8, 12, 6), mode="trilinear")[0].movedim(-1, 0)
+    torch.testing.assert_close(drawn, flat)
 
 
 def test_anchored_latents() -> None:
     """The loss names how far the first latents are from the means over their cells: 3 slices of 4 x 4 pixels."""
-    loss = AutoencoderLoss(kl_weight=0.0, ssim=False, anchor_weight=0.5)
+    loss = AutoencoderLoss(kl_weight=0.0, ssim=False, anchor_weight=0.5, parts=1)
     slices = torch.rand(6, 2, 8, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
     cells = slices.view(2, 3, 2, 2, 4, 3, 4).mean(dim=(1, 4, 6)).unsqueeze(-1)  # [stacks, channels, 2, 3, 1]
     mean = torch.cat([cells, torch.randn(2, 2, 2, 3, 1)], dim=1)

@@ -156,6 +156,7 @@ def _check_sizes(path: Path, preset: dict[str, Any]) -> None:
             least = np.maximum(least, (SSIM_WINDOW, SSIM_WINDOW, 1))
         if values.get("kind") == "stack":
             _check_crop(path, values, size)
+            _check_latents(path, values["network"], len(preset["data"]["channels"]) + len(preset["data"]["labels"]))
     if np.any(size % need):
         raise InputError(
             f"{path}: grid.size {size.tolist()} must be divisible by {need.tolist()} (the networks halve it)."
@@ -179,6 +180,16 @@ def _check_crop(path: Path, values: dict[str, Any], size: np.ndarray) -> None:
             )
         if np.any(plane > size[:2]) or np.any(plane < SSIM_WINDOW):
             raise InputError(f"{path}: {name} {plane.tolist()} must be {SSIM_WINDOW} at least, and within grid.size.")
+
+
+def _check_latents(path: Path, network: dict[str, Any], channels: int) -> None:
+    """The anchored latents, one for each channel and part of a cell, must be among the latents."""
+    anchored = channels * network["parts"] ** 2
+    if anchored > (given := network["latent_channels"]):
+        raise InputError(
+            f"{path}: autoencoder.network.latent_channels must be {anchored} at least, not {given}: {channels} "
+            f"channels x network.parts {network['parts']} x {network['parts']}; raise it, or lower network.parts."
+        )
 
 
 def read_preset(run_dir: str | Path) -> dict[str, Any]:

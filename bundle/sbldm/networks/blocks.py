@@ -9,7 +9,15 @@ from monai.networks.layers.factories import Conv
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import nn
 
-__all__ = ["ResidualBlock", "SinusoidalEmbedding", "convolution", "exchanged", "group_norm", "zero_initialised"]
+__all__ = [
+    "ChannelNorm",
+    "ResidualBlock",
+    "SinusoidalEmbedding",
+    "convolution",
+    "exchanged",
+    "group_norm",
+    "zero_initialised",
+]
 
 
 def convolution(
@@ -45,7 +53,7 @@ class SinusoidalEmbedding(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3-wide convolutions with group norm and SiLU; the second starts at zero, so the block starts as its skip.
+    """Two 3-wide convolutions with norms and SiLU; the second starts at zero, so the block starts as its skip.
 
     An embedding, where there is one, scales and shifts the second norm: `h (1 + scale) + shift` (scale-shift norm, the
     paper's section 2.3).
@@ -54,7 +62,7 @@ class ResidualBlock(nn.Module):
         spatial_dims: 2 or 3.
         c_in, c_out: channels; a 1-wide convolution matches the skip where they differ.
         embedding: size of the embedding, or 0 for none.
-        groups: groups of the norms, lowered to a divisor of the channels.
+        groups: groups of the norms, lowered to a divisor of the channels; 0: `ChannelNorm`.
     """
 
     def __init__(self, spatial_dims: int, c_in: int, c_out: int, embedding: int = 0, groups: int = 32) -> None:
@@ -97,9 +105,28 @@ def exchanged(slices: torch.Tensor, depth: int) -> torch.Tensor:
     return mixed.flatten(0, 1)
 
 
-def group_norm(channels: int, groups: int) -> nn.GroupNorm:
-    """Group norm with at most `groups` groups, lowered to a divisor of the channels."""
+def group_norm(channels: int, groups: int) -> nn.Module:
+    """Group norm with at most `groups` groups, lowered to a divisor of the channels; of no groups a `ChannelNorm`."""
+    if not groups:
+        return ChannelNorm(channels)
     groups = min(groups, channels)
     while channels % groups:
         groups -= 1
     return nn.GroupNorm(groups, channels)
+
+
+class ChannelNorm(nn.Module):
+    """Root mean square norm of each pixel's channels `[B, C, ...]` (Zhang and Sennrich, arXiv 1910.07467).
+
+    It does not look at other pixels, so that a network which was trained on windows sees whole planes alike. Behind
+    group norms, whose statistics are those of a window or of a plane with its background, they differed by 2.7 dB.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise; means in single precision, whatever that of `x` is."""
+        scale = torch.rsqrt(x.square().mean(1, keepdim=True, dtype=torch.float32) + 1e-5)
+        return x * scale.to(x.dtype) * self.weight.view(-1, *[1] * (x.ndim - 2)).to(x.dtype)

@@ -1,4 +1,4 @@
-"""The last part of stage 1: a flow in pixel space that gives the images the texture which the latents leave out."""
+"""The last part of stage 1: a diffusion of pixels that gives the images the texture which the latents leave out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sbldm.diffusion import Schedule, dpm_solver
-from sbldm.networks.blocks import ResidualBlock, SinusoidalEmbedding, convolution, group_norm, zero_initialised
+from sbldm.networks.blocks import ChannelNorm, ResidualBlock, SinusoidalEmbedding, convolution, zero_initialised
 
 __all__ = ["Refiner"]
 
@@ -34,7 +34,6 @@ class Refiner(nn.Module):
         steps: evaluations for a volume.
         patch: side of the squares of pixels that enter and leave as channels.
         embedding: size of the embedding of noise level and slice position.
-        groups: groups of the group norms.
     """
 
     def __init__(
@@ -45,7 +44,6 @@ class Refiner(nn.Module):
         steps: int = 6,
         patch: int = 2,
         embedding: int = 96,
-        groups: int = 8,
     ) -> None:
         super().__init__()
         self.images, self.steps, self.patch, first = images, steps, patch, channels[0]
@@ -54,13 +52,18 @@ class Refiner(nn.Module):
         self.time, self.position = (SinusoidalEmbedding(64, embedding) for _ in range(2))
         self.act = nn.SiLU()
         self.stem = convolution(2, (images + in_channels) * patch**2, first)
-        self.encoder = nn.ModuleList(ResidualBlock(2, c, c, embedding, groups) for c in channels)
+        self.encoder = nn.ModuleList(ResidualBlock(2, c, c, embedding, groups=0) for c in channels)
         self.down = nn.ModuleList(convolution(2, a, b, stride=2) for a, b in pairwise(channels))
-        self.decoder = nn.ModuleList(ResidualBlock(2, 2 * c, c, embedding, groups) for c in channels[::-1])
+        self.decoder = nn.ModuleList(ResidualBlock(2, 2 * c, c, embedding, groups=0) for c in channels[::-1])
         self.up = nn.ModuleList(convolution(2, a, b) for a, b in pairwise(channels[::-1]))
         self.out = nn.Sequential(
-            group_norm(first, groups), nn.SiLU(), zero_initialised(convolution(2, first, images * patch**2))
+            ChannelNorm(first), nn.SiLU(), zero_initialised(convolution(2, first, images * patch**2))
         )
+
+    @property
+    def learns(self) -> bool:
+        """Whether a training changes its weights now: with `settled` once those of the autoencoder are at rest."""
+        return self.stem.weight.requires_grad
 
     def forward(
         self, x: torch.Tensor, times: torch.Tensor, drawn: torch.Tensor, position: torch.Tensor, depth: int

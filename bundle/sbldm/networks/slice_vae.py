@@ -17,7 +17,7 @@ from sbldm.errors import InputError
 from sbldm.networks.blocks import ResidualBlock, SinusoidalEmbedding, convolution, zero_initialised
 from sbldm.networks.refiner import Refiner
 
-__all__ = ["SliceVAE", "StackVAE", "VolumeVAE"]
+__all__ = ["SliceVAE", "StackVAE", "VolumeVAE", "cell_means"]
 
 
 class _VAE(nn.Module):
@@ -128,17 +128,24 @@ class StackVAE(SliceVAE):
 
     Slices are encoded one by one, with their positions; a convolution with a stride along z at the end of the encoder
     joins neighbours. The decoder spreads the latents along z after its first block, then decodes slice by slice;
-    convolutions along z that start at zero let neighbours agree, so it begins as the decoder of `SliceVAE`. Norms look
-    at one slice at a time: a stack of a few slices and a whole volume are encoded and decoded alike, but for the ends.
+    convolutions along z that start at zero let neighbours agree. Norms look at one pixel at a time: a window of a stack
+    of a few slices and a whole volume are encoded and decoded alike, but for ends and borders.
+
+    The first latents are anchored: they are the slices' means over parts of a latent's cell (`cell_means`) and what the
+    encoder adds, and the decoder draws what is beside these means, put up again. Both begin at nothing, so the network
+    begins as a small brain of the cells' means, and the latents stay one (`AutoencoderLoss`). Left to itself an
+    autoencoder stores anatomy as white noise of low amplitude, which diffusion learns last.
 
     Args:
-        in_channels, channels, latent_channels, position_embedding, groups: as for `SliceVAE`.
+        in_channels, channels, latent_channels, position_embedding: as for `SliceVAE`.
         aggregation: slices that share latents; it must divide the slices of a volume.
+        parts: into how many parts a side of a cell is divided for the anchored latents, `in_channels * parts**2` of
+            them; 0: no latents are anchored.
         patch: side of the squares of pixels that enter and leave the network as channels; without a level of their own
             (1: none). The plane shrinks by this factor too.
         latent_noise: in training the decoder gets `(1 - s) z + s n`, s uniform between 0 and this for each stack, n
             normal with the standard deviation of the latents (l-DeTok, arXiv 2507.15856).
-        refiner: draws the texture of whole volumes that are decoded, and learns it beside the autoencoder; None: none.
+        refiner: draws the texture of volumes that are decoded; it learns beside encoder and decoder or after them.
     """
 
     def __init__(
@@ -147,25 +154,38 @@ class StackVAE(SliceVAE):
         channels: Sequence[int] = (16, 48, 96),
         latent_channels: int = 8,
         position_embedding: int = 32,
-        groups: int = 8,
         aggregation: int = 3,
         latent_noise: float = 0.0,
         patch: int = 1,
+        parts: int = 0,
         refiner: Refiner | None = None,
     ) -> None:
-        super().__init__(in_channels * patch**2, channels, latent_channels, position_embedding, groups)
+        super().__init__(in_channels * patch**2, channels, latent_channels, position_embedding, groups=0)
         self.in_channels, self.patch, self.factor = in_channels, patch, self.factor * patch
         last, along_z = channels[-1], (1, 1, aggregation)
         self.aggregation, self.latent_noise = aggregation, latent_noise
         self.to_posterior = nn.Conv3d(last, 2 * latent_channels, (3, 3, aggregation), along_z, (1, 1, 0))
         with torch.no_grad():  # a narrow posterior to start with, or the first hundreds of iterations drown in noise
             self.to_posterior.bias[latent_channels:] -= 4
+        self.parts, self.anchored = parts, in_channels * parts**2
+        if parts:
+            zero_initialised(self.to_slice)
+            with torch.no_grad():
+                self.to_posterior.weight[: self.anchored] = 0
+                self.to_posterior.bias[: self.anchored] = 0
         self.refiner = refiner
         self.spread = nn.ConvTranspose3d(last, last, along_z, along_z)
         widths = [last, last, *channels[-2::-1]]
         self.agree = nn.ModuleList(
             zero_initialised(nn.Conv3d(c, c, (1, 1, 3), padding=(0, 0, 1), padding_mode="replicate")) for c in widths
         )
+
+    def parameter_groups(self) -> list[dict[str, list[nn.Parameter]]]:
+        """The weights of encoder and decoder, and those of the refiner where there is one, for an optimizer."""
+        groups: list[list[nn.Parameter]] = [[], []]
+        for name, parameter in self.named_parameters():
+            groups[name.startswith("refiner.")].append(parameter)
+        return [{"params": group} for group in groups if group]
 
     def encode(
         self, x: torch.Tensor, position: torch.Tensor | None = None, depth: int = 1
@@ -185,6 +205,9 @@ class StackVAE(SliceVAE):
         for down, block in zip(self.down, self.encoder, strict=True):
             h = block(down(h), e)
         mean, log_variance = self.to_posterior(_stacked(h, depth)).chunk(2, dim=1)
+        if self.parts:
+            means = cell_means(x, mean.shape, self.parts)
+            mean = torch.cat([mean[:, : self.anchored] + means, mean[:, self.anchored :]], dim=1)
         return mean, log_variance.clamp(-30, 20)
 
     def decode(self, z: torch.Tensor, position: torch.Tensor | None = None, depth: int = 1) -> torch.Tensor:
@@ -197,12 +220,17 @@ class StackVAE(SliceVAE):
         for up, block, agree in zip(self.up, self.decoder, self.agree[2:], strict=True):
             h = block(up(nn.functional.interpolate(h, scale_factor=2.0, mode="nearest")), e)
             h = h + _slices(agree(_stacked(h, depth)))
-        return nn.functional.pixel_shuffle(self.to_slice(h), self.patch)
+        drawn = nn.functional.pixel_shuffle(self.to_slice(h), self.patch)
+        if not self.parts:
+            return drawn
+        means = _stacked(nn.functional.pixel_shuffle(_slices(z[:, : self.anchored]), self.parts), z.shape[-1])
+        size = (*drawn.shape[2:], depth)
+        return drawn + _slices(nn.functional.interpolate(means, size, mode="trilinear"))
 
     def forward(self, x: torch.Tensor, position: torch.Tensor | None = None, depth: int = 1) -> tuple[Any, ...]:
         """Reconstruct slices: `(reconstruction, mean, log_variance)`; posterior sample and noise in training alone.
 
-        With a refiner the predicted and the true velocities of its lesson follow.
+        Of a refiner that learns, predicted and true velocities of its lesson follow.
         """
         mean, log_variance = self.encode(x, position, depth)
         z = mean
@@ -213,7 +241,8 @@ class StackVAE(SliceVAE):
                 scale = mean.detach().std(dim=(0, 2, 3, 4), keepdim=True)
                 z = (1 - share) * z + share * scale * torch.randn_like(z)
         drawn = self.decode(z, position, depth)
-        lesson = () if self.refiner is None else self.refiner.lesson(x, drawn, position, depth)
+        learns = self.refiner is not None and self.refiner.learns
+        lesson = self.refiner.lesson(x, drawn, position, depth) if learns else ()
         return drawn, mean, log_variance, *lesson
 
     @torch.no_grad()
@@ -234,6 +263,17 @@ class StackVAE(SliceVAE):
         if self.refiner is not None and seed is not None:
             drawn = self.refiner.refine(drawn, position, depth, seed)
         return drawn.clamp(-1, 1).cpu().permute(1, 2, 3, 0).numpy()
+
+
+def cell_means(slices: torch.Tensor, shape: Sequence[int], parts: int) -> torch.Tensor:
+    """Means of slices `[B * depth, C, X, Y]` over the cells of latents of a shape `(B, Z, H, W, D)`.
+
+    A cell is divided into `parts` x `parts` in the plane; `[B, C * parts**2, H, W, D]`, the parts of a channel beside
+    each other.
+    """
+    n, _, h, w, d = shape
+    means = nn.functional.adaptive_avg_pool3d(_stacked(slices, len(slices) // n), (h * parts, w * parts, d))
+    return _stacked(nn.functional.pixel_unshuffle(_slices(means), parts), d)
 
 
 def _stacked(slices: torch.Tensor, depth: int) -> torch.Tensor:

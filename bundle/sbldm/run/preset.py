@@ -110,12 +110,15 @@ class Discriminator(Values):
     layers: Annotated[int, Field(ge=1, le=8)]
 
 
-class SliceNetwork(Values):
-    """`SliceVAE`."""
-
+class _SliceNetwork(Values):
     channels: Levels
     latent_channels: Width
     position_embedding: Annotated[Annotated[int, Field(ge=0, le=2**16)], AfterValidator(_embedding_width)]
+
+
+class SliceNetwork(_SliceNetwork):
+    """`SliceVAE`."""
+
     groups: Width
 
 
@@ -126,12 +129,13 @@ class RefinerNetwork(Values):
     steps: Annotated[int, Field(ge=1, le=1000)]
 
 
-class StackNetwork(SliceNetwork):
+class StackNetwork(_SliceNetwork):
     """`StackVAE`."""
 
     aggregation: Annotated[int, Field(ge=1, le=16)]
     latent_noise: Share
     patch: Annotated[int, Field(ge=1, le=16)]
+    parts: Annotated[int, Field(ge=0, le=16)]
     refiner: RefinerNetwork | None = None
 
 
@@ -231,11 +235,23 @@ class StackAutoencoder(Autoencoder):
     crop: Annotated[list[Width], Field(min_length=2, max_length=2)] | None  # voxels, None: whole slices
     bce_weight: Weight
     anchor_weight: Weight
+    settled: Annotated[float, Field(gt=0, lt=1)] | None = (
+        None  # share of the iterations for encoder and decoder, the rest is the refiner's
+    )
 
     @model_validator(mode="after")
     def _whole_stacks(self) -> StackAutoencoder:
         if self.depth % self.network.aggregation:
             raise ValueError(f"depth {self.depth} must be a multiple of network.aggregation {self.network.aggregation}")
+        if self.settled is not None and self.network.refiner is None:
+            raise ValueError("settled needs network.refiner, which goes on to learn; without one leave it null")
+        if self.settled is not None and not 0 < round(self.settled * self.iterations) < self.iterations:
+            raise ValueError(f"settled {self.settled} of {self.iterations} iterations leaves one of both without any")
+        if self.anchor_weight and not self.network.parts:
+            raise ValueError("anchor_weight must be 0 where network.parts is 0: no latents are anchored then")
+        factor = self.network.patch * 2 ** (len(self.network.channels) - 1)
+        if self.network.parts and factor % self.network.parts:
+            raise ValueError(f"network.parts {self.network.parts} must divide the {factor} pixels of a cell's side")
         return self
 
 

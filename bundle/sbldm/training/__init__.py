@@ -8,7 +8,7 @@ from sbldm.training.batches import DiffusionBatch, SliceBatch
 from sbldm.training.cases import measure_cases
 from sbldm.training.checkpoints import RunCheckpoint
 from sbldm.training.data import Continuing, LatentDataset, SliceDataset, SliceValidation, VolumeDataset
-from sbldm.training.handlers import ClipGradient, FiniteLoss, MovingAverage, ProgressBar, Seeded
+from sbldm.training.handlers import ClipGradient, FiniteLoss, MovingAverage, ProgressBar, Seeded, Settled
 from sbldm.training.latents import LatentStore
 from sbldm.training.losses import AutoencoderLoss
 from sbldm.training.session import MixedPrecision, read_run_lists, run, validation_loss, warm_up_then_cosine
@@ -28,6 +28,7 @@ __all__ = [
     "ProgressBar",
     "RunCheckpoint",
     "Seeded",
+    "Settled",
     "SliceBatch",
     "SliceDataset",
     "SliceValidation",

@@ -11,6 +11,7 @@ from torch import nn
 
 from sbldm.errors import InputError
 from sbldm.files import reading
+from sbldm.networks.slice_vae import cell_means
 
 __all__ = ["AutoencoderLoss"]
 
@@ -32,9 +33,8 @@ class AutoencoderLoss(nn.Module):
         ssim: whether SSIM takes part; it does not for volumes, where its window would cost more than the network.
         bce_weight: weight of the binary cross-entropy of the labels, four times the output being the logit: the
             probability is .02 and .98 at -1 and 1, where the labels are.
-        anchor_weight: weight of the squared distance of the first latents from the slices' means over their cells:
-            the latents are then a small image and a small mask with what these leave out beside them. Left to itself
-            an autoencoder stores anatomy as white noise of low amplitude, which diffusion learns last.
+        anchor_weight: weight of the squared distance of the anchored latents from the slices' means over their cells.
+        parts: into how many parts a side of a cell is divided for these, as for `StackVAE`.
 
     Raises:
         InputError: `perceptual_weights` names no such file, or lpips is not installed.
@@ -50,11 +50,12 @@ class AutoencoderLoss(nn.Module):
         ssim: bool = True,
         bce_weight: float = 0.0,
         anchor_weight: float = 0.0,
+        parts: int = 0,
     ) -> None:
         super().__init__()
         self.kl_weight, self.image_channels, self.perceptual_weight = kl_weight, image_channels, perceptual_weight
         self.dice_weight, self.dice, self.bce_weight = dice_weight, DiceLoss(batch=True), bce_weight
-        self.anchor_weight = anchor_weight
+        self.anchor_weight, self.parts = anchor_weight, parts
         self.ssim = SSIMLoss(spatial_dims=2, data_range=1.0) if ssim else None
         self.perceptual = _perceptual(perceptual_weights) if perceptual_weights else None
 
@@ -62,7 +63,7 @@ class AutoencoderLoss(nn.Module):
         """Loss of `(reconstruction, mean, log_variance)` against slices `[B, C + L, X, Y]` (or volumes).
 
         The mean squared error of predicted and true velocities, which a refiner adds to the tuple, is its own loss:
-        both train side by side and share no weight.
+        they share no weight with the others.
         """
         reconstruction, mean, log_variance, *lesson = prediction
         kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum() / len(mean)
@@ -76,17 +77,12 @@ class AutoencoderLoss(nn.Module):
             logits, labels = 4 * reconstruction[:, self.image_channels :], (target[:, self.image_channels :] > 0)
             loss = loss + self.bce_weight * nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits))
         if self.anchor_weight:
-            cells = nn.functional.adaptive_avg_pool3d(_stacks(target, len(mean)), mean.shape[2:])
-            loss = loss + self.anchor_weight * nn.functional.mse_loss(mean[:, : cells.shape[1]], cells)
+            means = cell_means(target, mean.shape, self.parts)
+            loss = loss + self.anchor_weight * nn.functional.mse_loss(mean[:, : means.shape[1]], means)
         if self.perceptual is not None:
             images = [x[:, : self.image_channels].flatten(0, 1).unsqueeze(1) for x in (reconstruction, target)]
             loss = loss + self.perceptual_weight * self.perceptual(*images).mean()
         return loss + nn.functional.mse_loss(*lesson) if lesson else loss
-
-
-def _stacks(slices: torch.Tensor, n: int) -> torch.Tensor:
-    """Slices `[n * S, C, X, Y]` as `[n, C, X, Y, S]`."""
-    return slices.unflatten(0, (n, -1)).movedim(1, -1)
 
 
 def _perceptual(weights: str) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from sbldm.runs import PRESETS, load_preset
 from sbldm.tumour.characteristics import NAMES
 
 __all__ = ["LiveBytes", "check_memory", "training_bytes"]
+
+Step = Callable[[], torch.Tensor]
 
 HALVED = 0.6  # share of the bytes in single precision that a training in bfloat16 takes: weights and norms stay whole
 
@@ -71,14 +74,20 @@ def training_bytes(preset: dict[str, Any], stage: str) -> int:
         stage: `autoencoder`, `diffusion` or `gan`.
     """
     with torch.device("meta"):
-        networks, step = {"autoencoder": _autoencoder, "diffusion": _diffusion, "gan": _gan}[stage](preset)
+        networks, steps = {"autoencoder": _autoencoder, "diffusion": _diffusion, "gan": _gan}[stage](preset)
         weights = sum(4 * p.numel() for network in networks for p in network.parameters())
-        with LiveBytes() as live:
-            step().backward()
-    return live.peak + (4 if stage != "autoencoder" else 3) * weights
+        peak = max(_peak(step) for step in steps)
+    return peak + (4 if stage != "autoencoder" else 3) * weights
 
 
-def _autoencoder(preset: dict[str, Any]) -> tuple[list[torch.nn.Module], Any]:
+def _peak(step: Step) -> int:
+    with LiveBytes() as live:
+        step().backward()
+    return live.peak
+
+
+def _autoencoder(preset: dict[str, Any]) -> tuple[list[torch.nn.Module], list[Step]]:
+    """The networks of stage 1, and the loss of an iteration of each of its phases."""
     values, network = preset["autoencoder"], build_autoencoder(preset)
     if not isinstance(network, SliceVAE):
         volumes = torch.zeros(values["batch_size"], network.in_channels, *preset["grid"]["size"])
@@ -88,34 +97,37 @@ def _autoencoder(preset: dict[str, Any]) -> tuple[list[torch.nn.Module], Any]:
             drawn = network(volumes)[0]
             return drawn.square().mean() + judge(drawn)[-1].square().mean()
 
-        return [network, judge], volume_step
+        return [network, judge], [volume_step]
     depth = values.get("depth", 1)
     plane = values.get("crop") or preset["grid"]["size"][:2]
     slices = torch.zeros(values["batch_size"] * depth, network.in_channels, *plane)
     position = torch.zeros(len(slices), dtype=torch.long)
 
-    def step() -> torch.Tensor:
+    refiner = getattr(network, "refiner", None)
+
+    def coded() -> torch.Tensor:
         stacked = [depth] if isinstance(network, StackVAE) else []
         mean, _ = network.encode(slices, position, *stacked)
-        drawn = network.decode(mean, position, *stacked)
-        if (refiner := getattr(network, "refiner", None)) is None:
-            return drawn.square().mean()
-        velocity = refiner(slices[:, : refiner.images], position, drawn.detach(), position, depth)
-        return drawn.square().mean() + velocity.square().mean()
+        return network.decode(mean, position, *stacked).square().mean()
 
-    return [network], step
+    def refined() -> torch.Tensor:
+        return refiner(slices[:, : refiner.images], position, slices, position, depth).square().mean()
+
+    if refiner is None:
+        return [network], [coded]
+    return [network], [coded, refined] if values.get("settled") else [lambda: coded() + refined()]
 
 
-def _diffusion(preset: dict[str, Any]) -> tuple[list[torch.nn.Module], Any]:
+def _diffusion(preset: dict[str, Any]) -> tuple[list[torch.nn.Module], list[Step]]:
     network, batch = build_denoiser(preset), preset["diffusion"]["batch_size"]
     latents, times = torch.zeros(batch, *latent_shape(preset)), torch.zeros(batch)
-    return [network], lambda: network(latents, times, torch.zeros(batch, len(NAMES))).square().mean()
+    return [network], [lambda: network(latents, times, torch.zeros(batch, len(NAMES))).square().mean()]
 
 
-def _gan(preset: dict[str, Any]) -> tuple[list[torch.nn.Module], Any]:
+def _gan(preset: dict[str, Any]) -> tuple[list[torch.nn.Module], list[Step]]:
     network, judge = build_generator(preset), build_discriminator(preset, "gan")
     noise = torch.zeros(preset["gan"]["batch_size"], network.noise)
-    return [network, judge], lambda: judge(network(noise))[-1].square().mean()
+    return [network, judge], [lambda: judge(network(noise))[-1].square().mean()]
 
 
 def check_memory(preset: dict[str, Any], stage: str, device: torch.device, mixed: bool) -> None:

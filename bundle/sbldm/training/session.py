@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,15 +60,24 @@ class MixedPrecision(SimpleInferer):
         return tuple(x.float() for x in outputs) if isinstance(outputs, tuple) else outputs.float()
 
 
-def warm_up_then_cosine(optimizer: torch.optim.Optimizer, warm_up: int, iterations: int) -> LambdaLR:
-    """Learning rate rising linearly over `warm_up` iterations, then falling to zero along half a cosine."""
+def warm_up_then_cosine(
+    optimizer: torch.optim.Optimizer, warm_up: int, iterations: int, settled: float | None = None
+) -> LambdaLR:
+    """Learning rate rising linearly over `warm_up` iterations, then falling to zero along half a cosine.
 
-    def factor(i: int) -> float:
-        if i < warm_up:
-            return (i + 1) / warm_up
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (i - warm_up) / max(1, iterations - warm_up))))
+    With `settled` the first group of parameters does so in that share of the iterations, all others in the rest.
+    """
 
-    return LambdaLR(optimizer, factor)
+    def factor(begin: int, end: int, i: int) -> float:
+        if not begin <= i < end:
+            return 0.0
+        if i - begin < warm_up:
+            return (i - begin + 1) / warm_up
+        return 0.5 * (1 + math.cos(math.pi * (i - begin - warm_up) / max(1, end - begin - warm_up)))
+
+    middle = round((settled or 0) * iterations)
+    first = partial(factor, 0, middle if settled is not None else iterations)
+    return LambdaLR(optimizer, [first, *[partial(factor, middle, iterations)] * (len(optimizer.param_groups) - 1)])
 
 
 def validation_loss(loss: torch.nn.Module) -> Loss:
