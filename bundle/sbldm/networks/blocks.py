@@ -15,7 +15,7 @@ __all__ = [
     "SinusoidalEmbedding",
     "convolution",
     "exchanged",
-    "group_norm",
+    "norm",
     "zero_initialised",
 ]
 
@@ -67,9 +67,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, spatial_dims: int, c_in: int, c_out: int, embedding: int = 0, groups: int = 32) -> None:
         super().__init__()
-        self.norm1 = group_norm(c_in, groups)
+        self.norm1 = norm(c_in, groups)
         self.conv1 = convolution(spatial_dims, c_in, c_out)
-        self.norm2 = group_norm(c_out, groups)
+        self.norm2 = norm(c_out, groups)
         self.conv2 = zero_initialised(convolution(spatial_dims, c_out, c_out))
         self.scale_shift = nn.Linear(embedding, 2 * c_out) if embedding else None
         self.skip = convolution(spatial_dims, c_in, c_out, kernel=1) if c_in != c_out else nn.Identity()
@@ -105,7 +105,7 @@ def exchanged(slices: torch.Tensor, depth: int) -> torch.Tensor:
     return mixed.flatten(0, 1)
 
 
-def group_norm(channels: int, groups: int) -> nn.Module:
+def norm(channels: int, groups: int) -> nn.Module:
     """Group norm with at most `groups` groups, lowered to a divisor of the channels; of no groups a `ChannelNorm`."""
     if not groups:
         return ChannelNorm(channels)

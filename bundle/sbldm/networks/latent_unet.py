@@ -13,7 +13,7 @@ from einops import rearrange
 from monai.networks.layers.factories import Conv
 from torch import nn
 
-from sbldm.networks.blocks import ResidualBlock, SinusoidalEmbedding, convolution, group_norm, zero_initialised
+from sbldm.networks.blocks import ResidualBlock, SinusoidalEmbedding, convolution, norm, zero_initialised
 
 __all__ = ["LatentUNet", "TiledUNet"]
 
@@ -85,7 +85,7 @@ class LatentUNet(nn.Module):
             if level > 0:
                 self.up.append(_up(spatial_dims, width, channels[level - 1], strides[level - 1]))
         self.out = nn.Sequential(
-            group_norm(channels[0], groups),
+            norm(channels[0], groups),
             nn.SiLU(),
             zero_initialised(convolution(spatial_dims, channels[0], latent_channels)),
         )

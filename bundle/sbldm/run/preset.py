@@ -235,9 +235,7 @@ class StackAutoencoder(Autoencoder):
     crop: Annotated[list[Width], Field(min_length=2, max_length=2)] | None  # voxels, None: whole slices
     bce_weight: Weight
     anchor_weight: Weight
-    settled: Annotated[float, Field(gt=0, lt=1)] | None = (
-        None  # share of the iterations for encoder and decoder, the rest is the refiner's
-    )
+    settled: Annotated[float, Field(gt=0, lt=1)] | None = None  # share of the iterations before the refiner's
 
     @model_validator(mode="after")
     def _whole_stacks(self) -> StackAutoencoder:
