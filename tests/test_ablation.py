@@ -14,6 +14,8 @@ from sbldm.run.preset import check_preset
 from sbldm.run.schema import read_yaml
 from sbldm.runs import Run, load_preset
 
+STEPS = VARIANTS.with_name("steps.yaml")
+
 
 def test_a_change_replaces_one_value() -> None:
     """A dotted key reaches into the preset, a mapping takes a place as a whole, and the original stays."""
@@ -37,6 +39,16 @@ def test_every_variant_is_a_preset() -> None:
         other = changed(base, changes)
         check_preset(other, f"{name}: ", "")
         assert other != base, name
+
+
+def test_steps_change_sampling_alone(tmp_path: Path) -> None:
+    """The other committed file: every variant is a preset; one that would have to be trained is refused by its name."""
+    plan = read_yaml(STEPS, "a file of variants")
+    for name, changes in plan["variants"].items():
+        check_preset(changed(load_preset("small"), changes), f"{name}: ", "")
+    plan["variants"]["other"] = {"diffusion.prediction": "sample"}
+    with pytest.raises(InputError, match=r"diffusion.prediction: a plan without a budget trains nothing"):
+        Ablation(Run.at(tmp_path), plan, tmp_path, "")
 
 
 def test_the_table_s_scores_exist() -> None:
@@ -100,3 +112,17 @@ def test_it_goes_on(tmp_path: Path, trained_run: Path) -> None:
         assert len(times) == 4
     assert (tmp_path / "one/autoencoder/best.pt").read_bytes() == (tmp_path / "two/autoencoder/best.pt").read_bytes()
     assert {"request.volume_error", "copies.near"} <= rows[0].keys()  # one held-back case is too few for an MMD
+
+
+def test_samplers_of_one_training(tmp_path: Path, trained_run: Path) -> None:
+    """Without a budget all variants draw from the networks of the run, which stay where they are."""
+    plan = {"pairs": 10, "variants": {"two": {"sampling.steps": 2}, "four": {"sampling.steps": 4}}}
+    Ablation(Run.at(trained_run), plan, tmp_path, "").run()
+    with open(tmp_path / "ablation.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["variant"] for r in rows] == ["two", "four"]
+    assert rows[0]["diffusion"] == rows[1]["diffusion"] and float(rows[0]["minutes"]) > 0
+    images = [sorted((tmp_path / name).glob("nnUNet_raw/*/imagesTr/*.nii.gz")) for name in ("two", "four")]
+    assert len(images[0]) == 10 and images[0][0].read_bytes() != images[1][0].read_bytes()
+    for name in ("two", "four"):
+        assert (tmp_path / name / "diffusion").resolve() == (trained_run / "diffusion").resolve()

@@ -317,7 +317,8 @@ def test_learning_rate() -> None:
 def test_one_group_settles_before_the_other_learns() -> None:
     """Of 10 iterations the first 6 are the first group's, from warm-up to nearly zero, the others the second's."""
     first, second = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
-    optimizer = torch.optim.SGD([{"params": list(n.parameters())} for n in (first, second)], lr=1.0)
+    groups = [{"params": list(n.parameters()), "late": n is second} for n in (first, second)]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
     scheduler = warm_up_then_cosine(optimizer, 2, 10, settled=0.6)
     settled, learning = Settled(optimizer), []
     trainer = Engine(lambda *_: learning.append([n.weight.requires_grad for n in (first, second)]))

@@ -13,8 +13,9 @@ network judges the masks). The file names one variant a line by the values of th
     uniform times: {diffusion.noise_levels: {distribution: uniform}}
     half the time: {budget: 0.5}
 
-Variants that change nothing of stage 1 share the autoencoder of the first. What is done is not done again, so the same
-command goes on where it was stopped; `ablation.csv` and `ablation.md` hold what is known so far.
+Variants that change nothing of stage 1 share the autoencoder of the first. Without a `budget` RUN is a trained one, the
+networks of which all variants share: they then differ in `sampling` alone (docs/steps.yaml). What is done is not done
+again, so the same command goes on where it was stopped; `ablation.csv` and `ablation.md` hold what is known so far.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ EPOCHS = 8  # validations and checkpoints of a training
 UPSTREAM = ("autoencoder", "data", "grid", "intensity", "mirror")  # what makes the latents
 VARIANTS = Path(__file__).parents[3] / "docs" / "ablation.yaml"
 SHARED = ("files.json", "lists.json", "preflight.csv", "prepared")
+TRAINED = ("autoencoder", "latents", "diffusion")
 COLUMNS = {  # of the table: scores by their protocol
     "mmd-laplace.heldout": "MMD",
     "kid.heldout": "KID as before",
@@ -119,11 +121,18 @@ class Ablation:
         out: folder of the variants' runs, of the table, and of what is known of each case.
         plan: content of the file.
         nnunet: folder of a trained nnU-Net, or empty.
+
+    Raises:
+        InputError: a plan without a budget changes what is trained.
     """
 
     def __init__(self, base: Run, plan: dict[str, Any], out: Path, nnunet: str) -> None:
         self.base, self.plan, self.out, self.nnunet = base, plan, out, nnunet
         self.first = next(iter(plan["variants"]))
+        for changes in [plan.get("common"), *plan["variants"].values()] if "budget" not in plan else []:
+            for key in changes or {}:
+                if not key.startswith("sampling."):
+                    raise InputError(f"{key}: a plan without a budget trains nothing; it changes sampling alone.")
 
     def run(self) -> None:
         """All variants, one after the other; one that fails keeps no other from its row.
@@ -159,6 +168,22 @@ class Ablation:
         share, run = changes.pop("budget", 1.0), self._folder(name)
         if not (run.folder / "preset.yaml").is_file():
             self._begin(run, changed(changed(self.base.preset, self.plan.get("common") or {}), changes))
+        if "budget" in self.plan:
+            self._train(name, run, changes, share)
+        every = (
+            (self.plan.get("common") or {}) | changes
+        ).items()  # a trained model has its own preset: it is told these
+        sampling = [f"--{k.removeprefix('sampling.')}={v}" for k, v in every if k.startswith("sampling.")]
+        drawn = f"--n={self.plan.get('pairs', 50)}", "--batch=4", "--gate=off"
+        self._call("sbldm", "synth", f"--run={run.folder}", *drawn, *sampling)
+        if not (run.folder / "evaluation" / "evaluation.json").is_file():
+            asked = " ".join(["distribution", "slices", "requests", "copies", *["fit"] * bool(self.nnunet)])
+            folders = f"--out={run.folder / 'evaluation'}", f"--cache={self.out / 'cache'}", f"--nnunet={self.nnunet}"
+            self._call("sbldm.evaluation", f"--run={run.folder}", f"--scores={asked}", "--workers=1", *folders)
+        return run
+
+    def _train(self, name: str, run: Run, changes: dict[str, Any], share: float) -> None:
+        """Both stages of a variant, within its budget."""
         if name != self.first and not any(key.startswith(UPSTREAM) for key in changes) and share == 1:
             self._share_autoencoder(run)
         for stage in STAGES:
@@ -167,19 +192,11 @@ class Ablation:
             elif run.checkpoint(stage).is_file() and not unfinished(run, stage):
                 continue  # the budget of the other stage, set since, is a change that a training would refuse
             self._call("sbldm", "train", stage, f"--run={run.folder}")
-        self._call(
-            "sbldm", "synth", f"--run={run.folder}", f"--n={self.plan.get('pairs', 50)}", "--batch=4", "--gate=off"
-        )
-        if not (run.folder / "evaluation" / "evaluation.json").is_file():
-            asked = " ".join(["distribution", "slices", "requests", "copies", *["fit"] * bool(self.nnunet)])
-            folders = f"--out={run.folder / 'evaluation'}", f"--cache={self.out / 'cache'}", f"--nnunet={self.nnunet}"
-            self._call("sbldm.evaluation", f"--run={run.folder}", f"--scores={asked}", "--workers=1", *folders)
-        return run
 
     def _begin(self, run: Run, preset: dict[str, Any]) -> None:
         """A run folder on the cases of the base."""
         make_folder(run.folder)
-        for part in SHARED:
+        for part in SHARED if "budget" in self.plan else (*SHARED, *TRAINED):
             if not (run.folder / part).exists():
                 (run.folder / part).symlink_to((self.base.folder / part).resolve())
         _write(run, preset)

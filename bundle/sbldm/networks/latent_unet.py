@@ -41,6 +41,8 @@ class LatentUNet(nn.Module):
         regions: an input channel says which latents are to be drawn; the others are known and stay as they are.
     """
 
+    ends = ("stem", "out")  # first and last layers
+
     def __init__(
         self,
         latent_channels: int = 6,

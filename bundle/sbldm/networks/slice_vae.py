@@ -23,6 +23,8 @@ __all__ = ["SliceVAE", "StackVAE", "VolumeVAE", "cell_means"]
 class _VAE(nn.Module):
     """The network of both classes below, in two or three dimensions."""
 
+    ends: tuple[str, ...] = ("encoder_in.conv1", "encoder_in.skip", "to_posterior", "to_slice")  # first and last layers
+
     def __init__(
         self,
         spatial_dims: int,
@@ -148,6 +150,8 @@ class StackVAE(SliceVAE):
         refiner: draws the texture of volumes that are decoded; it learns beside encoder and decoder or after them.
     """
 
+    ends = (*SliceVAE.ends, "refiner.stem", "refiner.out")
+
     def __init__(
         self,
         in_channels: int = 2,
@@ -180,12 +184,12 @@ class StackVAE(SliceVAE):
             zero_initialised(nn.Conv3d(c, c, (1, 1, 3), padding=(0, 0, 1), padding_mode="replicate")) for c in widths
         )
 
-    def parameter_groups(self) -> list[dict[str, list[nn.Parameter]]]:
-        """The weights of encoder and decoder, and those of the refiner where there is one, for an optimizer."""
-        groups: list[list[nn.Parameter]] = [[], []]
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """For an optimizer: the weights of encoder and decoder, and those of the refiner, which learns `late`."""
+        groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
         for name, parameter in self.named_parameters():
             groups[name.startswith("refiner.")].append(parameter)
-        return [{"params": group} for group in groups if group]
+        return [{"params": group, "late": late} for late, group in groups.items() if group]
 
     def encode(
         self, x: torch.Tensor, position: torch.Tensor | None = None, depth: int = 1

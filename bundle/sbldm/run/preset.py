@@ -216,6 +216,7 @@ class Autoencoder(Stage):
     warm_up: Natural
     kl_weight: Weight
     dice_weight: Weight
+    optimizer: Literal["adam", "adamw", "muon"] = "adam"
     perceptual_weights: Annotated[str, Field(min_length=1)] | None
 
 
@@ -319,6 +320,7 @@ class Diffusion(Stage):
     noise_levels: NoiseLevels = NoiseLevels(distribution="uniform")
     centred: Literal["channel", "position"] = "channel"
     condition_dropout: Share
+    optimizer: Literal["adam", "adamw", "muon"] = "adamw"
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
     latent: Literal["mean", "sample"]
 

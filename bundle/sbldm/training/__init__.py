@@ -11,6 +11,7 @@ from sbldm.training.data import Continuing, LatentDataset, SliceDataset, SliceVa
 from sbldm.training.handlers import ClipGradient, FiniteLoss, MovingAverage, ProgressBar, Seeded, Settled
 from sbldm.training.latents import LatentStore
 from sbldm.training.losses import AutoencoderLoss
+from sbldm.training.optimizers import build_optimizer
 from sbldm.training.session import MixedPrecision, read_run_lists, run, validation_loss, warm_up_then_cosine
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "SliceValidation",
     "VaeGanLoss",
     "VolumeDataset",
+    "build_optimizer",
     "choose_device",
     "choose_precision",
     "clip_before_steps",

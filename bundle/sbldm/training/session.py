@@ -65,7 +65,7 @@ def warm_up_then_cosine(
 ) -> LambdaLR:
     """Learning rate rising linearly over `warm_up` iterations, then falling to zero along half a cosine.
 
-    With `settled` the first group of parameters does so in that share of the iterations, all others in the rest.
+    With `settled` it does so in that share of the iterations, and anew in the rest for the groups that are `late`.
     """
 
     def factor(begin: int, end: int, i: int) -> float:
@@ -77,7 +77,8 @@ def warm_up_then_cosine(
 
     middle = round((settled or 0) * iterations)
     first = partial(factor, 0, middle if settled is not None else iterations)
-    return LambdaLR(optimizer, [first, *[partial(factor, middle, iterations)] * (len(optimizer.param_groups) - 1)])
+    late = partial(factor, middle, iterations)
+    return LambdaLR(optimizer, [late if group.get("late") else first for group in optimizer.param_groups])
 
 
 def validation_loss(loss: torch.nn.Module) -> Loss:

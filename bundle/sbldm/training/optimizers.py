@@ -1,0 +1,123 @@
+"""The optimizers of both stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["Muon", "build_optimizer", "orthogonalised"]
+
+PLAIN = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic Newton-Schulz iteration (Jordan et al. 2024)
+
+
+def orthogonalised(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """Nearly the orthogonal factor of a polar decomposition: singular values come to lie around 1, .7 to 1.2.
+
+    The iteration of Muon, `X <- a X + b (X X') X + c (X X')^2 X`, run on the Gram matrix `X X'` of the shorter side
+    alone: of the long convolution kernels two products are left in place of ten.
+
+    Args:
+        matrix: `[M, N]`.
+        steps: of the iteration.
+
+    Returns:
+        `[M, N]`, in single precision.
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    wide = (matrix.T if tall else matrix).float()
+    norm = wide.norm() + 1e-7
+    gram = wide @ wide.T / norm**2
+    gram.diagonal().add_(1e-6)  # rounding must not make one of its eigenvalues negative: those would grow
+    one = torch.eye(len(gram), device=gram.device)
+    factor, (a, b, c) = one, COEFFICIENTS
+    for _ in range(steps):
+        step = a * one + b * gram + c * gram @ gram
+        factor, gram = step @ factor, step @ gram @ step
+        gram = (gram + gram.T) / 2
+    found = (factor / norm) @ wide
+    return found.T if tall else found
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for matrices and convolution kernels, Adam for all other parameters.
+
+    The momentum of a kernel, `[out, in * k^3]`, is made orthogonal before it is stepped along, so that all directions
+    are learned at one pace. Steps are as long as those of Adam usually are, .2 per weight (Liu et al. 2025, arXiv
+    2502.16982), so that both take one learning rate. `torch.optim.Muon` takes matrices alone.
+
+    Args:
+        groups: of parameters; `orthogonal` says whether they are kernels, of two dimensions and more.
+        lr: learning rate of all.
+        momentum: of the kernels, Nesterov's.
+        betas, eps: of Adam.
+    """
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of all parameters that have a gradient."""
+        with torch.enable_grad():
+            loss = closure() if closure else None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    update = self._orthogonal if group["orthogonal"] else self._adam
+                    parameter.add_(update(parameter, self.state[parameter], group), alpha=-group["lr"])
+        return loss
+
+    @staticmethod
+    def _orthogonal(parameter: nn.Parameter, state: dict[str, Any], group: dict[str, Any]) -> torch.Tensor:
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        average, gradient = state["momentum"], parameter.grad
+        average.lerp_(gradient, 1 - group["momentum"])
+        found = orthogonalised(gradient.lerp(average, group["momentum"]).flatten(1))
+        return (0.2 * math.sqrt(max(found.shape)) * found).view_as(parameter)
+
+    @staticmethod
+    def _adam(parameter: nn.Parameter, state: dict[str, Any], group: dict[str, Any]) -> torch.Tensor:
+        if not state:
+            state["count"], state["first"] = 0, torch.zeros_like(parameter)
+            state["second"] = torch.zeros_like(parameter)
+        state["count"] += 1
+        (beta_1, beta_2), n = group["betas"], state["count"]
+        state["first"].lerp_(parameter.grad, 1 - beta_1)
+        state["second"].lerp_(parameter.grad.square(), 1 - beta_2)
+        return state["first"] / (1 - beta_1**n) / ((state["second"] / (1 - beta_2**n)).sqrt() + group["eps"])
+
+
+def build_optimizer(name: str, network: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """The optimizer of a network, by its name in a preset: `adam`, `adamw` or `muon`.
+
+    Its groups are those of the network's `parameter_groups`, where it has such. With `muon` each of them is
+    two: kernels, and the rest, to which its authors count the first and the last layers (`ends`) as well.
+
+    Raises:
+        KeyError: an unknown name.
+    """
+    grouped = getattr(network, "parameter_groups", None)
+    groups = grouped() if grouped else [{"params": list(network.parameters())}]
+    if name != "muon":
+        return PLAIN[name](groups, lr)
+    ends = tuple(f"{layer}." for layer in getattr(network, "ends", ()))
+    kernels = {id(p) for key, p in network.named_parameters() if p.ndim > 1 and not key.startswith(ends)}
+    halves = [
+        group | {"params": [p for p in group["params"] if (id(p) in kernels) == orthogonal], "orthogonal": orthogonal}
+        for group in groups
+        for orthogonal in (True, False)
+    ]
+    return Muon([half for half in halves if half["params"]], lr)
