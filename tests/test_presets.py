@@ -99,7 +99,7 @@ def own(folder: Path, before: str, after: str, text: str = SMALL) -> Path:
             "  autoencoder:\n    kind: monai\n",
             "kind: 'monai' should be 'slice' or 'stack'",
         ),
-        ("minutes: 32", "minutes: 1:30", "minutes: '1:30' should be a valid number"),
+        ("minutes: 58", "minutes: 1:30", "minutes: '1:30' should be a valid number"),
         ("preset:", "run: $exit()\npreset:", r"run: '\$exit\(\)' is an expression"),
         ("preset:", "lists: x\npreset:", "lists stands beside `preset`, where nothing else is read"),
         ("preset:", "presets:", "is no preset; its values stand below the key `preset`"),
