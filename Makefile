@@ -38,7 +38,7 @@ help: ## this page
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 	@echo; echo "Variables (with their defaults):"
 	@echo "  RUN=$(RUN)  PRESET=$(PRESET) (demo, small, fast, paper or a YAML file)  SEED=$(SEED)  DEVICE= (CUDA if there, else CPU)"
-	@echo "  PRECISION=auto|float32 of trainings (auto: bfloat16 where the device is fast in it)"
+	@echo "  PRECISION=auto|float32 of trainings and decoding (auto: bfloat16 where the device is fast in it)"
 	@echo "  prepare: DATA=folder  CASES=list.txt  VALIDATION_CASES=list.txt  STRICT=1 (stop at any finding)  WORKERS=$(WORKERS)"
 	@echo "           LABELS=auto|brats21|brats23|brats24|peds|file.yaml (what the numbers in the masks mean; auto: as the layout says)"
 	@echo "           ACCEPT='CASE CASE:check all:check' (use a case in spite of a doubt that pre-flight names)"

@@ -14,6 +14,7 @@ from torch import nn
 
 from sbldm.cases.geometry import NativeGrid
 from sbldm.cases.intensity import describe_written, written_by
+from sbldm.device import choose_precision, fast_bfloat16
 from sbldm.diffusion import SAMPLERS, SOLVERS, SPACINGS, Noise, Schedule, guided, time_steps
 from sbldm.errors import InputError, StateError
 from sbldm.files import sha256
@@ -38,6 +39,8 @@ class Model:
         preset: the preset it was trained with.
         constants: what was measured on the training cases (see `LatentStore` and `measure_cases`).
         sha256: of the checkpoint of its last stage.
+        precision: of `choose_precision`, for the decoding. It goes volume by volume and so is the same in any batch;
+            the denoiser, whose rounding would follow the batch, keeps single precision.
     """
 
     network: nn.Module
@@ -45,6 +48,7 @@ class Model:
     preset: dict[str, Any]
     constants: dict[str, Any]
     sha256: str
+    precision: str = "float32"
 
     @classmethod
     def load(cls, run_dir: str, device: torch.device) -> Model:
@@ -72,7 +76,7 @@ class Model:
         with reading_checkpoint(path):
             network.load_state_dict(content["network"])
         network = network.to(device).eval().requires_grad_(False)
-        return cls(network, autoencoder, content["preset"], content["constants"], sha256(path))
+        return cls(network, autoencoder, content["preset"], content["constants"], sha256(path), choose_precision())
 
     @property
     def conditional(self) -> bool:
@@ -137,13 +141,14 @@ class Model:
     def decode(self, latents: torch.Tensor, seed: int = 0, attempt: int = 0) -> np.ndarray:
         """Standardised latents `[Z, H, W, D]` (a GAN: noise) to a volume `[C + L, X, Y, Z]` in [-1, 1].
 
-        A refiner draws the texture from the seed and the attempt at it, beside the latents' own noise. In single
-        precision: bfloat16's rounding is grain to whoever compares the images (docs/ablation.md, fourth trials).
+        A refiner draws the texture from the seed and the attempt at it, beside the latents' own noise.
         """
         if self.autoencoder is None:
             return self.network(latents[None])[0].cpu().numpy()
         mean, std = (latents.new_tensor(self.constants[name]) for name in ("latent_mean", "latent_std"))
-        return self.autoencoder.decode_volume(latents * std.view(-1, 1, 1, 1) + mean, _state(seed, attempt, 1))
+        fast = self.precision == "auto" and fast_bfloat16(latents.device)
+        with torch.autocast(latents.device.type, torch.bfloat16, enabled=fast):
+            return self.autoencoder.decode_volume(latents * std.view(-1, 1, 1, 1) + mean, _state(seed, attempt, 1))
 
 
 def row_noise(shape: Sequence[int], seeds: Sequence[int], attempts: Sequence[int], device: torch.device) -> Noise:
