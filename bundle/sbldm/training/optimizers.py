@@ -43,8 +43,8 @@ def orthogonalised(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
     return found.T if tall else found
 
 
-class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for matrices and convolution kernels, Adam for all other parameters.
+class Muon(torch.optim.Adam):
+    """Muon (Jordan et al. 2024) for matrices and convolution kernels, PyTorch's Adam for all other parameters.
 
     The momentum of a kernel, `[out, in * k^3]`, is made orthogonal before it is stepped along, so that all directions
     are learned at one pace. Steps are as long as those of Adam usually are, .2 per weight (Liu et al. 2025, arXiv
@@ -54,7 +54,7 @@ class Muon(torch.optim.Optimizer):
         groups: of parameters; `orthogonal` says whether they are kernels, of two dimensions and more.
         lr: learning rate of all.
         momentum: of the kernels, Nesterov's.
-        betas, eps: of Adam.
+        betas: of Adam.
     """
 
     def __init__(
@@ -63,41 +63,30 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.99),
-        eps: float = 1e-8,
     ) -> None:
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps})
+        super().__init__([{"momentum": momentum} | group for group in groups], lr, betas)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of all parameters that have a gradient."""
+        """One step of all parameters that have a gradient; those of the kernels are used up."""
         with torch.enable_grad():
             loss = closure() if closure else None
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    update = self._orthogonal if group["orthogonal"] else self._adam
-                    parameter.add_(update(parameter, self.state[parameter], group), alpha=-group["lr"])
+            for kernel in group["params"] if group["orthogonal"] else ():
+                if kernel.grad is not None:
+                    self._orthogonal_step(kernel, group)
+                    kernel.grad = None  # Adam passes over what has none
+        super().step()
         return loss
 
-    @staticmethod
-    def _orthogonal(parameter: nn.Parameter, state: dict[str, Any], group: dict[str, Any]) -> torch.Tensor:
+    def _orthogonal_step(self, kernel: nn.Parameter, group: dict[str, Any]) -> None:
+        state = self.state[kernel]
         if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        average, gradient = state["momentum"], parameter.grad
-        average.lerp_(gradient, 1 - group["momentum"])
-        found = orthogonalised(gradient.lerp(average, group["momentum"]).flatten(1))
-        return (0.2 * math.sqrt(max(found.shape)) * found).view_as(parameter)
-
-    @staticmethod
-    def _adam(parameter: nn.Parameter, state: dict[str, Any], group: dict[str, Any]) -> torch.Tensor:
-        if not state:
-            state["count"], state["first"] = 0, torch.zeros_like(parameter)
-            state["second"] = torch.zeros_like(parameter)
-        state["count"] += 1
-        (beta_1, beta_2), n = group["betas"], state["count"]
-        state["first"].lerp_(parameter.grad, 1 - beta_1)
-        state["second"].lerp_(parameter.grad.square(), 1 - beta_2)
-        return state["first"] / (1 - beta_1**n) / ((state["second"] / (1 - beta_2**n)).sqrt() + group["eps"])
+            state["step"], state["momentum"] = torch.zeros(()), torch.zeros_like(kernel)  # Adam looks for the first
+        state["step"] += 1
+        average = state["momentum"].lerp_(kernel.grad, 1 - group["momentum"])
+        found = orthogonalised(kernel.grad.lerp(average, group["momentum"]).flatten(1))
+        kernel.add_(found.view_as(kernel), alpha=-0.2 * math.sqrt(max(found.shape)) * group["lr"])
 
 
 def build_optimizer(name: str, network: nn.Module, lr: float) -> torch.optim.Optimizer:
