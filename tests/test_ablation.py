@@ -114,8 +114,21 @@ def test_it_goes_on(tmp_path: Path, trained_run: Path) -> None:
     assert {"request.volume_error", "copies.near"} <= rows[0].keys()  # one held-back case is too few for an MMD
 
 
-def test_samplers_of_one_training(tmp_path: Path, trained_run: Path) -> None:
-    """Without a budget all variants draw from the networks of the run, which stay where they are."""
+def test_samplers_of_one_training(tmp_path: Path, trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a budget all variants draw from the networks of the run, which stay where they are.
+
+    What is drawn is not evaluated here: `test_it_goes_on` sees to that, which takes a minute.
+    """
+    call = Ablation._call
+
+    def no_evaluation(self: Ablation, module: str, *arguments: str) -> None:
+        if module != "sbldm.evaluation":
+            return call(self, module, *arguments)
+        folder = Path(next(a for a in arguments if a.startswith("--out=")).removeprefix("--out="))
+        folder.mkdir()
+        (folder / "evaluation.json").write_text('{"scores": []}')
+
+    monkeypatch.setattr(Ablation, "_call", no_evaluation)
     plan = {"pairs": 10, "variants": {"two": {"sampling.steps": 2}, "four": {"sampling.steps": 4}}}
     Ablation(Run.at(trained_run), plan, tmp_path, "").run()
     with open(tmp_path / "ablation.csv", newline="") as file:
