@@ -129,7 +129,8 @@ def test_samplers_of_one_training(tmp_path: Path, trained_run: Path, monkeypatch
         (folder / "evaluation.json").write_text('{"scores": []}')
 
     monkeypatch.setattr(Ablation, "_call", no_evaluation)
-    plan = {"pairs": 10, "variants": {"two": {"sampling.steps": 2}, "four": {"sampling.steps": 4}}}
+    leap = {"sampling.sampler": "dpm_solver", "sampling.sigma_min": 0.5}
+    plan = {"pairs": 10, "variants": {"two": {"sampling.steps": 2}, "four": leap | {"sampling.steps": 4}}}
     Ablation(Run.at(trained_run), plan, tmp_path, "").run()
     with open(tmp_path / "ablation.csv", newline="") as file:
         rows = list(csv.DictReader(file))

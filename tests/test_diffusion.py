@@ -300,8 +300,12 @@ def test_solver_times(kind):
         torch.testing.assert_close(gaps, gaps.mean().expand(5), rtol=1e-9, atol=0)
         (single,) = solver_times(schedule, 1, spacing)
         assert -schedule.half_log_snr(single).item() == pytest.approx(math.log(40))
+        lowest = -schedule.half_log_snr(torch.tensor(solver_times(schedule, 6, spacing, 0.5)[-1], dtype=torch.float64))
+        assert lowest.item() == pytest.approx(math.log(0.5))
     with pytest.raises(ValueError, match="spacing must be one of karras, logsnr, not even"):
         solver_times(schedule, 6, "even")
+    with pytest.raises(ValueError, match="sigma_min must lie between 0 and 40, not 0"):
+        solver_times(schedule, 6, sigma_min=0)
 
 
 def test_solver_times_of_a_chain_that_does_not_reach():
@@ -413,6 +417,25 @@ def test_order_of_the_solvers(kind, spacing):
         errors = [(solver(denoise, lambda k: start, schedule, n, spacing) - exact).abs().max().item() for n in counts]
         assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.2), solver.__name__
         assert errors[0] < most, solver.__name__
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_leap_to_the_mean(kind):
+    """From `sigma_min` the solvers leap to the mean: of a Gaussian they lose what lies below that noise.
+
+    The ODE draws x_0 = m + s z; with the x_t of that path at sigma / alpha = r the mean of x_0 is
+    m + s z s / sqrt(s^2 + r^2).
+    """
+    schedule = Schedule(kind=kind, prediction="v_prediction")
+    mean, std, ratio = 0.3, 0.8, 0.5
+    z = torch.tensor([-1.5, -0.5, 0.5, 1.5], dtype=torch.float64)
+    denoise = denoiser(schedule, [1.0], [mean], [std])
+    alpha, sigma = schedule.alpha_sigma(torch.tensor(solver_times(schedule, 1), dtype=torch.float64))
+    start = (alpha * mean + (alpha**2 * std**2 + sigma**2).sqrt() * z) / torch.hypot(alpha, sigma)
+    wanted = mean + std * z * std / math.hypot(std, ratio)
+    for solver in (dpm_solver, unipc, heun):
+        drawn = solver(denoise, lambda k: start, schedule, 200, "logsnr", ratio)
+        torch.testing.assert_close(drawn, wanted, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -613,14 +636,20 @@ def test_solvers_are_those_of_diffusers(solver, kind):
 # What the pairs are drawn with
 
 PRESET = {"sampler": "ddim", "steps": 50, "eta": 0.0, "guidance": 1.0}
+SOLVED = {"spacing": "karras", "sigma_min": 0.03}  # unless told
 
 
 @pytest.mark.parametrize(
     ("preset", "asked", "settings"),
     [
         ({}, {}, {}),
-        ({"eta": 0.5}, {"sampler": "unipc", "steps": "9"}, {"sampler": "unipc", "steps": 9, "spacing": "karras"}),
-        ({"sampler": "heun"}, {"spacing": "logsnr"}, {"sampler": "heun", "spacing": "logsnr"}),
+        ({"eta": 0.5}, {"sampler": "unipc", "steps": "9"}, SOLVED | {"sampler": "unipc", "steps": 9}),
+        (
+            {"sampler": "heun"},
+            {"spacing": "logsnr", "sigma_min": "0.5"},
+            {"sampler": "heun", "spacing": "logsnr", "sigma_min": 0.5},
+        ),
+        ({"sampler": "heun", "sigma_min": 0.5}, {"sampler": "ddim"}, {}),
         ({"sampler": "dpm_solver", "spacing": "logsnr"}, {"sampler": "ddim", "eta": 0.2}, {"eta": 0.2}),
         ({"sampler": "unipc"}, {"sampler": "ddpm"}, {"sampler": "ddpm", "steps": 1000, "eta": 1.0}),
     ],
@@ -644,6 +673,9 @@ def test_settings_of_the_sampler(preset, asked, settings):
         ({"sampler": "unipc", "spacing": "even"}, {}, "SPACING=even: unknown; choose one of karras, logsnr."),
         ({}, {"spacing": "karras"}, "SPACING=karras: only for the samplers dpm_solver, unipc, heun, not ddim."),
         ({}, {"sampler": "ddpm", "spacing": "logsnr"}, "SPACING=logsnr: .* not ddpm."),
+        ({}, {"sigma_min": 0.5}, "SIGMA_MIN=0.5: only for the samplers dpm_solver, unipc, heun, not ddim."),
+        ({"sampler": "heun"}, {"sigma_min": "low"}, "SIGMA_MIN=low: not a number."),
+        ({"sampler": "heun"}, {"sigma_min": 40}, "SIGMA_MIN=40: must lie between 0 and 40."),
         *(
             ({"sampler": name}, {"steps": steps}, f"STEPS={steps}: a chain of 1000 steps is sampled in 1 to 1000 steps")
             for name, steps in product(SOLVERS, (0, -3, 1001))

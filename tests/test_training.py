@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
@@ -27,6 +28,7 @@ from conftest import call, copy_run, one_line, partial_files, snapshot, wait_for
 from ignite.engine import Engine, Events
 from scipy.ndimage import gaussian_filter
 
+from sbldm.cases.geometry import NativeGrid
 from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import load_prepared
 from sbldm.diffusion import Schedule
@@ -52,8 +54,9 @@ from sbldm.training import (
     warm_up_then_cosine,
 )
 from sbldm.training.checkpoints import FORMAT, load_checkpoint
+from sbldm.training.deformation import deformed
 from sbldm.training.latents import load_autoencoder
-from sbldm.tumour.characteristics import NAMES
+from sbldm.tumour.characteristics import NAMES, measure
 from sbldm.tumour.normaliser import Normaliser
 from sbldm.tumour.requests import TumourModel
 
@@ -521,6 +524,33 @@ def test_latents_are_standardised_and_mirrored(tmp_path: Path, trained_run: Path
     with np.load(run / "latents" / f"{store.lists['validation'][0]}.npz") as arrays:
         assert arrays["latents"].shape == (1, 2, 3, 12, 16, 16)  # held-back brains are not mirrored
     assert len(store.dataset("validation", 0, "mean", 4)) == 4
+
+
+def test_deformed_latents(tmp_path: Path, trained_run: Path) -> None:
+    """Three copies of each training case, mirrored too, with the characteristics that their own masks have."""
+    diffusion = Run.at(trained_run).preset["diffusion"] | {"deformed": 3}
+    run = copy_run(trained_run, tmp_path, leave_out="latents diffusion", mirror=True, diffusion=diffusion)
+    store, preset = build_store(run)
+    images, conditions = items_of(store.dataset("train", 0, "mean"))
+    assert images.shape == (40, 3, 12, 16, 16) and len(np.unique(images.reshape(40, -1), axis=0)) == 40
+    np.testing.assert_allclose(images.std((0, 2, 3, 4)), 1, atol=1e-4)
+    np.testing.assert_allclose(conditions.mean(0), 0, atol=1e-4)
+    assert len(store.dataset("validation", 0, "mean")) == 1
+    network, name = load_autoencoder(Run.at(run), CPU), store.lists["train"][0]
+    volume, sidecar = load_prepared(run / "prepared", name)
+    grid = NativeGrid.from_state(sidecar["working"])
+    copy = deformed(volume, grid.spacing, np.random.default_rng([zlib.crc32(name.encode()), 1]))
+    with np.load(run / "latents" / f"{name}.npz") as arrays:
+        np.testing.assert_array_equal(arrays["latents"][2], network.encode_volume(copy, CPU))
+        np.testing.assert_array_equal(arrays["latents"][6], network.encode_volume(copy[:, ::-1], CPU))
+        values = arrays["characteristics"]
+    known = np.array([sidecar["characteristics"][n] for n in NAMES])
+    np.testing.assert_array_equal(values[0], known)
+    ratio = measure(copy[1] > 0, grid.frame(grid)) / measure(volume[1] > 0, grid.frame(grid))
+    np.testing.assert_allclose(values[2, 0], known[0] * ratio[0])
+    assert np.abs(values[1:4, 0] / known[0] - 1).max() < 0.25 and len(np.unique(values[:, 0])) == 4
+    with pytest.raises(StateError, match="another value of deformed"):
+        LatentStore.build(str(run), preset | {"diffusion": diffusion | {"deformed": 2}}, store.lists, CPU)
 
 
 def test_sampled_latents(tmp_path: Path, trained_run: Path) -> None:

@@ -224,6 +224,7 @@ def parser() -> argparse.ArgumentParser:
         sampler=("", "ddim, ddpm, dpm_solver, unipc or heun; as the preset says when empty"),
         steps=("", "network evaluations"),
         spacing=("", "of the steps of dpm_solver, unipc and heun: karras or logsnr"),
+        sigma_min=("", "noise below which these three draw no detail, of latents of deviation 1"),
         eta=("", "share of fresh noise in ddim"),
         guidance=("", "1: the request alone; above 1: followed more strictly"),
         batch=("1", "pairs drawn at once"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from sbldm.diffusion.samplers import (
+    CLEANEST,
+    NOISIEST,
     SAMPLERS,
     SOLVERS,
     SPACINGS,
@@ -19,6 +21,8 @@ from sbldm.diffusion.samplers import (
 from sbldm.diffusion.schedule import Schedule
 
 __all__ = [
+    "CLEANEST",
+    "NOISIEST",
     "SAMPLERS",
     "SOLVERS",
     "SPACINGS",

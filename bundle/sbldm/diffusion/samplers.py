@@ -20,6 +20,8 @@ import torch
 from sbldm.diffusion.schedule import Schedule
 
 __all__ = [
+    "CLEANEST",
+    "NOISIEST",
     "SAMPLERS",
     "SOLVERS",
     "SPACINGS",
@@ -37,7 +39,7 @@ __all__ = [
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Noise = Callable[[int], torch.Tensor]
 
-NOISIEST, CLEANEST = 40.0, 0.03  # sigma / alpha where the solvers begin and whence they leap, of latents of deviation 1
+NOISIEST, CLEANEST = 40.0, 0.03  # sigma / alpha where the solvers begin and whence they leap unless told
 SPACINGS = {
     "karras": lambda first, last, n: np.linspace(first ** (1 / 7), last ** (1 / 7), n) ** 7,
     "logsnr": np.geomspace,
@@ -62,23 +64,27 @@ def time_steps(schedule: Schedule, steps: int) -> list[int]:
     return torch.maximum(spaced, torch.arange(steps - 1, -1, -1)).tolist()
 
 
-def solver_times(schedule: Schedule, steps: int, spacing: str = "karras") -> list[float]:
-    """`steps` times at which `sigma / alpha` falls from 40 to 0.03, or as far as the chain reaches.
+def solver_times(schedule: Schedule, steps: int, spacing: str = "karras", sigma_min: float = CLEANEST) -> list[float]:
+    """`steps` times at which `sigma / alpha` falls from 40 to `sigma_min`, or as far as the chain reaches.
 
     Args:
         schedule: forward process.
         steps: how many.
         spacing: `karras`: even in the seventh root of `sigma / alpha` (Karras et al. 2022, equation 5); `logsnr`: even
             in `ln(alpha / sigma)` (Lu et al. 2022), with more of them at low noise.
+        sigma_min: the last `sigma / alpha`, in units of the latents' deviation, whence the solver leaps to the mean of
+            what the clean sample may be: detail below it is not drawn.
 
     Raises:
-        ValueError: `steps` outside 1..T, or an unknown spacing.
+        ValueError: `steps` outside 1..T, an unknown spacing, or `sigma_min` outside 0..40.
     """
     _check(schedule, steps)
     if spacing not in SPACINGS:
         raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, not {spacing}")
     cleanest, noisiest = np.exp(-schedule.half_log_snr(torch.tensor([0, schedule.steps - 1])).numpy())
-    ratio = SPACINGS[spacing](min(NOISIEST, noisiest), max(CLEANEST, cleanest), steps)
+    if not 0 < sigma_min < NOISIEST:
+        raise ValueError(f"sigma_min must lie between 0 and {NOISIEST:g}, not {sigma_min}")
+    ratio = SPACINGS[spacing](min(NOISIEST, noisiest), max(sigma_min, cleanest), steps)
     return schedule.time_at(-np.log(ratio)).tolist()
 
 
@@ -175,7 +181,12 @@ def ddpm(denoise: Denoiser, noise: Noise, schedule: Schedule, steps: int = 1000,
 
 
 def dpm_solver(
-    denoise: Denoiser, noise: Noise, schedule: Schedule, steps: int = 10, spacing: str = "karras"
+    denoise: Denoiser,
+    noise: Noise,
+    schedule: Schedule,
+    steps: int = 10,
+    spacing: str = "karras",
+    sigma_min: float = CLEANEST,
 ) -> torch.Tensor:
     """DPM-Solver++(2M) (Lu et al. 2023, algorithm 2): second order from two predictions, one evaluation a step.
 
@@ -184,15 +195,15 @@ def dpm_solver(
         noise: `noise(0)` is x_T, unit normal `[B, ...]`; no other noise is drawn.
         schedule: forward process.
         steps: number of function evaluations (NFE).
-        spacing: of the times, as for `solver_times`.
+        spacing, sigma_min: of the times, as for `solver_times`.
 
     Returns:
         The clean sample `[B, ...]`.
 
     Raises:
-        ValueError: `steps` outside 1..T, or an unknown spacing.
+        ValueError: as `solver_times`.
     """
-    path, seen = _path(schedule, solver_times(schedule, steps, spacing)), []
+    path, seen = _path(schedule, solver_times(schedule, steps, spacing, sigma_min)), []
     x = _begin(noise, path[0])
     for k, step in enumerate(path):
         seen = [*seen[-1:], _predict(denoise, schedule, x, step)[0]]
@@ -201,14 +212,19 @@ def dpm_solver(
 
 
 def unipc(
-    denoise: Denoiser, noise: Noise, schedule: Schedule, steps: int = 10, spacing: str = "karras"
+    denoise: Denoiser,
+    noise: Noise,
+    schedule: Schedule,
+    steps: int = 10,
+    spacing: str = "karras",
+    sigma_min: float = CLEANEST,
 ) -> torch.Tensor:
     """UniPC-2 of predicted x_0 with B2(h) (Zhao et al. 2023): third order, one evaluation a step.
 
     UniP-2 is the step of `dpm_solver`; where it ends the network is asked, and with that answer UniC-2 goes the step
     again. The answer serves the next step too. Arguments and errors as for `dpm_solver`.
     """
-    path, seen = _path(schedule, solver_times(schedule, steps, spacing)), []
+    path, seen = _path(schedule, solver_times(schedule, steps, spacing, sigma_min)), []
     x = start = _begin(noise, path[0])
     for k, step in enumerate(path):
         seen = [*seen[-2:], _predict(denoise, schedule, x, step)[0]]
@@ -218,14 +234,21 @@ def unipc(
     return x
 
 
-def heun(denoise: Denoiser, noise: Noise, schedule: Schedule, steps: int = 10, spacing: str = "karras") -> torch.Tensor:
+def heun(
+    denoise: Denoiser,
+    noise: Noise,
+    schedule: Schedule,
+    steps: int = 10,
+    spacing: str = "karras",
+    sigma_min: float = CLEANEST,
+) -> torch.Tensor:
     """Heun's method over `x / alpha` (Karras et al. 2022, algorithm 1): second order, two evaluations a step.
 
     The last step takes one, and of an even number of evaluations the first as well, where the way is straightest.
     Arguments and errors as for `dpm_solver`.
     """
     _check(schedule, steps)
-    path = _path(schedule, solver_times(schedule, steps // 2 + 1, spacing))
+    path = _path(schedule, solver_times(schedule, steps // 2 + 1, spacing, sigma_min))
     x = _begin(noise, path[0])
     for k, step in enumerate(path, start=1):
         x_0, eps = _predict(denoise, schedule, x, step)

@@ -170,16 +170,15 @@ class Ablation:
             self._begin(run, changed(changed(self.base.preset, self.plan.get("common") or {}), changes))
         if "budget" in self.plan:
             self._train(name, run, changes, share)
-        every = (
-            (self.plan.get("common") or {}) | changes
-        ).items()  # a trained model has its own preset: it is told these
-        sampling = [f"--{k.removeprefix('sampling.')}={v}" for k, v in every if k.startswith("sampling.")]
+        every = (self.plan.get("common") or {}) | changes  # a trained model has its own preset: it is told these
+        asked = {k.removeprefix("sampling."): v for k, v in every.items() if k.startswith("sampling.")}
+        sampling = [f"--{name.replace('_', '-')}={value}" for name, value in asked.items()]
         drawn = f"--n={self.plan.get('pairs', 50)}", "--batch=4", "--gate=off"
         self._call("sbldm", "synth", f"--run={run.folder}", *drawn, *sampling)
         if not (run.folder / "evaluation" / "evaluation.json").is_file():
-            asked = " ".join(["distribution", "slices", "requests", "copies", *["fit"] * bool(self.nnunet)])
+            scores = " ".join(["distribution", "slices", "requests", "copies", *["fit"] * bool(self.nnunet)])
             folders = f"--out={run.folder / 'evaluation'}", f"--cache={self.out / 'cache'}", f"--nnunet={self.nnunet}"
-            self._call("sbldm.evaluation", f"--run={run.folder}", f"--scores={asked}", "--workers=1", *folders)
+            self._call("sbldm.evaluation", f"--run={run.folder}", f"--scores={scores}", "--workers=1", *folders)
         return run
 
     def _train(self, name: str, run: Run, changes: dict[str, Any], share: float) -> None:

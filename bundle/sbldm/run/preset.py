@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, StringConstraints, Tag, model_validator
 from pydantic import Discriminator as Discriminator_
 
+from sbldm.diffusion import CLEANEST, NOISIEST
 from sbldm.run.schema import Values, checked, refuse_expressions
 
 __all__ = ["SCHEMAS", "check_preset"]
@@ -319,6 +320,7 @@ class Diffusion(Stage):
     schedule: NoiseSchedule
     noise_levels: NoiseLevels = NoiseLevels(distribution="uniform")
     centred: Literal["channel", "position"] = "channel"
+    deformed: Annotated[int, Field(ge=0, le=100)] = 0  # copies of each training case, turned, scaled and bent
     condition_dropout: Share
     optimizer: Literal["adam", "adamw", "muon"] = "adamw"
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
@@ -367,6 +369,7 @@ class Sampling(Values):
     steps: Count
     eta: Share
     spacing: Literal["karras", "logsnr"] = "karras"  # of the times of dpm_solver, unipc and heun
+    sigma_min: Annotated[float, Field(gt=0, lt=NOISIEST)] = CLEANEST  # whence these leap to the clean sample
     guidance: Annotated[float, Field(ge=0, le=1000)]
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from sbldm.cases.geometry import NativeGrid
 from sbldm.cases.intensity import describe_written, written_by
 from sbldm.device import choose_precision, fast_bfloat16
-from sbldm.diffusion import SAMPLERS, SOLVERS, SPACINGS, Noise, Schedule, guided, time_steps
+from sbldm.diffusion import CLEANEST, NOISIEST, SAMPLERS, SOLVERS, SPACINGS, Noise, Schedule, guided, time_steps
 from sbldm.errors import InputError, StateError
 from sbldm.files import sha256
 from sbldm.models import kind_of, refuse_requests
@@ -191,7 +191,7 @@ class PairSampler(Inferer):
     Args:
         schedule: forward process of the training.
         latent_shape: `(Z, H, W, D)`.
-        preset: sampling values of the preset: `sampler`, `steps`, `eta`, `guidance`, and of a solver `spacing`.
+        preset: sampling values of the preset: `sampler`, `steps`, `eta`, `guidance`; of solvers `spacing`, `sigma_min`.
         overrides: values that take their place (None leaves the preset's, as far as another sampler can take it).
 
     Raises:
@@ -236,14 +236,27 @@ class PairSampler(Inferer):
             raise InputError(f"ETA={eta:g}: sampler {sampler} draws no fresh noise; leave it out, or take ddim.")
         if eta > 1 or (sampler == "ddpm" and eta < 1):
             raise InputError(f"ETA={eta:g}: must lie between 0 and 1, and be 1 (or left out) for sampler ddpm.")
-        if sampler not in SOLVERS:
-            if "spacing" in given:
+        for name, default in (("spacing", "karras"), ("sigma_min", CLEANEST)):
+            if sampler in SOLVERS:
+                self.settings.setdefault(name, default)
+            elif name in given:
                 solvers = ", ".join(SOLVERS)
-                raise InputError(f"SPACING={given['spacing']}: only for the samplers {solvers}, not {sampler}.")
-            self.settings.pop("spacing", None)
-        elif self.settings.setdefault("spacing", "karras") not in SPACINGS:
-            spacings = ", ".join(SPACINGS)
-            raise InputError(f"SPACING={self.settings['spacing']}: unknown; choose one of {spacings}.")
+                raise InputError(f"{name.upper()}={given[name]}: only for the samplers {solvers}, not {sampler}.")
+            else:
+                self.settings.pop(name, None)
+        if sampler in SOLVERS:
+            self._check_times()
+
+    def _check_times(self) -> None:
+        spacing, lowest = self.settings["spacing"], self.settings["sigma_min"]
+        if spacing not in SPACINGS:
+            raise InputError(f"SPACING={spacing}: unknown; choose one of {', '.join(SPACINGS)}.")
+        try:
+            self.settings |= {"sigma_min": float(lowest)}
+        except (ValueError, TypeError):
+            raise InputError(f"SIGMA_MIN={lowest}: not a number.") from None
+        if not 0 < self.settings["sigma_min"] < NOISIEST:
+            raise InputError(f"SIGMA_MIN={lowest}: must lie between 0 and {NOISIEST:g}.")
 
     @torch.no_grad()
     def __call__(
@@ -258,8 +271,8 @@ class PairSampler(Inferer):
         noise = row_noise(self.latent_shape, seeds, attempts or [0] * len(seeds), inputs.device)
         denoise = guided(network, inputs, self.settings["guidance"])
         sampler, steps = self.settings["sampler"], self.settings["steps"]
-        own = self.settings["spacing" if sampler in SOLVERS else "eta"]
-        return SAMPLERS[sampler](denoise, noise, self.schedule, steps, own)
+        own = [self.settings[name] for name in (("spacing", "sigma_min") if sampler in SOLVERS else ("eta",))]
+        return SAMPLERS[sampler](denoise, noise, self.schedule, steps, *own)
 
 
 Sampler = PairSampler | OneStep

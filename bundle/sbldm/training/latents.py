@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
+from sbldm.cases.geometry import NativeGrid
 from sbldm.cases.prepare import load_prepared, read_sidecar
 from sbldm.errors import StateError
 from sbldm.files import atomic_path, clear_partial, read_json, read_npz, sha256, write_csv, write_json
@@ -20,6 +22,7 @@ from sbldm.runs import Run
 from sbldm.training.cases import measure_cases
 from sbldm.training.checkpoints import load_checkpoint, reading_checkpoint, require_same, unfinished
 from sbldm.training.data import LatentDataset
+from sbldm.training.deformation import deformed, deformed_characteristics
 from sbldm.tumour.characteristics import NAMES
 from sbldm.tumour.normaliser import Normaliser
 from sbldm.tumour.requests import TumourModel
@@ -96,6 +99,7 @@ class LatentStore:
         fingerprint = sha256(run.checkpoint("autoencoder"))
         made = {"autoencoder_sha256": fingerprint, "mirror": preset["mirror"], "latent": preset["diffusion"]["latent"]}
         made["centred"] = preset["diffusion"].get("centred", "channel")
+        made["deformed"] = preset["diffusion"].get("deformed", 0)
         mark, finished = run.latents / "autoencoder.json", run.latents / "constants.json"
         held = _read(run, mark.name, {"autoencoder_sha256": str}) if os.path.lexists(mark) else made
         if other := [key for key in held if held[key] != made.get(key)]:
@@ -113,17 +117,13 @@ class LatentStore:
         return cls(run, lists, preset["mirror"], _read(run, finished.name, CONSTANTS))
 
     def dataset(self, role: str, seed: int, mode: str, repeats: int = 1) -> LatentDataset:
-        """Latents of a role as a data set; mirrored brains only in training, each case `repeats` times."""
-        latents, conditions = [], []
-        for name in self.lists[role]:
-            values = _characteristics(self.run, name)
-            sides = _load_latents(self.run, name)
-            latents += list(sides)
-            conditions += [values, values * MIRRORED][: len(sides)]
+        """Latents of a role as a data set; mirrored and deformed brains only in training, each `repeats` times."""
+        held = [_load(self.run, name) for name in self.lists[role]]
+        latents, values = (np.concatenate(parts) for parts in zip(*held, strict=True))
         normaliser = Normaliser.from_state(self.constants["normaliser"])
         return LatentDataset(
-            np.repeat(np.stack(latents), repeats, axis=0),
-            np.repeat(normaliser.encode(np.stack(conditions)), repeats, axis=0),
+            np.repeat(latents, repeats, axis=0),
+            np.repeat(normaliser.encode(values), repeats, axis=0),
             self.constants["latent_mean"],
             self.constants["latent_std"],
             seed,
@@ -140,11 +140,15 @@ def _encode_cases(
         held_back, path = name in lists["validation"], run.latents / f"{name}.npz"
         if path.exists() and not held_back:
             continue
-        volume, _ = load_prepared(run.prepared, name)
-        sides = [volume, volume[:, ::-1]] if preset["mirror"] and not held_back else [volume]
-        encoded = np.stack([network.encode_volume(side, device) for side in sides])
+        volume, sidecar = load_prepared(run.prepared, name)
+        brains = [(volume, _characteristics(run, name))]
+        if not held_back:
+            brains += _deformed(preset, volume, sidecar, brains[0][1])
+            if preset["mirror"]:
+                brains += [(brain[:, ::-1], values * MIRRORED) for brain, values in brains]
+        encoded = np.stack([network.encode_volume(brain, device) for brain, _ in brains])
         with atomic_path(path) as temporary:
-            np.savez(temporary, latents=encoded)
+            np.savez(temporary, latents=encoded, characteristics=np.stack([values for _, values in brains]))
         if held_back:
             decoded = network.decode_volume(torch.from_numpy(encoded[0, 0]).to(device), seed=None)
             scores.append({"case": name} | reconstruction_scores(volume, decoded, images))
@@ -159,8 +163,25 @@ def _characteristics(run: Run, name: str) -> np.ndarray:
     return np.array([values[n] for n in NAMES])
 
 
-def _load_latents(run: Run, name: str) -> np.ndarray:
-    return read_npz(run.latents / f"{name}.npz", ("latents",), _encoded_anew(run), remove=False)["latents"]
+def _deformed(
+    preset: dict[str, Any], volume: np.ndarray, sidecar: dict[str, Any], values: np.ndarray
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The deformed copies of a training case with their characteristics; none of a tumour that the grid loses."""
+    grid, images, copies = NativeGrid.from_state(sidecar["working"]), len(preset["data"]["channels"]), []
+    for number in range(preset["diffusion"].get("deformed", 0)):
+        rng = np.random.default_rng([zlib.crc32(sidecar["case"].encode()), number])
+        copy = deformed(volume, grid.spacing, rng)
+        masks = ((v[images:] > 0).any(axis=0) for v in (volume, copy))
+        if (its := deformed_characteristics(values, *masks, grid.frame(grid))) is not None:
+            copies.append((copy, its))
+    return copies
+
+
+def _load(run: Run, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Latents `[N, 2, Z, H, W, D]` of a case and what was made of it, and characteristics `[N, 9]`."""
+    keys = ("latents", "characteristics")
+    held = read_npz(run.latents / f"{name}.npz", keys, _encoded_anew(run), remove=False)
+    return held["latents"], held["characteristics"]
 
 
 def _read(run: Run, name: str, form: Any = dict) -> Any:
@@ -179,7 +200,7 @@ def _measure_constants(
     """Everything that synthesis needs beside the weights, measured on the training list, as plain values."""
     total, square, noise, count = 0.0, 0.0, 0.0, 0  # one case in memory at a time
     for name in lists["train"]:
-        sides = _load_latents(run, name).astype(np.float64)
+        sides = _load(run, name)[0].astype(np.float64)
         total, square = total + sides[:, 0].sum(axis=0), square + (sides[:, 0] ** 2).sum(axis=0)
         noise, count = noise + np.exp(sides[:, 1]).mean(axis=(2, 3, 4)).sum(axis=0), count + len(sides)
     first, second, noise = total / count, square / count, noise / count
@@ -194,13 +215,12 @@ def _measure_constants(
     if preset["diffusion"]["latent"] == "sample":
         variance = variance + noise
     values = np.array([_characteristics(run, name) for name in lists["train"]])
-    seen = np.concatenate([values, values * MIRRORED]) if preset["mirror"] else values
     return {
         "autoencoder_sha256": fingerprint,
         "latent_mean": mean.astype(np.float32).tolist(),
         "latent_std": np.sqrt(variance).tolist(),
-        "latent_shape": list(_load_latents(run, lists["train"][0]).shape[2:]),
-        "normaliser": Normaliser.fit(seen).state(),
+        "latent_shape": list(_load(run, lists["train"][0])[0].shape[2:]),
+        "normaliser": Normaliser.fit(np.concatenate([_load(run, name)[1] for name in lists["train"]])).state(),
         "tumours": TumourModel.fit(values).state(),
         **measure_cases(run, lists),
     }
