@@ -5,7 +5,7 @@ PRESET = small
 SEED = 0
 WORKERS = 2
 DATASET = 501
-BATCH = 1
+BATCH = 8
 SEEDS = 0
 AMOUNTS = 0,0.5,1,2,5
 GATE = on
@@ -25,6 +25,7 @@ READY := $(VENV)/.installed
 SBLDM := $(PY) -m sbldm
 DEMO := runs/demo
 export DEVICE PRECISION
+export OMP_WAIT_POLICY ?= passive
 
 # $(call o,RUN N): --run='..' --n='..', each value as it was typed, whatever it holds (blanks, quotes, #, $).
 q = '$(subst ','\'',$(value $(1)))'

@@ -71,8 +71,6 @@ class Parts:
         more = [torch.arange(n, device=self.device) % size[2]]
         more += [depth] if isinstance(self.autoencoder, StackVAE) else []
         loss = AutoencoderLoss(dice_weight=0.5)
-        if refiner := getattr(self.autoencoder, "refiner", None):  # of its two phases that of encoder and decoder
-            refiner.requires_grad_(False)
         return lambda: loss(self.mixed(slices, self.autoencoder.train(), *more), slices).backward()
 
     def diffusion_step(self, batch: int | None = None, encode: bool = False) -> Step:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sbldm.networks import LatentUNet, Refiner, StackVAE
+from sbldm.networks import LatentUNet, StackVAE
 from sbldm.training.optimizers import Muon, build_optimizer, orthogonalised
 
 
@@ -104,19 +104,15 @@ def test_which_parameters_are_whose():
     assert isinstance(build_optimizer("adamw", network, 1e-3), torch.optim.AdamW)
 
 
-def test_groups_of_an_autoencoder_with_a_refiner():
-    """Encoder and decoder, then the refiner, each in two: with Adam one of each; all weights once."""
-    network = StackVAE(2, [16, 32], patch=2, parts=2, refiner=Refiner(1, 2, [8, 16]))
+def test_groups_of_an_autoencoder():
+    """Kernels, and the rest with the first and the last layers; all weights once."""
+    network = StackVAE(2, [16, 32], patch=2, parts=2)
     groups = build_optimizer("muon", network, 1e-3).param_groups
-    assert [(group["late"], group["orthogonal"]) for group in groups] == [
-        (False, True), (False, False), (True, True), (True, False)
-    ]  # fmt: skip
-    assert [group["late"] for group in build_optimizer("adam", network, 1e-3).param_groups] == [False, True]
+    assert [group["orthogonal"] for group in groups] == [True, False]
     ids = [id(p) for group in groups for p in group["params"]]
     assert sorted(ids) == sorted(id(p) for p in network.parameters())
-    kernels = {id(p) for group in groups if group["orthogonal"] for p in group["params"]}
-    named = dict(network.named_parameters())
+    kernels, named = {id(p) for p in groups[0]["params"]}, dict(network.named_parameters())
     for end in network.ends:
         layer = [id(p) for name, p in named.items() if name.startswith(f"{end}.")]
         assert layer and not kernels.intersection(layer), end
-    assert id(named["encoder.0.conv1.weight"]) in kernels and id(named["refiner.encoder.0.conv1.weight"]) in kernels
+    assert id(named["encoder.0.conv1.weight"]) in kernels

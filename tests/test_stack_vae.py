@@ -8,7 +8,7 @@ import torch
 
 from sbldm.errors import InputError
 from sbldm.evaluation.costs import model_costs
-from sbldm.networks import Refiner, StackVAE, latent_shape
+from sbldm.networks import StackVAE, latent_shape
 from sbldm.networks.blocks import ChannelNorm
 from sbldm.runs import load_preset
 from sbldm.training import AutoencoderLoss
@@ -97,7 +97,7 @@ def test_noise_is_for_training_alone(volume: np.ndarray) -> None:
 
 @pytest.mark.parametrize(("name", "factor"), [("small", 4), ("fast", 8)])
 def test_costs_know_it(name: str, factor: int) -> None:
-    """The cost table counts stacks, and a refiner's steps in a sample."""
+    """The cost table counts stacks."""
     preset = load_preset(name)
     assert preset["autoencoder"]["kind"] == "stack"
     z, h, w, d = latent_shape(preset)
@@ -106,10 +106,7 @@ def test_costs_know_it(name: str, factor: int) -> None:
     assert (h, w) == (size[0] // factor, size[1] // factor)
     costs = model_costs(preset)
     assert costs["decode"].macs < costs["encode"].macs * 2
-    drawn = preset["sampling"]["steps"] * costs["step"].macs + costs["decode"].macs
-    if name == "fast":
-        drawn += network["refiner"]["steps"] * costs["refine"].macs
-    assert ("refine" in costs) == (name == "fast")
+    drawn = 2 * preset["sampling"]["steps"] * costs["step"].macs + costs["decode"].macs  # guidance: twice
     assert costs["sample"].macs == pytest.approx(drawn, rel=1e-9)
 
 
@@ -139,24 +136,6 @@ def test_norm_of_channels() -> None:
     torch.testing.assert_close(norm(x).flatten(), torch.tensor([6.0, 8.0]) / 12.5**0.5)
     assert norm(x.bfloat16()).dtype == torch.bfloat16
     torch.testing.assert_close(norm(x.bfloat16()).float(), norm(x), rtol=0.01, atol=0)
-
-
-def test_groups_of_weights() -> None:
-    """Those of encoder and decoder, and those of the refiner: every one in one of them."""
-    network = StackVAE(2, [8, 12], 4, 8, aggregation=2, patch=2, refiner=Refiner(1, 2, [8], embedding=16))
-    own, refiner = (group["params"] for group in network.parameter_groups())
-    assert {id(p) for p in refiner} == {id(p) for p in network.refiner.parameters()}
-    assert len(own) + len(refiner) == len(list(network.parameters())) == len({id(p) for p in own + refiner})
-    network.refiner = None
-    assert len(network.parameter_groups()) == 1
-
-
-def test_a_refiner_at_rest_gives_no_lesson() -> None:
-    network = StackVAE(2, [8, 12], 4, 8, aggregation=2, patch=2, refiner=Refiner(1, 2, [8], embedding=16))
-    slices, position = torch.zeros(4, 2, 16, 16), torch.arange(4)
-    assert len(network(slices, position, 4)) == 5
-    network.refiner.requires_grad_(False)
-    assert len(network(slices, position, 4)) == 3
 
 
 def test_it_begins_as_a_small_brain() -> None:

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import call, copy_run, one_line, partial_files, snapshot, wait_for
-from ignite.engine import Engine, Events
+from ignite.engine import Engine
 from scipy.ndimage import gaussian_filter
 
 from sbldm.cases.geometry import NativeGrid
@@ -45,7 +45,6 @@ from sbldm.training import (
     MixedPrecision,
     RunCheckpoint,
     Seeded,
-    Settled,
     SliceDataset,
     SliceValidation,
     choose_device,
@@ -315,25 +314,6 @@ def test_learning_rate() -> None:
     assert rates[10] == pytest.approx(1 + math.cos(math.pi / 4)) and rates[15] == pytest.approx(1.0)
     assert rates[25:] == pytest.approx([0.0, 0.0], abs=1e-12)
     assert np.diff(rates[5:26]).max() < 0
-
-
-def test_one_group_settles_before_the_other_learns() -> None:
-    """Of 10 iterations the first 6 are the first group's, from warm-up to nearly zero, the others the second's."""
-    first, second = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
-    groups = [{"params": list(n.parameters()), "late": n is second} for n in (first, second)]
-    optimizer = torch.optim.SGD(groups, lr=1.0)
-    scheduler = warm_up_then_cosine(optimizer, 2, 10, settled=0.6)
-    settled, learning = Settled(optimizer), []
-    trainer = Engine(lambda *_: learning.append([n.weight.requires_grad for n in (first, second)]))
-    rates = []
-    settled.attach(trainer)
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: rates.append(scheduler.get_last_lr()))
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: (optimizer.step(), scheduler.step()))
-    trainer.run(range(10))
-    falling = [0.5 * (1 + math.cos(math.pi * i / n)) for n in (4, 2) for i in range(n)]
-    assert [a for a, _ in rates] == pytest.approx([0.5, 1.0, *falling[:4], 0, 0, 0, 0])
-    assert [b for _, b in rates] == pytest.approx([0, 0, 0, 0, 0, 0, 0.5, 1.0, *falling[4:]])
-    assert learning == [[True, False]] * 6 + [[False, True]] * 4
 
 
 # --- what goes wrong ------------------------------------------------------------------------------------------------
@@ -641,7 +621,6 @@ STACKS = {
         "parts": 1,
         "latent_noise": 0.2,
         "patch": 2,
-        "refiner": {"channels": [8, 8], "steps": 3},
     },
     "depth": 4,
     "crop": [16, 24],
@@ -654,13 +633,12 @@ STACKS = {
     "dice_weight": 0.5,
     "bce_weight": 0.1,
     "anchor_weight": 1.0,
-    "settled": 0.5,
     "perceptual_weights": None,
 }
 
 
 def test_stacks_from_slices_to_pairs(trained_run: Path, tmp_path: Path) -> None:
-    """Aggregated latents and a refiner, positions' means, a flow, the request as a picture: to a volume."""
+    """Aggregated latents, positions' means, a flow, the request as a picture: to a volume."""
     preset = load_preset(str(trained_run / "preset.yaml"))
     network = preset["diffusion"]["network"] | {"picture": True, "coordinates": True}
     diffusion = preset["diffusion"] | {
@@ -675,11 +653,6 @@ def test_stacks_from_slices_to_pairs(trained_run: Path, tmp_path: Path) -> None:
     run = copy_run(trained_run, tmp_path, leave_out="autoencoder latents diffusion nnUNet_raw", **parts)
     done = call("train", "--run", run)
     assert done.returncode == 0, done.stderr
-    best = torch.load(Run.at(run).checkpoint("autoencoder"), weights_only=True)
-    assert best["epoch"] == 2 and best["network"]["refiner.scale"] > 0  # the last epoch is taken
-    last = torch.load(Run.at(run).checkpoint("autoencoder", "last"), weights_only=True)
-    assert len(last["states"]["optimizer"]["param_groups"]) == 2  # the refiner begins where the others settle
-    assert {int(state["step"]) for state in last["states"]["optimizer"]["state"].values()} == {4}
     constants = torch.load(Run.at(run).checkpoint("diffusion"), weights_only=True)["constants"]
     assert np.shape(constants["latent_mean"]) == tuple(constants["latent_shape"])
     assert constants["latent_shape"] == [3, 12, 16, 8]
@@ -695,9 +668,9 @@ def test_stacks_from_slices_to_pairs(trained_run: Path, tmp_path: Path) -> None:
     picture = model.network.picture
     torch.testing.assert_close(picture.mean.double(), torch.tensor(model.normaliser.mean), rtol=1e-6, atol=1e-6)
     latents = model.sampler()(torch.zeros(2, 9), model.network, seeds=[1, 2])
-    one, other = (model.decode(latents[0], seed, attempt) for seed, attempt in ((1, 0), (1, 1)))
+    one, other = (model.decode(z) for z in latents)
     assert latents.shape == (2, 3, 12, 16, 8) and one.shape == (2, 24, 32, 16)
-    assert np.array_equal(one, model.decode(latents[0], 1, 0)) and not np.array_equal(one[0], other[0])
+    assert np.array_equal(one, model.decode(latents[0])) and not np.array_equal(one[0], other[0])
     assert np.array_equal(one[1], other[1])  # the texture is drawn anew, the mask is not
 
 

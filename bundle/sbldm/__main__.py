@@ -227,7 +227,7 @@ def parser() -> argparse.ArgumentParser:
         sigma_min=("", "noise below which these three draw no detail, of latents of deviation 1"),
         eta=("", "share of fresh noise in ddim"),
         guidance=("", "1: the request alone; above 1: followed more strictly"),
-        batch=("1", "pairs drawn at once"),
+        batch=("8", "pairs drawn at once; each is the same in any batch"),
         tol=("", "draw again until within per cent of the volume and mm of the centre: 20,10"),
         gate=("on", "off: write copies and implausible pairs too, marked in the manifest"),
         dataset=("501", "nnU-Net dataset number"),
@@ -241,7 +241,7 @@ def parser() -> argparse.ArgumentParser:
         steps=("", "network evaluations an image; as the preset says when empty"),
         seed=("0", "of the noise of the pictures, the same for every request"),
         n=("", "seeds of noise for each request, from SEED on; errors are means over them (default: 5)"),
-        batch=("1", "images drawn at once"),
+        batch=("8", "images drawn at once"),
     )
     command(
         copypaste,

@@ -169,10 +169,9 @@ def _check_sizes(path: Path, preset: dict[str, Any]) -> None:
 
 
 def _check_crop(path: Path, values: dict[str, Any], size: np.ndarray) -> None:
-    """Windows and planes must survive the halvings of autoencoder and refiner."""
+    """Windows and planes must survive the halvings of the autoencoder."""
     network = values["network"]
-    refined = len((network.get("refiner") or {"channels": [0]})["channels"])
-    factor = network["patch"] * 2 ** (max(refined, len(network["channels"])) - 1)
+    factor = network["patch"] * 2 ** (len(network["channels"]) - 1)
     for name, plane in (("grid.size", size[:2]), ("autoencoder.crop", np.array(values["crop"] or size[:2]))):
         if np.any(plane % factor):
             raise InputError(

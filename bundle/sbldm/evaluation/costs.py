@@ -125,10 +125,8 @@ def model_costs(preset: dict[str, Any]) -> dict[str, Cost]:
         `encode`: a whole volume to latents (all its slices, for an autoencoder of slices); the autoencoder's size.
         `step`: one evaluation of the denoiser on the latents of a volume; its size.
         `decode`: latents to a whole volume; the autoencoder's size.
-        `refine`: one evaluation of the refiner on a whole volume; its size, which is part of the autoencoder's.
-        `sample`: noise to a volume: the steps that `sampling` asks for (twice as many evaluations with guidance), the
-        decoding and all steps of a refiner; the size of denoiser and autoencoder, its encoder included. For a GAN one
-        call of the generator.
+        `sample`: noise to a volume: the steps that `sampling` asks for (twice as many evaluations with guidance) and
+        the decoding; the size of denoiser and autoencoder, its encoder included. For a GAN one call of the generator.
         `discriminator`: one call on a volume. It plays no part in sampling and is not in the size of `sample`.
     """
     stages = kind_of(preset).stages
@@ -167,12 +165,6 @@ def _latent_costs(preset: dict[str, Any], volume: torch.Tensor) -> dict[str, Cos
     sampling = preset["sampling"]
     evaluations = sampling["steps"] * (1 if sampling["guidance"] == 1 else 2)
     costs["sample"] = costs["step"].repeated(evaluations) + costs["decode"]
-    if (refiner := getattr(autoencoder, "refiner", None)) is not None:
-        depth = len(pixels)
-        images = pixels[:, : refiner.images]
-        costs["refine"] = count(refiner, images, torch.empty(depth), pixels, torch.empty(depth), depth)
-        macs = costs["sample"].macs + refiner.steps * costs["refine"].macs
-        costs["sample"] = replace(costs["sample"], macs=macs)
     return costs
 
 

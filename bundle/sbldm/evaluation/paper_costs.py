@@ -258,8 +258,7 @@ those of medfusion, on which the authors built: 1-wide layers of 18 times the sq
 ## One volume of 192x192x96 at the paper's size
 
 Parameters: all that sampling needs, the autoencoder's encoder too; the discriminator serves training alone. Operations:
-for one volume; `sample` is all steps and the decoding, TFLOP twice the TMAC; of `fast`, whose networks are our own, the
-evaluations of its refiner too. The latents of the 3D-LDM are smaller than
+for one volume; `sample` is all steps and the decoding, TFLOP twice the TMAC. The latents of the 3D-LDM are smaller than
 those of SBLDM, as its autoencoder halves the third axis too; the authors counted its U-Net on 24x24x96.
 
 {models}

@@ -11,7 +11,6 @@ from sbldm.errors import InputError
 from sbldm.networks.gan import GanGenerator
 from sbldm.networks.latent_unet import LatentUNet, TiledUNet
 from sbldm.networks.monai_networks import MonaiUNet, MonaiVAE
-from sbldm.networks.refiner import Refiner
 from sbldm.networks.request_picture import RequestPicture
 from sbldm.networks.slice_vae import SliceVAE, StackVAE, VolumeVAE
 from sbldm.tumour.characteristics import NAMES
@@ -22,7 +21,6 @@ __all__ = [
     "LatentUNet",
     "MonaiUNet",
     "MonaiVAE",
-    "Refiner",
     "SliceVAE",
     "StackVAE",
     "TiledUNet",
@@ -59,8 +57,6 @@ def _kind(preset: dict[str, Any], stage: str, known: dict[str, type]) -> tuple[s
 def build_autoencoder(preset: dict[str, Any]) -> SliceVAE | VolumeVAE:
     """Stage 1 as the preset describes it: one input channel per image channel and per label."""
     kind, values = _kind(preset, "autoencoder", AUTOENCODERS)
-    if refiner := values.pop("refiner", None):
-        values["refiner"] = Refiner(len(preset["data"]["channels"]), _channels(preset), **refiner)
     return AUTOENCODERS[kind](in_channels=_channels(preset), **values)
 
 

@@ -14,7 +14,6 @@ __all__ = [
     "ResidualBlock",
     "SinusoidalEmbedding",
     "convolution",
-    "exchanged",
     "norm",
     "zero_initialised",
 ]
@@ -75,34 +74,14 @@ class ResidualBlock(nn.Module):
         self.skip = convolution(spatial_dims, c_in, c_out, kernel=1) if c_in != c_out else nn.Identity()
         self.act = nn.SiLU(inplace=True)
 
-    def forward(self, x: torch.Tensor, embedding: torch.Tensor | None = None, depth: int = 1) -> torch.Tensor:
-        """Map `[B, c_in, ...]` and the embedding `[B, E]` to `[B, c_out, ...]`.
-
-        With `depth` the batch holds stacks of so many slices each, of which neighbours exchange channels before both
-        convolutions (`exchanged`).
-        """
-        h = self.norm2(self.conv1(exchanged(self.act(self.norm1(x)), depth)))
+    def forward(self, x: torch.Tensor, embedding: torch.Tensor | None = None) -> torch.Tensor:
+        """Map `[B, c_in, ...]` and the embedding `[B, E]` to `[B, c_out, ...]`."""
+        h = self.norm2(self.conv1(self.act(self.norm1(x))))
         if self.scale_shift is not None and embedding is not None:
             scale_shift = self.scale_shift(embedding)
             scale, shift = scale_shift.reshape(*scale_shift.shape, *[1] * (x.ndim - 2)).chunk(2, dim=1)
             h = h * (1 + scale) + shift
-        return self.skip(x) + self.conv2(exchanged(self.act(h), depth))
-
-
-def exchanged(slices: torch.Tensor, depth: int) -> torch.Tensor:
-    """Slices `[B * depth, C, ...]` with an eighth of their channels from the slice below, an eighth from that above.
-
-    A convolution of the plane then sees three slices at the price of one (temporal shift, Lin et al. 2019, arXiv
-    1811.08383).
-    The ends keep their own.
-    """
-    if depth == 1:
-        return slices
-    own = slices.unflatten(0, (-1, depth))
-    eighth, mixed = slices.shape[1] // 8, own.clone()
-    mixed[:, 1:, :eighth] = own[:, :-1, :eighth]
-    mixed[:, :-1, eighth : 2 * eighth] = own[:, 1:, eighth : 2 * eighth]
-    return mixed.flatten(0, 1)
+        return self.skip(x) + self.conv2(self.act(h))
 
 
 def norm(channels: int, groups: int) -> nn.Module:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,6 @@ from torch import nn
 
 from sbldm.errors import InputError
 from sbldm.networks.blocks import ResidualBlock, SinusoidalEmbedding, convolution, zero_initialised
-from sbldm.networks.refiner import Refiner
 
 __all__ = ["SliceVAE", "StackVAE", "VolumeVAE", "cell_means"]
 
@@ -115,8 +113,8 @@ class SliceVAE(_VAE):
         return torch.cat(parts, dim=1).permute(0, 2, 3, 4, 1).numpy()
 
     @torch.no_grad()
-    def decode_volume(self, latents: torch.Tensor, seed: int | None = 0, chunk: int = 16) -> np.ndarray:
-        """Decode latents `[latent, X/f, Y/f, Z]` in chunks of slices: `[C + L, X, Y, Z]` in [-1, 1]; any seed alike."""
+    def decode_volume(self, latents: torch.Tensor, chunk: int = 16) -> np.ndarray:
+        """Decode latents `[latent, X/f, Y/f, Z]` in chunks of slices: `[C + L, X, Y, Z]` in [-1, 1]."""
         slices = latents.permute(3, 0, 1, 2)
         parts = [
             self.decode(part, _positions(i * chunk, part, part.device)).float().clamp(-1, 1).cpu()
@@ -147,10 +145,7 @@ class StackVAE(SliceVAE):
             (1: none). The plane shrinks by this factor too.
         latent_noise: in training the decoder gets `(1 - s) z + s n`, s uniform between 0 and this for each stack, n
             normal with the standard deviation of the latents (l-DeTok, arXiv 2507.15856).
-        refiner: draws the texture of volumes that are decoded; it learns beside encoder and decoder or after them.
     """
-
-    ends = (*SliceVAE.ends, "refiner.stem", "refiner.out")
 
     def __init__(
         self,
@@ -162,7 +157,6 @@ class StackVAE(SliceVAE):
         latent_noise: float = 0.0,
         patch: int = 1,
         parts: int = 0,
-        refiner: Refiner | None = None,
     ) -> None:
         super().__init__(in_channels * patch**2, channels, latent_channels, position_embedding, groups=0)
         self.in_channels, self.patch, self.factor = in_channels, patch, self.factor * patch
@@ -177,19 +171,11 @@ class StackVAE(SliceVAE):
             with torch.no_grad():
                 self.to_posterior.weight[: self.anchored] = 0
                 self.to_posterior.bias[: self.anchored] = 0
-        self.refiner = refiner
         self.spread = nn.ConvTranspose3d(last, last, along_z, along_z)
         widths = [last, last, *channels[-2::-1]]
         self.agree = nn.ModuleList(
             zero_initialised(nn.Conv3d(c, c, (1, 1, 3), padding=(0, 0, 1), padding_mode="replicate")) for c in widths
         )
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """For an optimizer: the weights of encoder and decoder, and those of the refiner, which learns `late`."""
-        groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
-        for name, parameter in self.named_parameters():
-            groups[name.startswith("refiner.")].append(parameter)
-        return [{"params": group, "late": late} for late, group in groups.items() if group]
 
     def encode(
         self, x: torch.Tensor, position: torch.Tensor | None = None, depth: int = 1
@@ -231,11 +217,10 @@ class StackVAE(SliceVAE):
         size = (*drawn.shape[2:], depth)
         return drawn + _slices(nn.functional.interpolate(means, size, mode="trilinear"))
 
-    def forward(self, x: torch.Tensor, position: torch.Tensor | None = None, depth: int = 1) -> tuple[Any, ...]:
-        """Reconstruct slices: `(reconstruction, mean, log_variance)`; posterior sample and noise in training alone.
-
-        Of a refiner that learns, predicted and true velocities of its lesson follow.
-        """
+    def forward(
+        self, x: torch.Tensor, position: torch.Tensor | None = None, depth: int = 1
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Reconstruct slices: `(reconstruction, mean, log_variance)`; posterior sample and noise in training alone."""
         mean, log_variance = self.encode(x, position, depth)
         z = mean
         if self.training:
@@ -244,10 +229,7 @@ class StackVAE(SliceVAE):
                 share = self.latent_noise * torch.rand(len(z), 1, 1, 1, 1, device=z.device)
                 scale = mean.detach().std(dim=(0, 2, 3, 4), keepdim=True)
                 z = (1 - share) * z + share * scale * torch.randn_like(z)
-        drawn = self.decode(z, position, depth)
-        learns = self.refiner is not None and self.refiner.learns
-        lesson = self.refiner.lesson(x, drawn, position, depth) if learns else ()
-        return drawn, mean, log_variance, *lesson
+        return self.decode(z, position, depth), mean, log_variance
 
     @torch.no_grad()
     def encode_volume(self, volume: np.ndarray, device: torch.device) -> np.ndarray:
@@ -256,16 +238,11 @@ class StackVAE(SliceVAE):
         return torch.cat(self.encode(slices, _positions(0, slices, device), len(slices))).cpu().numpy()
 
     @torch.no_grad()
-    def decode_volume(self, latents: torch.Tensor, seed: int | None = 0) -> np.ndarray:
-        """Decode latents `[latent, X/f, Y/f, Z/a]`, all slices at once: `[C + L, X, Y, Z]` in [-1, 1].
-
-        A refiner draws the texture from the seed; None leaves it out.
-        """
+    def decode_volume(self, latents: torch.Tensor) -> np.ndarray:
+        """Decode latents `[latent, X/f, Y/f, Z/a]`, all slices at once: `[C + L, X, Y, Z]` in [-1, 1]."""
         depth = latents.shape[-1] * self.aggregation
         position = torch.arange(depth, device=latents.device)
         drawn = self.decode(latents[None], position, depth).float()
-        if self.refiner is not None and seed is not None:
-            drawn = self.refiner.refine(drawn, position, depth, seed)
         return drawn.clamp(-1, 1).cpu().permute(1, 2, 3, 0).numpy()
 
 
@@ -318,6 +295,6 @@ class VolumeVAE(_VAE):
         return torch.cat(self.encode(whole)).cpu().numpy()
 
     @torch.no_grad()
-    def decode_volume(self, latents: torch.Tensor, seed: int | None = 0) -> np.ndarray:
-        """Decode latents `[latent, X/f, Y/f, Z/f]`: `[C + L, X, Y, Z]` in [-1, 1]; any seed alike."""
+    def decode_volume(self, latents: torch.Tensor) -> np.ndarray:
+        """Decode latents `[latent, X/f, Y/f, Z/f]`: `[C + L, X, Y, Z]` in [-1, 1]."""
         return self.decode(latents[None])[0].float().clamp(-1, 1).cpu().numpy()

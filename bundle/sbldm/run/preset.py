@@ -123,13 +123,6 @@ class SliceNetwork(_SliceNetwork):
     groups: Width
 
 
-class RefinerNetwork(Values):
-    """`Refiner`; `steps` is the number of its evaluations for a volume."""
-
-    channels: Levels
-    steps: Annotated[int, Field(ge=1, le=1000)]
-
-
 class StackNetwork(_SliceNetwork):
     """`StackVAE`."""
 
@@ -137,7 +130,6 @@ class StackNetwork(_SliceNetwork):
     latent_noise: Share
     patch: Annotated[int, Field(ge=1, le=16)]
     parts: Annotated[int, Field(ge=0, le=16)]
-    refiner: RefinerNetwork | None = None
 
 
 class VolumeNetwork(Values):
@@ -237,16 +229,11 @@ class StackAutoencoder(Autoencoder):
     crop: Annotated[list[Width], Field(min_length=2, max_length=2)] | None  # voxels, None: whole slices
     bce_weight: Weight
     anchor_weight: Weight
-    settled: Annotated[float, Field(gt=0, lt=1)] | None = None  # share of the iterations before the refiner's
 
     @model_validator(mode="after")
     def _whole_stacks(self) -> StackAutoencoder:
         if self.depth % self.network.aggregation:
             raise ValueError(f"depth {self.depth} must be a multiple of network.aggregation {self.network.aggregation}")
-        if self.settled is not None and self.network.refiner is None:
-            raise ValueError("settled needs network.refiner, which goes on to learn; without one leave it null")
-        if self.settled is not None and not 0 < round(self.settled * self.iterations) < self.iterations:
-            raise ValueError(f"settled {self.settled} of {self.iterations} iterations leaves one of both without any")
         if self.anchor_weight and not self.network.parts:
             raise ValueError("anchor_weight must be 0 where network.parts is 0: no latents are anchored then")
         factor = self.network.patch * 2 ** (len(self.network.channels) - 1)

@@ -138,17 +138,14 @@ class Model:
         return tuple(self.constants["latent_shape"])
 
     @torch.no_grad()
-    def decode(self, latents: torch.Tensor, seed: int = 0, attempt: int = 0) -> np.ndarray:
-        """Standardised latents `[Z, H, W, D]` (a GAN: noise) to a volume `[C + L, X, Y, Z]` in [-1, 1].
-
-        A refiner draws the texture from the seed and the attempt at it, beside the latents' own noise.
-        """
+    def decode(self, latents: torch.Tensor) -> np.ndarray:
+        """Standardised latents `[Z, H, W, D]` (a GAN: noise) to a volume `[C + L, X, Y, Z]` in [-1, 1]."""
         if self.autoencoder is None:
             return self.network(latents[None])[0].cpu().numpy()
         mean, std = (latents.new_tensor(self.constants[name]) for name in ("latent_mean", "latent_std"))
         fast = self.precision == "auto" and fast_bfloat16(latents.device)
         with torch.autocast(latents.device.type, torch.bfloat16, enabled=fast):
-            return self.autoencoder.decode_volume(latents * std.view(-1, 1, 1, 1) + mean, _state(seed, attempt, 1))
+            return self.autoencoder.decode_volume(latents * std.view(-1, 1, 1, 1) + mean)
 
 
 def row_noise(shape: Sequence[int], seeds: Sequence[int], attempts: Sequence[int], device: torch.device) -> Noise:

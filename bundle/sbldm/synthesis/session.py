@@ -110,7 +110,7 @@ class PairWriter:
             if attempt:
                 condition = row["image"][None].to(latent.device)
                 latent = self.sampler(condition, network, seeds=[row["seed"]], attempts=[attempt])[0]
-            pair = finish_pair(self.model.decode(latent, row["seed"], attempt), self.model)
+            pair = finish_pair(self.model.decode(latent), self.model)
             verdict = self.gate.judge(pair, self.model.native.affine(), row["request"])
             if not verdict.refused:
                 return pair, verdict, faults

@@ -161,7 +161,7 @@ def draw_sweeps(
             conditions = torch.from_numpy(model.normaliser.encode(asked)).to(device)
             latents = sampler(conditions, model.network, seeds=[own for _, own in rows])
             for (step, own), latent in zip(rows, latents, strict=True):
-                pair = finish_pair(model.decode(latent, own), model)
+                pair = finish_pair(model.decode(latent), model)
                 draws = records.get(step["name"], {"draws": []})["draws"]
                 if own == seed:
                     _write(folder, step["name"], pair, model)

@@ -8,7 +8,7 @@ from sbldm.training.batches import DiffusionBatch, SliceBatch
 from sbldm.training.cases import measure_cases
 from sbldm.training.checkpoints import RunCheckpoint
 from sbldm.training.data import Continuing, LatentDataset, SliceDataset, SliceValidation, VolumeDataset
-from sbldm.training.handlers import ClipGradient, FiniteLoss, MovingAverage, ProgressBar, Seeded, Settled
+from sbldm.training.handlers import ClipGradient, FiniteLoss, MovingAverage, ProgressBar, Seeded
 from sbldm.training.latents import LatentStore
 from sbldm.training.losses import AutoencoderLoss
 from sbldm.training.optimizers import build_optimizer
@@ -29,7 +29,6 @@ __all__ = [
     "ProgressBar",
     "RunCheckpoint",
     "Seeded",
-    "Settled",
     "SliceBatch",
     "SliceDataset",
     "SliceValidation",

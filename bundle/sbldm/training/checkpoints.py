@@ -160,7 +160,6 @@ class RunCheckpoint:
             the last epoch is taken for the best, as nothing tells the epochs of a GAN apart.
         states: further objects with `state_dict`, by name (optimizer, scheduler).
         weights: the network whose weights are used later (the exponential moving average), default `network`.
-        choose: `best`, or `last`: the last epoch is taken whatever its validation loss.
     """
 
     def __init__(
@@ -173,9 +172,7 @@ class RunCheckpoint:
         evaluator: Engine | None,
         states: dict[str, Any],
         weights: torch.nn.Module | None = None,
-        choose: str = "best",
     ) -> None:
-        self.choose = choose if evaluator is not None else "last"
         self.folder, self.stage, self.preset, self.constants = Path(folder), stage, preset, constants
         self.evaluator = evaluator
         self.weights = network if weights is None else weights
@@ -211,7 +208,7 @@ class RunCheckpoint:
         self.losses.clear()
         self.history.append({k: round(v, 6) for k, v in row.items()})
         common = {"format": FORMAT, "stage": self.stage, "preset": self.preset, "constants": self.constants}
-        if self.choose == "last" or scores.get("loss", math.inf) < self.best:
+        if self.evaluator is None or scores["loss"] < self.best:
             self.best = scores.get("loss", math.inf)
             best = common | {"network": self.weights.state_dict(), "epoch": engine.state.epoch, "scores": scores}
             self._save("best.pt", best)

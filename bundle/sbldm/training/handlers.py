@@ -17,7 +17,7 @@ from torch import nn
 from sbldm.errors import StateError
 from sbldm.run.progress import Progress
 
-__all__ = ["ClipGradient", "FiniteLoss", "MovingAverage", "ProgressBar", "Seeded", "Settled", "losses_of"]
+__all__ = ["ClipGradient", "FiniteLoss", "MovingAverage", "ProgressBar", "Seeded", "losses_of"]
 
 
 def losses_of(engine: Engine) -> dict[str, float]:
@@ -57,25 +57,6 @@ class ClipGradient:
     def __call__(self, engine: Engine) -> None:
         """Clip once."""
         torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.max_norm)
-
-
-class Settled:
-    """Spare the backward pass through weights whose learning rate is zero."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer = optimizer
-
-    def attach(self, engine: Engine) -> None:
-        """Follow a trainer."""
-        engine.add_event_handler(Events.ITERATION_STARTED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Look at the rates once."""
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.requires_grad_(group["lr"] > 0)
-                if group["lr"] == 0:
-                    parameter.grad = None  # or the optimizer would go on to count moments
 
 
 class FiniteLoss:

@@ -150,7 +150,7 @@ def _encode_cases(
         with atomic_path(path) as temporary:
             np.savez(temporary, latents=encoded, characteristics=np.stack([values for _, values in brains]))
         if held_back:
-            decoded = network.decode_volume(torch.from_numpy(encoded[0, 0]).to(device), seed=None)
+            decoded = network.decode_volume(torch.from_numpy(encoded[0, 0]).to(device))
             scores.append({"case": name} | reconstruction_scores(volume, decoded, images))
     write_csv(run.latents / "reconstruction.csv", scores)
     for key, title in (("psnr_brain_db", "PSNR inside the brain (dB)"), ("mask_dsc", "mask DSC")):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from monai.losses import DiceLoss, SSIMLoss
@@ -59,13 +58,11 @@ class AutoencoderLoss(nn.Module):
         self.ssim = SSIMLoss(spatial_dims=2, data_range=1.0) if ssim else None
         self.perceptual = _perceptual(perceptual_weights) if perceptual_weights else None
 
-    def forward(self, prediction: tuple[Any, ...], target: torch.Tensor) -> torch.Tensor:
-        """Loss of `(reconstruction, mean, log_variance)` against slices `[B, C + L, X, Y]` (or volumes).
-
-        The mean squared error of predicted and true velocities, which a refiner adds to the tuple, is its own loss:
-        they share no weight with the others.
-        """
-        reconstruction, mean, log_variance, *lesson = prediction
+    def forward(
+        self, prediction: tuple[torch.Tensor, torch.Tensor, torch.Tensor], target: torch.Tensor
+    ) -> torch.Tensor:
+        """Loss of `(reconstruction, mean, log_variance)` against slices `[B, C + L, X, Y]` (or volumes)."""
+        reconstruction, mean, log_variance = prediction
         kl = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).sum() / len(mean)
         loss = (reconstruction - target).abs().mean() + self.kl_weight * kl
         if self.ssim is not None:
@@ -82,7 +79,7 @@ class AutoencoderLoss(nn.Module):
         if self.perceptual is not None:
             images = [x[:, : self.image_channels].flatten(0, 1).unsqueeze(1) for x in (reconstruction, target)]
             loss = loss + self.perceptual_weight * self.perceptual(*images).mean()
-        return loss + nn.functional.mse_loss(*lesson) if lesson else loss
+        return loss
 
 
 def _perceptual(weights: str) -> nn.Module:

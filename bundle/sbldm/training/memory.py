@@ -103,19 +103,12 @@ def _autoencoder(preset: dict[str, Any]) -> tuple[list[torch.nn.Module], list[St
     slices = torch.zeros(values["batch_size"] * depth, network.in_channels, *plane)
     position = torch.zeros(len(slices), dtype=torch.long)
 
-    refiner = getattr(network, "refiner", None)
-
-    def coded() -> torch.Tensor:
+    def step() -> torch.Tensor:
         stacked = [depth] if isinstance(network, StackVAE) else []
         mean, _ = network.encode(slices, position, *stacked)
         return network.decode(mean, position, *stacked).square().mean()
 
-    def refined() -> torch.Tensor:
-        return refiner(slices[:, : refiner.images], position, slices, position, depth).square().mean()
-
-    if refiner is None:
-        return [network], [coded]
-    return [network], [coded, refined] if values.get("settled") else [lambda: coded() + refined()]
+    return [network], [step]
 
 
 def _diffusion(preset: dict[str, Any]) -> tuple[list[torch.nn.Module], list[Step]]:

@@ -92,21 +92,16 @@ class Muon(torch.optim.Adam):
 def build_optimizer(name: str, network: nn.Module, lr: float) -> torch.optim.Optimizer:
     """The optimizer of a network, by its name in a preset: `adam`, `adamw` or `muon`.
 
-    Its groups are those of the network's `parameter_groups`, where it has such. With `muon` each of them is
-    two: kernels, and the rest, to which its authors count the first and the last layers (`ends`) as well.
+    With `muon` its groups are two: kernels, and the rest, to which its authors count the first and the last layers (a
+    network's `ends`) as well.
 
     Raises:
         KeyError: an unknown name.
     """
-    grouped = getattr(network, "parameter_groups", None)
-    groups = grouped() if grouped else [{"params": list(network.parameters())}]
     if name != "muon":
-        return PLAIN[name](groups, lr)
+        return PLAIN[name](network.parameters(), lr)
     ends = tuple(f"{layer}." for layer in getattr(network, "ends", ()))
-    kernels = {id(p) for key, p in network.named_parameters() if p.ndim > 1 and not key.startswith(ends)}
-    halves = [
-        group | {"params": [p for p in group["params"] if (id(p) in kernels) == orthogonal], "orthogonal": orthogonal}
-        for group in groups
-        for orthogonal in (True, False)
-    ]
-    return Muon([half for half in halves if half["params"]], lr)
+    halves: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for key, parameter in network.named_parameters():
+        halves[parameter.ndim > 1 and not key.startswith(ends)].append(parameter)
+    return Muon([{"params": half, "orthogonal": orthogonal} for orthogonal, half in halves.items() if half], lr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -60,25 +59,15 @@ class MixedPrecision(SimpleInferer):
         return tuple(x.float() for x in outputs) if isinstance(outputs, tuple) else outputs.float()
 
 
-def warm_up_then_cosine(
-    optimizer: torch.optim.Optimizer, warm_up: int, iterations: int, settled: float | None = None
-) -> LambdaLR:
-    """Learning rate rising linearly over `warm_up` iterations, then falling to zero along half a cosine.
+def warm_up_then_cosine(optimizer: torch.optim.Optimizer, warm_up: int, iterations: int) -> LambdaLR:
+    """Learning rate rising linearly over `warm_up` iterations, then falling to zero along half a cosine."""
 
-    With `settled` it does so in that share of the iterations, and anew in the rest for the groups that are `late`.
-    """
+    def factor(i: int) -> float:
+        if i < warm_up:
+            return (i + 1) / warm_up
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (i - warm_up) / max(1, iterations - warm_up))))
 
-    def factor(begin: int, end: int, i: int) -> float:
-        if not begin <= i < end:
-            return 0.0
-        if i - begin < warm_up:
-            return (i - begin + 1) / warm_up
-        return 0.5 * (1 + math.cos(math.pi * (i - begin - warm_up) / max(1, end - begin - warm_up)))
-
-    middle = round((settled or 0) * iterations)
-    first = partial(factor, 0, middle if settled is not None else iterations)
-    late = partial(factor, middle, iterations)
-    return LambdaLR(optimizer, [late if group.get("late") else first for group in optimizer.param_groups])
+    return LambdaLR(optimizer, factor)
 
 
 def validation_loss(loss: torch.nn.Module) -> Loss:
