@@ -25,7 +25,6 @@ READY := $(VENV)/.installed
 SBLDM := $(PY) -m sbldm
 DEMO := runs/demo
 export DEVICE PRECISION
-export OMP_WAIT_POLICY ?= passive
 
 # $(call o,RUN N): --run='..' --n='..', each value as it was typed, whatever it holds (blanks, quotes, #, $).
 q = '$(subst ','\'',$(value $(1)))'
