@@ -75,6 +75,11 @@ def own(folder: Path, before: str, after: str, text: str = SMALL) -> Path:
         ("batch_size: 16", "batch_size: 16\n    batch_size: 4", "'batch_size' stands there twice"),
         (
             "iterations_per_epoch: 200",
+            "iterations_per_epoch: 300",
+            "iterations must be a multiple of iterations_per_epoch, as 5400 is",
+        ),
+        (
+            "iterations_per_epoch: 200",
             "iterations_per_epoch: 5601",
             "iterations must not be below iterations_per_epoch",
         ),
@@ -138,7 +143,7 @@ def test_refused_of_rivals(tmp_path: Path, text: str, before: str, after: str, m
         ("parts: 2", "parts: 0", "anchor_weight must be 0 where network.parts is 0"),
         ("parts: 2", "parts: 4", r"latent_channels must be 32 at least, not 8: 2 channels x network.parts 4 x 4"),
         ("depth: 8", "depth: 9", "depth 9 must be a multiple of network.aggregation 4"),
-        ("crop: [96, 96]", "crop: [90, 96]", r"autoencoder.crop \[90, 96\] must be divisible by 16"),
+        ("crop: [96, 96]", "crop: [90, 96]", r"autoencoder.crop \[90, 96\] must be divisible by 8"),
     ],
 )
 def test_refused_of_stacks(tmp_path: Path, before: str, after: str, message: str) -> None:

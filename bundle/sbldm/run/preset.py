@@ -101,6 +101,11 @@ class Stage(Values):
     def _an_epoch(self) -> Stage:
         if self.iterations < self.iterations_per_epoch:
             raise ValueError("iterations must not be below iterations_per_epoch")
+        if rest := self.iterations % self.iterations_per_epoch:
+            whole = self.iterations - rest
+            raise ValueError(
+                f"iterations must be a multiple of iterations_per_epoch, as {whole} is: the rest would not be run"
+            )
         return self
 
 
