@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sbldm.errors import InputError, StateError
-from sbldm.evaluation.ablation import COLUMNS, VARIANTS, Ablation, changed, main_table
+from sbldm.evaluation.ablation import COLUMNS, VARIANTS, Ablation, _mark, _write, changed, main_table
 from sbldm.evaluation.protocols import protocol
 from sbldm.run.preset import check_preset
 from sbldm.run.schema import read_yaml
@@ -92,6 +93,25 @@ def test_a_failed_variant_keeps_no_other_from_its_row(tmp_path: Path, monkeypatc
     with pytest.raises(StateError, match="broken"):
         ablation.run()
     assert asked == ["a"]
+
+
+@pytest.mark.parametrize(("change", "shared"), [({"ema_decay": 0.5}, True), ({"deformed": 2}, False)])
+def test_latents_of_the_same_brains_are_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], shared: bool
+) -> None:
+    """Stage 1 of the first variant serves all after it; its latents those that encode the same copies of the cases."""
+    preset = load_preset("small")
+    for name, changes in (("a", {}), ("b", change)):
+        (tmp_path / name).mkdir()
+        _write(Run.at(tmp_path / name), preset | {"diffusion": preset["diffusion"] | changes})
+    for part in ("autoencoder", "latents"):
+        (tmp_path / "a" / part).mkdir()
+        (tmp_path / "a" / part / "file").touch()
+    ablation = Ablation(Run.at(tmp_path / "a"), {"variants": {"a": {}, "b": {}}, "budget": {}}, tmp_path, "")
+    _mark(Run.at(tmp_path / "a"), "autoencoder").touch()
+    monkeypatch.setattr(Ablation, "_finished", lambda self, name: Run.at(tmp_path / name))
+    ablation._share_autoencoder(Run.at(tmp_path / "b"))
+    assert (tmp_path / "b/autoencoder/file").exists() and (tmp_path / "b/latents/file").exists() == shared
 
 
 @pytest.mark.slow

@@ -201,11 +201,12 @@ class Ablation:
         _write(run, preset)
 
     def _share_autoencoder(self, run: Run) -> None:
-        """Take stage 1 of the first variant; latents too, but for how they are centred, which may differ."""
+        """Take stage 1 of the first variant; latents of the same brains too, however they are centred then."""
         if _mark(run, "autoencoder").is_file():
             return
         first = self._finished(self.first)
-        for part in ("latents", "autoencoder"):
+        one, other = (preset["diffusion"].get("deformed", 0) for preset in (first.preset, run.preset))
+        for part in ("autoencoder", *["latents"] * (one == other)):
             shutil.copytree(first.folder / part, run.folder / part, dirs_exist_ok=True)
         for name in ("constants.json", "autoencoder.json"):
             (run.latents / name).unlink(missing_ok=True)
