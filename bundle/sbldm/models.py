@@ -11,14 +11,8 @@ from sbldm.errors import InputError
 __all__ = ["MODELS", "SAMPLING", "ModelKind", "check_model", "configs_of", "kind_of", "refuse_requests"]
 
 STAGE_1, STAGE_2 = ("train_autoencoder",), ("train_diffusion",)
-SAMPLING = (
-    "sampler",
-    "steps",
-    "spacing",
-    "sigma_min",
-    "eta",
-    "guidance",
-)  # what can be asked of a drawing in place of the preset
+# What can be asked of a drawing in place of the preset.
+SAMPLING = ("sampler", "steps", "spacing", "sigma_min", "eta", "guidance")
 OVERLAYS = {  # of stage 1, by its kind
     "slice": (),
     "stack": ("overlays/stacks",),
