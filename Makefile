@@ -14,7 +14,7 @@ SHARD = 1/1
 CASES_N = 24
 $(foreach v,DATA CASES VALIDATION_CASES LABELS ACCEPT MODEL MINUTES RUNS N STRICT NAME OUT TEST SYNTH ARMS ARMS_FILE N_REAL FOLDS \
   BUDGET ITERATIONS SNAPSHOTS TOL NNUNET FID LICENCE JOBS REQUESTS VOLUME_ML SURFACE_MM2 SPHERICITY CENTRE_MM EXTENTS_MM \
-  SAMPLER STEPS SPACING SIGMA_MIN ETA GUIDANCE OWN SCORES,$(eval $v =))
+  SAMPLER STEPS SPACING SIGMA_MIN ETA GUIDANCE GUIDE OWN SCORES,$(eval $v =))
 DEVICE ?=
 PRECISION ?=
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -44,7 +44,7 @@ help: ## this page
 	@echo "           ACCEPT='CASE CASE:check all:check' (use a case in spite of a doubt that pre-flight names)"
 	@echo "  prepare, train: MODEL=sbldm|sbldm_2d|ldm3d|ldm3d_reduced|lsgan|copypaste  MINUTES=training time to aim at"
 	@echo "  synth:   N=pairs  REQUESTS=table.csv | VOLUME_ML= SURFACE_MM2= SPHERICITY= CENTRE_MM=R,A,S EXTENTS_MM=R,A,S"
-	@echo "           SAMPLER=ddim|ddpm|dpm_solver|unipc|heun STEPS= SPACING=karras|logsnr SIGMA_MIN= ETA= GUIDANCE= BATCH=$(BATCH)"
+	@echo "           SAMPLER=ddim|ddpm|dpm_solver|unipc|heun STEPS= SPACING=karras|logsnr SIGMA_MIN= ETA= GUIDANCE= GUIDE=early|unasked BATCH=$(BATCH)"
 	@echo "           DATASET=$(DATASET) NAME= (of the dataset; as MODEL)"
 	@echo "           TOL=20,10 (draw again until within 20 % of the volume, 10 mm of the centre)  GATE=on|off"
 	@echo "  sweep:   N=seeds of noise for each request (default 5) SEED STEPS BATCH"
@@ -108,7 +108,7 @@ train-diffusion: ## stage 2 alone
 
 synth: $(READY) ## RUN=.. N=..: draw N pairs into RUN/nnUNet_raw
 	@$(SBLDM) synth $(call o,RUN N SEED REQUESTS VOLUME_ML SURFACE_MM2 SPHERICITY CENTRE_MM EXTENTS_MM SAMPLER STEPS \
-	  SPACING SIGMA_MIN ETA GUIDANCE BATCH TOL GATE DATASET NAME DATA OWN)
+	  SPACING SIGMA_MIN ETA GUIDANCE GUIDE BATCH TOL GATE DATASET NAME DATA OWN)
 
 sweep: $(READY) ## RUN=..: tumours of five sizes at one place, and of one size at five places; N=5 seeds of noise each
 	@$(SBLDM) sweep $(call o,RUN SEED STEPS N BATCH)

@@ -650,6 +650,8 @@ SOLVED = {"spacing": "karras", "sigma_min": 0.03}  # unless told
             {"sampler": "heun", "spacing": "logsnr", "sigma_min": 0.5},
         ),
         ({"sampler": "heun", "sigma_min": 0.5}, {"sampler": "ddim"}, {}),
+        ({"guide": "early"}, {}, {}),
+        ({"guide": "early"}, {"guidance": 2, "guide": "unasked"}, {"guidance": 2.0, "guide": "unasked"}),
         ({"sampler": "dpm_solver", "spacing": "logsnr"}, {"sampler": "ddim", "eta": 0.2}, {"eta": 0.2}),
         ({"sampler": "unipc"}, {"sampler": "ddpm"}, {"sampler": "ddpm", "steps": 1000, "eta": 1.0}),
     ],
@@ -675,6 +677,9 @@ def test_settings_of_the_sampler(preset, asked, settings):
         ({}, {"sampler": "ddpm", "spacing": "logsnr"}, "SPACING=logsnr: .* not ddpm."),
         ({}, {"sigma_min": 0.5}, "SIGMA_MIN=0.5: only for the samplers dpm_solver, unipc, heun, not ddim."),
         ({"sampler": "heun"}, {"sigma_min": "low"}, "SIGMA_MIN=low: not a number."),
+        ({}, {"guide": "late", "guidance": 2}, "GUIDE=late: unknown; choose one of early, unasked."),
+        ({}, {"guide": "early", "guidance": 2}, "GUIDE=early: the checkpoint holds no early weights"),
+        ({}, {"guide": "early"}, "GUIDE=early: GUIDANCE=1 leads away from nothing; ask for more."),
         ({"sampler": "heun"}, {"sigma_min": 40}, "SIGMA_MIN=40: must lie between 0 and 40."),
         *(
             ({"sampler": name}, {"steps": steps}, f"STEPS={steps}: a chain of 1000 steps is sampled in 1 to 1000 steps")
@@ -739,6 +744,21 @@ def test_guidance_known_answer(guidance, expected, asked):
     output = guided(network, torch.tensor([[1.0], [2.0]]), guidance)(torch.zeros(2, 3), torch.tensor([5, 5]))
     torch.testing.assert_close(output, torch.tensor(expected).view(2, 1).expand(2, 3))
     assert network.asked == asked
+
+
+def test_guidance_by_early_weights():
+    """early + w (wanted - early), both asked for the same; without guidance the early weights are not asked."""
+    network, asked = Recorder(), []
+    condition, x, t = torch.tensor([[1.0], [2.0]]), torch.zeros(2, 3), torch.tensor([5, 5])
+
+    def early(x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        asked.append(context)
+        return torch.ones_like(x)
+
+    output = guided(network, condition, 3.0, early)(x, t)  # 1 + 3 (11 - 1), 1 + 3 (12 - 1)
+    torch.testing.assert_close(output, torch.tensor([[31.0], [34.0]]).expand(2, 3))
+    assert network.asked == [True] and len(asked) == 1 and asked[0] is condition
+    assert guided(network, condition, 1.0, early)(x, t)[:, 0].tolist() == [11.0, 12.0] and len(asked) == 1
 
 
 def test_guidance_moves_gaussian_samples():

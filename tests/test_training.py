@@ -176,7 +176,7 @@ def checkpoint_of(folder: Path, loss: float, network: torch.nn.Module, **constan
 def ended(epoch: int) -> SimpleNamespace:
     """A trainer at the end of an epoch of ten iterations."""
     output = {"loss": torch.tensor(0.5)}
-    return SimpleNamespace(state=SimpleNamespace(epoch=epoch, iteration=10 * epoch, output=output))
+    return SimpleNamespace(state=SimpleNamespace(epoch=epoch, iteration=10 * epoch, max_epochs=8, output=output))
 
 
 def finish(handler: RunCheckpoint, epoch: int) -> None:
@@ -202,6 +202,21 @@ def test_best_and_last_checkpoint(tmp_path: Path) -> None:
     assert last["states"]["network"]["weight"].item() == 3 and last["best"] == 0.1
     assert [row["val_loss"] for row in last["history"]] == [0.3, 0.1, 0.2]
     assert [row["train_loss"] for row in last["history"]] == pytest.approx([0.5] * 3)
+
+
+def test_early_weights_are_kept(tmp_path: Path) -> None:
+    """Those at the end of a quarter of eight epochs, across restarts, and in the best checkpoint from then on."""
+    network, kept = torch.nn.Linear(1, 1, bias=False), []
+    for epoch in range(1, 5):
+        handler = checkpoint_of(tmp_path, 1 / epoch, network)
+        handler.early = 0.25
+        trainer = ended(0)
+        handler.resume(trainer)
+        network.weight.data.fill_(epoch)
+        finish(handler, epoch)
+        early = load_checkpoint(tmp_path / "best.pt", "autoencoder")["early"]
+        kept.append(early and early["weight"].item())
+    assert kept == [None, 2, 2, 2]
 
 
 @pytest.mark.parametrize("lost", ["best.pt", "last.pt", "history.csv"])
@@ -647,8 +662,10 @@ def test_stacks_from_slices_to_pairs(trained_run: Path, tmp_path: Path) -> None:
         "schedule": {"kind": "flow", "steps": 1000},
         "noise_levels": {"distribution": "logit_normal", "mean": -0.4, "std": 1.2},
         "centred": "position",
+        "iterations_per_epoch": 20,
+        "early": 0.5,
     }
-    sampling = {"sampler": "unipc", "steps": 4, "eta": 0.0, "spacing": "logsnr", "guidance": 1.0}
+    sampling = {"sampler": "unipc", "steps": 4, "eta": 0.0, "spacing": "logsnr", "guidance": 2.0, "guide": "early"}
     parts = {"autoencoder": STACKS, "diffusion": diffusion, "sampling": sampling}
     run = copy_run(trained_run, tmp_path, leave_out="autoencoder latents diffusion nnUNet_raw", **parts)
     done = call("train", "--run", run)
@@ -668,10 +685,13 @@ def test_stacks_from_slices_to_pairs(trained_run: Path, tmp_path: Path) -> None:
     picture = model.network.picture
     torch.testing.assert_close(picture.mean.double(), torch.tensor(model.normaliser.mean), rtol=1e-6, atol=1e-6)
     latents = model.sampler()(torch.zeros(2, 9), model.network, seeds=[1, 2])
+    weights, early = (dict(net.named_parameters()) for net in (model.network, model.early))
+    assert any(not torch.equal(weights[name], early[name]) for name in weights)
+    unasked = model.sampler({"guide": "unasked"})(torch.zeros(2, 9), model.network, seeds=[1, 2])
+    assert not torch.equal(latents, unasked)
     one, other = (model.decode(z) for z in latents)
     assert latents.shape == (2, 3, 12, 16, 8) and one.shape == (2, 24, 32, 16)
     assert np.array_equal(one, model.decode(latents[0])) and not np.array_equal(one[0], other[0])
-    assert np.array_equal(one[1], other[1])  # the texture is drawn anew, the mask is not
 
 
 def test_what_a_stack_shows(phantom_cases: Path, trained_run: Path) -> None:

@@ -12,7 +12,7 @@ __all__ = ["MODELS", "SAMPLING", "ModelKind", "check_model", "configs_of", "kind
 
 STAGE_1, STAGE_2 = ("train_autoencoder",), ("train_diffusion",)
 # What can be asked of a drawing in place of the preset.
-SAMPLING = ("sampler", "steps", "spacing", "sigma_min", "eta", "guidance")
+SAMPLING = ("sampler", "steps", "spacing", "sigma_min", "eta", "guidance", "guide")
 OVERLAYS = {  # of stage 1, by its kind
     "slice": (),
     "stack": ("overlays/stacks",),

@@ -292,17 +292,30 @@ SAMPLERS = {"ddim": ddim, "ddpm": ddpm} | SOLVERS
 # Guidance
 
 
-def guided(network: torch.nn.Module, condition: torch.Tensor, guidance: float = 1.0) -> Denoiser:
-    """Bind a condition `[B, K]` to a network, with classifier-free guidance (Ho and Salimans 2022).
+def guided(
+    network: torch.nn.Module,
+    condition: torch.Tensor,
+    guidance: float = 1.0,
+    early: torch.nn.Module | None = None,
+) -> Denoiser:
+    """Bind a condition `[B, K]` to a network, and lead it away from a worse answer.
 
-    `guidance=1` asks for the condition alone; above 1 it is followed more strictly, at twice the evaluations.
+    That of the network without the condition (classifier-free guidance, Ho and Salimans 2022): it is followed more
+    strictly. Or that of the same network early in its training (autoguidance, Karras et al. 2024, arXiv 2406.02507):
+    what it has learned since is gone on with.
+
+    Args:
+        network: the denoiser.
+        condition: what is asked for.
+        guidance: 1 asks for the condition alone; above 1 the worse answer counts as well, at twice the evaluations.
+        early: the denoiser with its early weights, or None for classifier-free guidance.
     """
 
     def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         wanted = network(x, t, condition)
         if guidance == 1.0:
             return wanted
-        free = network(x, t, None)
-        return free + guidance * (wanted - free)
+        worse = network(x, t, None) if early is None else early(x, t, condition)
+        return worse + guidance * (wanted - worse)
 
     return denoise

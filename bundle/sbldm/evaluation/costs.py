@@ -220,7 +220,7 @@ def measure(
         repeats: of which the median is taken.
         batches: volumes drawn at once, from the smallest up, 1 always among them. When one does not fit into memory,
             it and the larger ones are left out.
-        sampling: `sampler`, `steps`, `spacing`, `sigma_min`, `eta`, `guidance` in place of the preset's.
+        sampling: `sampler`, `steps`, `spacing`, `sigma_min`, `eta`, `guidance`, `guide` in place of the preset's.
 
     Returns:
         `device`, `threads`, `checkpoint_sha256`, `asked` (`sampling`), `sampler` (all settings), `repeats`, `seconds`
@@ -396,6 +396,7 @@ def parser() -> argparse.ArgumentParser:
         ("steps", "", "network evaluations"),
         ("spacing", "", "of the steps of dpm_solver, unipc and heun: karras or logsnr"),
         ("sigma_min", "", "noise below which these three draw no detail, of latents of deviation 1"),
+        ("guide", "", "what guidance leads away from: early (weights) or unasked (no request)"),
         ("eta", "", "share of fresh noise in ddim"),
         ("guidance", "", "1: the request alone; above 1: followed more strictly"),
     ):

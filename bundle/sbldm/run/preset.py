@@ -316,6 +316,7 @@ class Diffusion(Stage):
     condition_dropout: Share
     optimizer: Literal["adam", "adamw", "muon"] = "adamw"
     ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    early: Annotated[float, Field(gt=0, lt=1)] | None = None  # share of the training whose weights are kept as a guide
     latent: Literal["mean", "sample"]
 
 
@@ -363,6 +364,7 @@ class Sampling(Values):
     spacing: Literal["karras", "logsnr"] = "karras"  # of the times of dpm_solver, unipc and heun
     sigma_min: Annotated[float, Field(gt=0, lt=NOISIEST)] = CLEANEST  # whence these leap to the clean sample
     guidance: Annotated[float, Field(ge=0, le=1000)]
+    guide: Literal["early", "unasked"] = "unasked"  # what guidance leads away from
 
 
 class GanNetwork(Values):
@@ -412,6 +414,8 @@ class _Latent(CopyPaste):
     @model_validator(mode="after")
     def _chain(self) -> _Latent:
         steps, sampling = self.diffusion.schedule.steps, self.sampling
+        if sampling.guide == "early" and self.diffusion.early is None:
+            raise ValueError("sampling.guide early needs diffusion.early, a share of the training")
         if sampling.steps > steps:
             raise ValueError(f"sampling.steps {sampling.steps} must not be above diffusion.schedule.steps ({steps})")
         if sampling.sampler == "ddpm" and (sampling.steps != steps or sampling.eta != 1):

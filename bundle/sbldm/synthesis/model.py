@@ -39,6 +39,7 @@ class Model:
         preset: the preset it was trained with.
         constants: what was measured on the training cases (see `LatentStore` and `measure_cases`).
         sha256: of the checkpoint of its last stage.
+        early: the denoiser with the weights of an early stage of its training, where they were kept.
         precision: of `choose_precision`, for the decoding. It goes volume by volume and so is the same in any batch;
             the denoiser, whose rounding would follow the batch, keeps single precision.
     """
@@ -49,6 +50,7 @@ class Model:
     constants: dict[str, Any]
     sha256: str
     precision: str = "float32"
+    early: nn.Module | None = None
 
     @classmethod
     def load(cls, run_dir: str, device: torch.device) -> Model:
@@ -72,11 +74,18 @@ class Model:
                 f"{path}: trained on the latents of another autoencoder; remove {path.parent} "
                 f"{run.latents} and train again."
             )
-        network = (build_denoiser if autoencoder else build_generator)(content["preset"])
-        with reading_checkpoint(path):
-            network.load_state_dict(content["network"])
-        network = network.to(device).eval().requires_grad_(False)
-        return cls(network, autoencoder, content["preset"], content["constants"], sha256(path), choose_precision())
+
+        def network(weights: dict[str, torch.Tensor]) -> nn.Module:
+            built = (build_denoiser if autoencoder else build_generator)(content["preset"])
+            with reading_checkpoint(path):
+                built.load_state_dict(weights)
+            return built.to(device).eval().requires_grad_(False)
+
+        early = network(content["early"]) if content.get("early") else None
+        trained, constants = content["preset"], content["constants"]
+        return cls(
+            network(content["network"]), autoencoder, trained, constants, sha256(path), choose_precision(), early
+        )
 
     @property
     def conditional(self) -> bool:
@@ -94,8 +103,8 @@ class Model:
             refuse_requests(self.preset["model"], (), given)
             return OneStep(self.network.noise)
         if not self.conditional:
-            refuse_requests(self.preset["model"], (), {name: v for name, v in given.items() if name == "guidance"})
-        return PairSampler(self.schedule, self.latent_shape, self.preset["sampling"], given)
+            refuse_requests(self.preset["model"], (), {k: v for k, v in given.items() if k in ("guidance", "guide")})
+        return PairSampler(self.schedule, self.latent_shape, self.preset["sampling"], given, self.early)
 
     @property
     def schedule(self) -> Schedule:
@@ -190,6 +199,7 @@ class PairSampler(Inferer):
         latent_shape: `(Z, H, W, D)`.
         preset: sampling values of the preset: `sampler`, `steps`, `eta`, `guidance`; of solvers `spacing`, `sigma_min`.
         overrides: values that take their place (None leaves the preset's, as far as another sampler can take it).
+        early: the network with its early weights, for a `guide` of that name.
 
     Raises:
         InputError: an unknown sampler, or values it cannot take.
@@ -201,8 +211,10 @@ class PairSampler(Inferer):
         latent_shape: Sequence[int],
         preset: dict[str, Any],
         overrides: dict[str, Any] | None = None,
+        early: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.early = early
         given = {name: value for name, value in (overrides or {}).items() if value is not None}
         if given.get("sampler") == "ddpm":
             given = {"steps": schedule.steps, "eta": 1.0} | given
@@ -243,6 +255,20 @@ class PairSampler(Inferer):
                 self.settings.pop(name, None)
         if sampler in SOLVERS:
             self._check_times()
+        if self.settings["guidance"] != 1:
+            self._check_guide()
+        elif self.settings.pop("guide", None) and "guide" in given:
+            raise InputError(f"GUIDE={given['guide']}: GUIDANCE=1 leads away from nothing; ask for more.")
+
+    def _check_guide(self) -> None:
+        guide = self.settings.setdefault("guide", "unasked")
+        if guide not in ("early", "unasked"):
+            raise InputError(f"GUIDE={guide}: unknown; choose one of early, unasked.")
+        if guide == "early" and self.early is None:
+            raise InputError(
+                "GUIDE=early: the checkpoint holds no early weights (diffusion.early of its preset is the share of the "
+                "training after which they are kept); take GUIDE=unasked, or GUIDANCE=1."
+            )
 
     def _check_times(self) -> None:
         spacing, lowest = self.settings["spacing"], self.settings["sigma_min"]
@@ -266,7 +292,8 @@ class PairSampler(Inferer):
         """Draw latents `[B, Z, H, W, D]` for condition vectors `[B, 9]` and seeds `[B]`; attempt 0 unless given."""
         seeds = [int(s) for s in seeds]
         noise = row_noise(self.latent_shape, seeds, attempts or [0] * len(seeds), inputs.device)
-        denoise = guided(network, inputs, self.settings["guidance"])
+        early = self.early if self.settings.get("guide") == "early" else None
+        denoise = guided(network, inputs, self.settings["guidance"], early)
         sampler, steps = self.settings["sampler"], self.settings["steps"]
         own = [self.settings[name] for name in (("spacing", "sigma_min") if sampler in SOLVERS else ("eta",))]
         return SAMPLERS[sampler](denoise, noise, self.schedule, steps, *own)

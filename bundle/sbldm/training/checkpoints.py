@@ -160,6 +160,7 @@ class RunCheckpoint:
             the last epoch is taken for the best, as nothing tells the epochs of a GAN apart.
         states: further objects with `state_dict`, by name (optimizer, scheduler).
         weights: the network whose weights are used later (the exponential moving average), default `network`.
+        early: share of the training at whose end the weights are kept beside the best ones, as a guide; None: none are.
     """
 
     def __init__(
@@ -172,6 +173,7 @@ class RunCheckpoint:
         evaluator: Engine | None,
         states: dict[str, Any],
         weights: torch.nn.Module | None = None,
+        early: float | None = None,
     ) -> None:
         self.folder, self.stage, self.preset, self.constants = Path(folder), stage, preset, constants
         self.evaluator = evaluator
@@ -180,6 +182,7 @@ class RunCheckpoint:
         self.history: list[dict[str, Any]] = []
         self.losses: list[dict[str, float]] = []
         self.best = math.inf
+        self.early, self.guide = early, None
         self.started = {name: clock() for name, clock in CLOCKS.items()}
         self.spent = dict.fromkeys(CLOCKS, 0.0)
 
@@ -208,14 +211,18 @@ class RunCheckpoint:
         self.losses.clear()
         self.history.append({k: round(v, 6) for k, v in row.items()})
         common = {"format": FORMAT, "stage": self.stage, "preset": self.preset, "constants": self.constants}
+        if self.early and self.guide is None and engine.state.epoch >= self.early * engine.state.max_epochs:
+            self.guide = {name: value.clone() for name, value in self.weights.state_dict().items()}
         if self.evaluator is None or scores["loss"] < self.best:
             self.best = scores.get("loss", math.inf)
             best = common | {"network": self.weights.state_dict(), "epoch": engine.state.epoch, "scores": scores}
+            best["early"] = self.guide
             self._save("best.pt", best)
         progress = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
         states = {name: item.state_dict() for name, item in self.states.items()}
         write_csv(self.folder / "history.csv", self.history)  # before last.pt: after that, this epoch is not run again
-        self._save("last.pt", common | progress | {"states": states, "best": self.best, "history": self.history})
+        kept = {"states": states, "early": self.guide, "best": self.best, "history": self.history}
+        self._save("last.pt", common | progress | kept)
 
     def _save(self, name: str, content: dict[str, Any]) -> None:
         with atomic_path(self.folder / name) as temporary:
@@ -245,7 +252,7 @@ class RunCheckpoint:
         with reading_checkpoint(path):
             for name, item in self.states.items():
                 item.load_state_dict(content["states"][name])
-        self.best, self.history = content["best"], content["history"]
+        self.best, self.history, self.guide = content["best"], content["history"], content.get("early")
         self.spent = {name: self.history[-1].get(name, 0.0) for name in CLOCKS}
         engine.state.epoch, engine.state.iteration = content["epoch"], content["iteration"]
         return content["iteration"]
