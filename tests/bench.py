@@ -90,7 +90,8 @@ class Parts:
 
     def draw(self, batch: int = 1) -> Step:
         """Noise to volumes."""
-        sampler = PairSampler(Schedule.of_preset(self.preset), self.shape, self.preset["sampling"])
+        early = self.denoiser  # as dear as the early weights of a guide
+        sampler = PairSampler(Schedule.of_preset(self.preset), self.shape, self.preset["sampling"], early=early)
         condition = torch.randn(batch, 9, device=self.device)
         return lambda: [self.decode(z) for z in sampler(condition, self.denoiser.eval(), list(range(batch)))]
 

@@ -225,9 +225,12 @@ def parser() -> argparse.ArgumentParser:
         steps=("", "network evaluations"),
         spacing=("", "of the steps of dpm_solver, unipc and heun: karras or logsnr"),
         sigma_min=("", "noise below which these three draw no detail, of latents of deviation 1"),
-        guide=("", "what guidance leads away from: early (weights) or unasked (no request)"),
         eta=("", "share of fresh noise in ddim"),
         guidance=("", "1: the request alone; above 1: followed more strictly"),
+        guide=(
+            "",
+            "whose answer without a request guidance leads away from: early (weights) or unasked (the same network)",
+        ),
         batch=("8", "pairs drawn at once; each is the same in any batch"),
         tol=("", "draw again until within per cent of the volume and mm of the centre: 20,10"),
         gate=("on", "off: write copies and implausible pairs too, marked in the manifest"),

@@ -301,8 +301,8 @@ def guided(
     """Bind a condition `[B, K]` to a network, and lead it away from a worse answer.
 
     That of the network without the condition (classifier-free guidance, Ho and Salimans 2022): it is followed more
-    strictly. Or that of the same network early in its training (autoguidance, Karras et al. 2024, arXiv 2406.02507):
-    what it has learned since is gone on with.
+    strictly. Or that of the same network early in its training and without the condition: what it has learned since is
+    gone on with as well (autoguidance, Karras et al. 2024, arXiv 2406.02507, whose guide knows the condition).
 
     Args:
         network: the denoiser.
@@ -315,7 +315,7 @@ def guided(
         wanted = network(x, t, condition)
         if guidance == 1.0:
             return wanted
-        worse = network(x, t, None) if early is None else early(x, t, condition)
+        worse = (early or network)(x, t, None)
         return worse + guidance * (wanted - worse)
 
     return denoise

@@ -396,9 +396,13 @@ def parser() -> argparse.ArgumentParser:
         ("steps", "", "network evaluations"),
         ("spacing", "", "of the steps of dpm_solver, unipc and heun: karras or logsnr"),
         ("sigma_min", "", "noise below which these three draw no detail, of latents of deviation 1"),
-        ("guide", "", "what guidance leads away from: early (weights) or unasked (no request)"),
         ("eta", "", "share of fresh noise in ddim"),
         ("guidance", "", "1: the request alone; above 1: followed more strictly"),
+        (
+            "guide",
+            "",
+            "whose answer without a request guidance leads away from: early (weights) or unasked (the same network)",
+        ),
     ):
         top.add_argument(f"--{name.replace('_', '-')}", default=default, help=text)
     return top
