@@ -363,7 +363,7 @@ def test_figure(tmp_path: Path, trained_run: Path, oracle: None) -> None:
 
 def test_refused_and_empty_pairs_are_shown(tmp_path: Path, trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pair that the gate refuses keeps its place in the sweep, with its fault in file, title and colour."""
-    monkeypatch.setattr(Model, "decode", lambda self, latent, seed: np.full((2, *self.working.size), -1.0, np.float32))
+    monkeypatch.setattr(Model, "decode", lambda self, latent: np.full((2, *self.working.size), -1.0, np.float32))
     run, path = copy_run(trained_run, tmp_path), tmp_path / "sweeps.png"
     folder = draw_sweeps(Run.at(run), CPU, n=1)
     steps = read_sweeps(folder)
