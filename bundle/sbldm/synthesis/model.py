@@ -39,9 +39,9 @@ class Model:
         preset: the preset it was trained with.
         constants: what was measured on the training cases (see `LatentStore` and `measure_cases`).
         sha256: of the checkpoint of its last stage.
-        early: the denoiser with the weights of an early stage of its training, where they were kept.
         precision: of `choose_precision`, for the decoding. It goes volume by volume and so is the same in any batch;
             the denoiser, whose rounding would follow the batch, keeps single precision.
+        early: the denoiser with the weights of an early stage of its training, where they were kept.
     """
 
     network: nn.Module
@@ -197,7 +197,8 @@ class PairSampler(Inferer):
     Args:
         schedule: forward process of the training.
         latent_shape: `(Z, H, W, D)`.
-        preset: sampling values of the preset: `sampler`, `steps`, `eta`, `guidance`; of solvers `spacing`, `sigma_min`.
+        preset: sampling values of the preset: `sampler`, `steps`, `eta`, `guidance`; of solvers `spacing`, `sigma_min`;
+            with a guidance other than 1 `guide`.
         overrides: values that take their place (None leaves the preset's, as far as another sampler can take it).
         early: the network with its early weights, for a `guide` of that name.
 
