@@ -5,7 +5,6 @@ PRESET = small
 SEED = 0
 WORKERS = 2
 DATASET = 501
-BATCH = 1
 SEEDS = 0
 AMOUNTS = 0,0.5,1,2,5
 GATE = on
@@ -14,7 +13,7 @@ SHARD = 1/1
 CASES_N = 24
 $(foreach v,DATA CASES VALIDATION_CASES LABELS ACCEPT MODEL MINUTES RUNS N STRICT NAME OUT TEST SYNTH ARMS ARMS_FILE N_REAL FOLDS \
   BUDGET ITERATIONS SNAPSHOTS TOL NNUNET FID LICENCE JOBS REQUESTS VOLUME_ML SURFACE_MM2 SPHERICITY CENTRE_MM EXTENTS_MM \
-  SAMPLER STEPS SPACING SIGMA_MIN ETA GUIDANCE GUIDE OWN SCORES,$(eval $v =))
+  SAMPLER STEPS SPACING SIGMA_MIN ETA GUIDANCE GUIDE BATCH OWN SCORES,$(eval $v =))
 DEVICE ?=
 PRECISION ?=
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -44,10 +43,10 @@ help: ## this page
 	@echo "           ACCEPT='CASE CASE:check all:check' (use a case in spite of a doubt that pre-flight names)"
 	@echo "  prepare, train: MODEL=sbldm|sbldm_2d|ldm3d|ldm3d_reduced|lsgan|copypaste  MINUTES=training time to aim at"
 	@echo "  synth:   N=pairs  REQUESTS=table.csv | VOLUME_ML= SURFACE_MM2= SPHERICITY= CENTRE_MM=R,A,S EXTENTS_MM=R,A,S"
-	@echo "           SAMPLER=ddim|ddpm|dpm_solver|unipc|heun STEPS= SPACING=karras|logsnr SIGMA_MIN= ETA= GUIDANCE= GUIDE=early|unasked BATCH=$(BATCH)"
+	@echo "           SAMPLER=ddim|ddpm|dpm_solver|unipc|heun STEPS= SPACING=karras|logsnr SIGMA_MIN= ETA= GUIDANCE= GUIDE=early|unasked BATCH=at once"
 	@echo "           DATASET=$(DATASET) NAME= (of the dataset; as MODEL)"
 	@echo "           TOL=20,10 (draw again until within 20 % of the volume, 10 mm of the centre)  GATE=on|off"
-	@echo "  sweep:   N=seeds of noise for each request (default 5) SEED STEPS BATCH"
+	@echo "  sweep:   N=seeds of noise for each request (default 5) SEED STEPS BATCH=at once"
 	@echo "  copypaste: N=pairs  OWN=kept|healed (the receiver's own tumour; healed: the control, one tumour a pair)"
 	@echo "  evaluate, report: DATASET=$(DATASET) FEATURES=imagenet|medicalnet:FILE|radimagenet:FILE NNUNET=trained model"
 	@echo "           FID=1|force SCORES='distribution slices ..' LICENCE='terms of the data' OUT=RUN/evaluation/DATASET"

@@ -158,7 +158,7 @@ def test_make_passes_variables() -> None:
     shown = make("-n", "synth", "N=3", "RUN=runs/my run", "CENTRE_MM=-30,10,5", "STEPS=7", "DATASET=777").stdout
     for part in ("--run='runs/my run'", "--n='3'", "--centre-mm='-30,10,5'", "--steps='7'", "--dataset='777'"):
         assert part in shown
-    assert "--name=''" in shown and "--seed='0'" in shown and "--batch='1'" in shown
+    assert "--name=''" in shown and "--seed='0'" in shown and "--batch=''" in shown
     shown = make("-n", "prepare", "DATA=/x", "CASES=list.txt", "PRESET=demo", "STRICT=1", "WORKERS=4").stdout
     for part in ("--data='/x'", "--cases='list.txt'", "--preset='demo'", "--strict='1'", "--workers='4'"):
         assert part in shown

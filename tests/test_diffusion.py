@@ -707,7 +707,9 @@ def test_pairs_are_drawn_with_the_settings(sampler):
         times.append(t[0].item())
         return 0.5 * x + context.view(-1, 1, 1, 1, 1)
 
-    draw = PairSampler(SCHEDULE, (1, 2, 2, 2), PRESET, {"sampler": sampler, "steps": 5, "spacing": "logsnr"})
+    draw = PairSampler(
+        SCHEDULE, (1, 2, 2, 2), PRESET, {"sampler": sampler, "steps": 5, "spacing": "logsnr", "batch": 2}
+    )
     both = draw(torch.tensor([[0.0], [1.0]]), network, seeds=[3, 4])
     wanted = solver_times(SCHEDULE, 3 if sampler == "heun" else 5, "logsnr")
     assert len(times) == 5 and sorted(set(times), reverse=True) == pytest.approx(wanted)

@@ -27,6 +27,7 @@ from sbldm.cases.geometry import WorkingGrid
 from sbldm.diffusion import Schedule
 from sbldm.errors import InputError
 from sbldm.files import sha256
+from sbldm.networks import LatentUNet
 from sbldm.synthesis import Pair, PairSampler, finish_pair, session
 from sbldm.synthesis.model import row_noise
 from sbldm.training.checkpoints import load_checkpoint
@@ -34,6 +35,7 @@ from sbldm.tumour.characteristics import NAMES
 
 DATASET = Path("nnUNet_raw") / "Dataset501_SBLDM"
 SHAPE = (2, 3, 4, 5)  # of latents
+PRESET = {"sampler": "ddim", "steps": 4, "eta": 0.0, "guidance": 1.0}
 
 
 def manifest(run: Path, dataset: Path = DATASET) -> list[dict[str, str]]:
@@ -407,6 +409,26 @@ def test_refused_pairs_are_drawn_again(tmp_path: Path, drawn_run: Path, monkeypa
     assert again["SBLDM_000001_0000.nii.gz"] == first["SBLDM_000001_0000.nii.gz"]
 
 
+def test_drawn_again_in_batches(tmp_path: Path, drawn_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of six in batches of two, the refused ones wait for each other, the last for the end; all as if drawn alone."""
+    run, drawn = copy_run(drawn_run, tmp_path), []
+
+    class Seen(PairSampler):
+        def _draw(self, inputs: torch.Tensor, network: Any, seeds: Any, attempts: Any) -> torch.Tensor:
+            drawn.append(list(zip(seeds, attempts, strict=True)))
+            return super()._draw(inputs, network, seeds, attempts)
+
+    monkeypatch.setattr("sbldm.synthesis.model.PairSampler", Seen)
+    for dataset in (502, 503):
+        monkeypatch.setattr(session, "finish_pair", refusing({1, 3, 5}))  # seeds 1, 3, and 3 again
+        done = call("synth", "--run", run, "--n", 6, "--batch", 2, "--dataset", dataset)
+        assert done.returncode == 0 and "6 pairs; 3 refused and drawn again" in done.stdout
+    once = [[(0, 0), (1, 0)], [(2, 0), (3, 0)], [(1, 1), (3, 1)], [(4, 0), (5, 0)], [(3, 2), (3, 2)]]
+    assert drawn == 2 * once
+    rows = manifest(run, Path("nnUNet_raw") / "Dataset502_SBLDM")
+    assert [row["redrawn"] for row in rows] == ["0", "1", "0", "2", "0", "0"]
+
+
 def test_given_up(tmp_path: Path, drawn_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pair refused at every attempt is named and listed, the others are written, and the exit code says so."""
     run = copy_run(drawn_run, tmp_path)
@@ -562,8 +584,7 @@ def test_gate_without_a_brain() -> None:
 
 def sampler(**overrides: Any) -> PairSampler:
     """The sampler over a short chain."""
-    preset = {"sampler": "ddim", "steps": 4, "eta": 0.0, "guidance": 1.0}
-    return PairSampler(Schedule(steps=20), SHAPE, preset, overrides)
+    return PairSampler(Schedule(steps=20), SHAPE, PRESET, overrides)
 
 
 def test_noise_of_a_row() -> None:
@@ -578,6 +599,23 @@ def test_noise_of_a_row() -> None:
         assert not torch.equal(rows[0], rows[1]) and not torch.equal(rows[0], rows[2])
     many = row_noise(SHAPE, range(200), [0] * 200, cpu)(0)
     assert many.mean().item() == pytest.approx(0, abs=0.02) and many.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_a_pair_is_the_same_to_the_bit_in_any_company() -> None:
+    """Alone, in another order, at another place of another group, with others left out."""
+    torch.manual_seed(0)
+    network = LatentUNet(2, [16, 16], [2], 1, embedding=16, groups=4).eval()
+    for weights in network.parameters():
+        weights.data += 0.1 * torch.randn_like(weights)
+    shape, wanted, seeds = (2, 8, 10, 12), torch.randn(7, 9), list(range(7))
+    draw = PairSampler(Schedule(steps=20), shape, PRESET | {"batch": 4, "guidance": 1.5})
+    assert draw.batch == 4 and "batch" not in draw.settings
+    together = draw(wanted, network, seeds)
+    assert together.shape == (7, *shape) and len({row.sum().item() for row in together}) == 7
+    for rows in ([3], [6, 0], [5, 4, 3, 2, 1, 0]):
+        assert torch.equal(draw(wanted[rows], network, [seeds[i] for i in rows]), together[rows])
+    alone = PairSampler(Schedule(steps=20), shape, PRESET | {"guidance": 1.5})(wanted, network, seeds)
+    torch.testing.assert_close(alone, together, atol=1e-4, rtol=1e-4)
 
 
 def test_sampler_settings() -> None:

@@ -38,6 +38,10 @@ def _whole(name: str, value: str, least: int, most: int) -> int:
     return number
 
 
+def _batch(value: str) -> int | None:
+    return _whole("BATCH", value, 1, MOST_BATCH) if value else None
+
+
 def _bundle(configs: Sequence[str], run_id: str, run: Run, **values: Any) -> None:
     """Run one config of the bundle with overlays on a run folder, as `python -m monai.bundle run` does.
 
@@ -145,7 +149,7 @@ def synth(arguments: argparse.Namespace) -> None:
         requests=table,
         request=request,
         sampling={name: getattr(arguments, name) or None for name in SAMPLING},
-        batch=_whole("BATCH", arguments.batch, 1, MOST_BATCH),
+        batch=_batch(arguments.batch),
         gate=arguments.gate,
         tolerance=arguments.tol,
         dataset_id=arguments.dataset,
@@ -161,8 +165,7 @@ def sweep(arguments: argparse.Namespace) -> None:
     run, seed = Run.at(arguments.run), _whole("SEED", arguments.seed, 0, MOST_SEED)
     steps = _whole("STEPS", arguments.steps, 1, MOST_ITERATIONS) if arguments.steps else None
     n = _whole("N", arguments.n, 1, MOST_PAIRS) if arguments.n else SEEDS
-    batch = _whole("BATCH", arguments.batch, 1, MOST_BATCH)
-    folder = draw_sweeps(run, choose_device(), steps, seed, n, batch)
+    folder = draw_sweeps(run, choose_device(), steps, seed, n, _batch(arguments.batch))
     sweep_figure(folder, run.folder / "figures" / "sweeps.png")
 
 
@@ -231,7 +234,7 @@ def parser() -> argparse.ArgumentParser:
             "",
             "whose answer without a request guidance leads away from: early (weights) or unasked (the same network)",
         ),
-        batch=("1", "pairs drawn at once: 8 take half the time, and are the same to rounding"),
+        batch=("", "pairs drawn at once; as the preset says when empty"),
         tol=("", "draw again until within per cent of the volume and mm of the centre: 20,10"),
         gate=("on", "off: write copies and implausible pairs too, marked in the manifest"),
         dataset=("501", "nnU-Net dataset number"),
@@ -245,7 +248,7 @@ def parser() -> argparse.ArgumentParser:
         steps=("", "network evaluations an image; as the preset says when empty"),
         seed=("0", "of the noise of the pictures, the same for every request"),
         n=("", "seeds of noise for each request, from SEED on; errors are means over them (default: 5)"),
-        batch=("1", "images drawn at once"),
+        batch=("", "images drawn at once; as the preset says when empty"),
     )
     command(
         copypaste,

@@ -173,7 +173,7 @@ class Ablation:
         every = (self.plan.get("common") or {}) | changes  # a trained model has its own preset: it is told these
         asked = {k.removeprefix("sampling."): v for k, v in every.items() if k.startswith("sampling.")}
         sampling = [f"--{name.replace('_', '-')}={value}" for name, value in asked.items()]
-        drawn = f"--n={self.plan.get('pairs', 50)}", "--batch=4", "--gate=off"
+        drawn = f"--n={self.plan.get('pairs', 50)}", "--gate=off"
         self._call("sbldm", "synth", f"--run={run.folder}", *drawn, *sampling)
         if not (run.folder / "evaluation" / "evaluation.json").is_file():
             scores = " ".join(["distribution", "slices", "requests", "copies", *["fit"] * bool(self.nnunet)])

@@ -234,8 +234,8 @@ def measure(
     """
     before, _ = _memory(device)
     model = Model.load(str(run_dir), device)
-    sampler = model.sampler(_asked(sampling))
-    rows = list(takewhile(bool, (_timed(model, sampler, device, n, repeats) for n in sorted({1, *batches}))))
+    samplers = {n: model.sampler(_asked(sampling) | {"batch": n}) for n in sorted({1, *batches})}
+    rows = list(takewhile(bool, (_timed(model, samplers[n], device, n, repeats) for n in samplers)))
     if not rows:
         raise StateError(f"{run_dir}: one volume does not fit into the memory of {name_of(device)}; try DEVICE=cpu.")
     best = min(rows, key=lambda row: row["seconds"])
@@ -244,7 +244,7 @@ def measure(
         "threads": torch.get_num_threads(),
         "checkpoint_sha256": model.sha256,
         "asked": _asked(sampling),
-        "sampler": sampler.settings,
+        "sampler": samplers[1].settings,
         "repeats": repeats,
         "seconds": rows[0]["seconds"],
         "best_batch": best["batch"],

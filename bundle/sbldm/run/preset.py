@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, StringConstraints, Tag, model_valida
 from pydantic import Discriminator as Discriminator_
 
 from sbldm.diffusion import CLEANEST, NOISIEST
+from sbldm.run.limits import MOST_BATCH
 from sbldm.run.schema import Values, checked, refuse_expressions
 
 __all__ = ["SCHEMAS", "check_preset"]
@@ -365,6 +366,7 @@ class Sampling(Values):
     sigma_min: Annotated[float, Field(gt=0, lt=NOISIEST)] = CLEANEST  # whence these leap to the clean sample
     guidance: Annotated[float, Field(ge=0, le=1000)]
     guide: Literal["early", "unasked"] = "unasked"  # what guidance leads away from
+    batch: Annotated[int, Field(ge=1, le=MOST_BATCH)] = 1  # drawn at once; the last ones are filled up to it
 
 
 class GanNetwork(Values):

@@ -100,8 +100,8 @@ class Model:
         """
         given = {name: value for name, value in (overrides or {}).items() if value is not None}
         if self.autoencoder is None:
-            refuse_requests(self.preset["model"], (), given)
-            return OneStep(self.network.noise)
+            refuse_requests(self.preset["model"], (), {k: v for k, v in given.items() if k != "batch"})
+            return OneStep(self.network.noise, given.get("batch", 1))
         if not self.conditional:
             refuse_requests(self.preset["model"], (), {k: v for k, v in given.items() if k in ("guidance", "guide")})
         return PairSampler(self.schedule, self.latent_shape, self.preset["sampling"], given, self.early)
@@ -176,9 +176,9 @@ def _state(*numbers: int) -> int:
 class OneStep(Inferer):
     """MONAI inferer of a GAN: the noise `[B, noise]` of each seed and attempt; `Model.decode` makes volumes of it."""
 
-    def __init__(self, noise: int) -> None:
+    def __init__(self, noise: int, batch: int = 1) -> None:
         super().__init__()
-        self.latent_shape, self.settings = (noise,), {"sampler": "gan", "steps": 1}
+        self.latent_shape, self.settings, self.batch = (noise,), {"sampler": "gan", "steps": 1}, batch
 
     def __call__(
         self,
@@ -194,11 +194,14 @@ class OneStep(Inferer):
 class PairSampler(Inferer):
     """MONAI inferer from condition vectors to latents; a row depends on its condition, seed and attempt alone.
 
+    To the bit: arithmetic libraries choose their ways, and so the rounding, by the number of rows. So the network
+    always sees `batch` of them, the last group filled up.
+
     Args:
         schedule: forward process of the training.
         latent_shape: `(Z, H, W, D)`.
         preset: sampling values of the preset: `sampler`, `steps`, `eta`, `guidance`; of solvers `spacing`, `sigma_min`;
-            with a guidance other than 1 `guide`.
+            with a guidance other than 1 `guide`; and `batch`, 1 unless given.
         overrides: values that take their place (None leaves the preset's, as far as another sampler can take it).
         early: the network with its early weights, for a `guide` of that name.
 
@@ -222,6 +225,7 @@ class PairSampler(Inferer):
         elif given.get("sampler") in SOLVERS:
             given = {"eta": 0.0} | given
         self.settings = preset | given
+        self.batch = self.settings.pop("batch", 1)
         self.schedule, self.latent_shape = schedule, tuple(latent_shape)
         sampler = self.settings["sampler"]
         if sampler not in SAMPLERS:
@@ -291,8 +295,19 @@ class PairSampler(Inferer):
         attempts: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Draw latents `[B, Z, H, W, D]` for condition vectors `[B, 9]` and seeds `[B]`; attempt 0 unless given."""
-        seeds = [int(s) for s in seeds]
-        noise = row_noise(self.latent_shape, seeds, attempts or [0] * len(seeds), inputs.device)
+        n, attempts = len(seeds), attempts or [0] * len(seeds)
+        groups = [[min(i, n - 1) for i in range(first, first + self.batch)] for first in range(0, n, self.batch)]
+        drawn = [
+            self._draw(inputs[group], network, [int(seeds[i]) for i in group], [attempts[i] for i in group])
+            for group in groups
+        ]
+        return torch.cat(drawn)[:n]
+
+    def _draw(
+        self, inputs: torch.Tensor, network: torch.nn.Module, seeds: Sequence[int], attempts: Sequence[int]
+    ) -> torch.Tensor:
+        """A group, as `__call__`."""
+        noise = row_noise(self.latent_shape, seeds, attempts, inputs.device)
         early = self.early if self.settings.get("guide") == "early" else None
         denoise = guided(network, inputs, self.settings["guidance"], early)
         sampler, steps = self.settings["sampler"], self.settings["steps"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,11 +33,21 @@ ATTEMPTS = 20
 GIVEN_UP = 0.1  # share of pairs that may be missing in the end without an error
 
 
+@dataclass
+class _Asked:
+    """A pair on its way: its row of `PairRequests`, why it was refused so far, and the seconds that it has taken."""
+
+    row: dict[str, Any]
+    faults: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
 class PairWriter:
     """Handler that turns each batch of latents into finished pairs of the dataset.
 
-    A pair that the gate refuses is drawn again with the next sub-seed; how often and why stands in the manifest. While
-    a pair is compressed and written, the next one is decoded.
+    A pair that the gate refuses is drawn again with the next sub-seed, as soon as there are enough of them for a batch,
+    or at the end; how often and why stands in the manifest. While a pair is compressed and written, the next one is
+    decoded.
 
     Args:
         model: decodes.
@@ -49,6 +60,7 @@ class PairWriter:
     def __init__(self, model: Model, sampler: Sampler, output: RawDataset, gate: Gate, total: int) -> None:
         self.model, self.sampler, self.output, self.gate, self.total = model, sampler, output, gate, total
         self.accepted = 0
+        self.waiting: list[_Asked] = []  # to be drawn again
         self.refused: list[str] = []
         self.failed: list[str] = []
         self.extrapolated: list[str] = []
@@ -60,6 +72,7 @@ class PairWriter:
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_STARTED, self._clock)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self._draw_again, 1)
         engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self._close)
 
     def _start(self, engine: Engine) -> None:
@@ -80,64 +93,64 @@ class PairWriter:
 
     def __call__(self, engine: Engine) -> None:
         """Write one batch."""
-        latents, rows = engine.state.output["pred"], engine.state.output["label"]
-        sampling = (time.perf_counter() - self.started) / len(rows)
-        for row, latent in zip(rows, latents, strict=True):
-            begun = time.perf_counter()
-            pair, verdict, faults = self._accept(row, latent, engine.network)
-            if pair is None:
-                self.failed.append(f"{self.output.name(row['seed'])}: {faults[-1]}")
-                self.output.give_up(row["seed"], faults)
+        self._judge([_Asked(row) for row in engine.state.output["label"]], engine.state.output["pred"])
+        self._draw_again(engine, self.sampler.batch)
+
+    def _draw_again(self, engine: Engine, least: int) -> None:
+        """Draw those that wait, a batch at a time, as long as there are at least so many."""
+        while len(self.waiting) >= least:
+            batch, self.waiting = self.waiting[: self.sampler.batch], self.waiting[self.sampler.batch :]
+            self._clock(engine)
+            conditions = torch.stack([asked.row["image"] for asked in batch]).to(engine.state.output["pred"].device)
+            seeds, attempts = [asked.row["seed"] for asked in batch], [len(asked.faults) for asked in batch]
+            self._judge(batch, self.sampler(conditions, engine.network, seeds=seeds, attempts=attempts))
+
+    def _judge(self, batch: list[_Asked], latents: torch.Tensor) -> None:
+        """Decode what was drawn; write what the gate lets through, and let the others wait or give them up."""
+        sampling = (time.perf_counter() - self.started) / len(batch)
+        for asked, latent in zip(batch, latents, strict=True):
+            begun, row = time.perf_counter(), asked.row
+            pair = finish_pair(self.model.decode(latent), self.model)
+            verdict = self.gate.judge(pair, self.model.native.affine(), row["request"])
+            asked.seconds += sampling + time.perf_counter() - begun
+            if verdict.refused:
+                asked.faults.append(verdict.fault)
+                self.refused.append(verdict.fault)
+                self.bar.note(redrawn=len(self.refused))
+                if len(asked.faults) < ATTEMPTS:
+                    self.waiting.append(asked)
+                    continue
+                self.failed.append(f"{self.output.name(row['seed'])}: {verdict.fault}")
+                self.output.give_up(row["seed"], asked.faults)
             else:
-                seconds = sampling + time.perf_counter() - begun
-                record = self._record(row, pair, verdict, faults, seconds)
+                record = self._record(asked, pair, verdict)
                 self.written.result()  # one at a time; what went wrong with the last one is said here
                 self.written = self.writing.submit(self.output.write, row["seed"], pair.image, pair.labels, record)
                 self.accepted += 1
-            self.refused += faults
             if row["extrapolated"]:
                 self.extrapolated.append(row["extrapolated"])
-            self.bar.note(redrawn=len(self.refused))
             self.bar.update()
             self.told = self.told or self.output.tell_time(self.total - self.bar.done, self.bar.write)
 
-    def _accept(
-        self, row: dict[str, Any], latent: torch.Tensor, network: torch.nn.Module
-    ) -> tuple[Pair | None, Verdict | None, list[str]]:
-        """The first attempt that the gate lets through, what it said of it, and why it refused those before."""
-        faults: list[str] = []
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                condition = row["image"][None].to(latent.device)
-                latent = self.sampler(condition, network, seeds=[row["seed"]], attempts=[attempt])[0]
-            pair = finish_pair(self.model.decode(latent), self.model)
-            verdict = self.gate.judge(pair, self.model.native.affine(), row["request"])
-            if not verdict.refused:
-                return pair, verdict, faults
-            faults.append(verdict.fault)
-        return None, None, faults
-
-    def _record(
-        self, row: dict[str, Any], pair: Pair, verdict: Verdict, faults: list[str], seconds: float
-    ) -> dict[str, Any]:
-        measured = to_dict(pair.measured)
+    def _record(self, asked: _Asked, pair: Pair, verdict: Verdict) -> dict[str, Any]:
+        row, measured = asked.row, to_dict(pair.measured)
         if row["request"]:
-            asked = {f"requested_{name}": row["request"][name] for name in NAMES}
-            asked["extrapolated"] = row["extrapolated"]
+            request = {f"requested_{name}": row["request"][name] for name in NAMES}
+            request["extrapolated"] = row["extrapolated"]
         else:
-            asked = {"requests": f"none: {self.model.preset['model']} takes none"}
+            request = {"requests": f"none: {self.model.preset['model']} takes none"}
         settings = self.sampler.settings
         return {
             "seed": row["seed"],
             "model": self.model.preset["model"],
-            **asked,
+            **request,
             **{f"measured_{name}": measured[name] for name in NAMES},
-            "redrawn": len(faults),
-            "refused_because": "; ".join(faults),
+            "redrawn": len(asked.faults),
+            "refused_because": "; ".join(asked.faults),
             **verdict.record(),
             "checkpoint_sha256": self.model.sha256,
             **{name: settings[name] for name in SAMPLING if name in settings},
-            "seconds": round(seconds, 3),
+            "seconds": round(asked.seconds, 3),
         }
 
 

@@ -99,7 +99,7 @@ def plan_sweeps(tumours: TumourModel) -> list[dict[str, Any]]:
 
 
 def draw_sweeps(
-    run: Run, device: torch.device, steps: int | None = None, seed: int = 0, n: int = SEEDS, batch: int = 1
+    run: Run, device: torch.device, steps: int | None = None, seed: int = 0, n: int = SEEDS, batch: int | None = None
 ) -> Path:
     """Draw the ten requests of `plan_sweeps` from each of `n` seeds into `evaluation/sweeps` of a run.
 
@@ -113,7 +113,7 @@ def draw_sweeps(
         steps: network evaluations an image; as the preset says when None.
         seed: of the noise of the pictures, the same for every request.
         n: seeds for each request: `seed` to `seed + n - 1`.
-        batch: drawn at once.
+        batch: drawn at once; as the preset says when None.
 
     Returns:
         The folder: `NAME_0000.nii.gz` (an image channel, `[X, Y, Z]` int16), `NAME_labels.nii.gz` (uint8),
@@ -129,7 +129,7 @@ def draw_sweeps(
     model = Model.load(str(run.folder), device)
     if not model.conditional:
         refuse_requests(model.preset["model"], (), {"sweep": "asked for"})
-    sampler = model.sampler({"steps": steps})
+    sampler = model.sampler({"steps": steps, "batch": batch})
     folder, plan = run.folder / "evaluation" / "sweeps", plan_sweeps(model.tumours)
     settings = {
         "checkpoint_sha256": model.sha256,
@@ -155,8 +155,8 @@ def draw_sweeps(
         save()  # from here on it names no file that is about to be replaced
         (folder / TABLE).unlink(missing_ok=True)
     with Progress("Drawing sweeps", len(missing), "image") as bar:
-        for first in range(0, len(missing), batch):
-            rows = missing[first : first + batch]
+        for first in range(0, len(missing), sampler.batch):
+            rows = missing[first : first + sampler.batch]
             asked = np.array([list(step["requested"].values()) for step, _ in rows])
             conditions = torch.from_numpy(model.normaliser.encode(asked)).to(device)
             latents = sampler(conditions, model.network, seeds=[own for _, own in rows])
