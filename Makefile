@@ -13,7 +13,7 @@ SHARD = 1/1
 CASES_N = 24
 $(foreach v,DATA CASES VALIDATION_CASES LABELS ACCEPT MODEL MINUTES RUNS N STRICT NAME OUT TEST SYNTH ARMS ARMS_FILE N_REAL FOLDS \
   BUDGET ITERATIONS SNAPSHOTS TOL NNUNET FID LICENCE JOBS REQUESTS VOLUME_ML SURFACE_MM2 SPHERICITY CENTRE_MM EXTENTS_MM \
-  SAMPLER STEPS SPACING SIGMA_MIN ETA GUIDANCE GUIDE BATCH OWN SCORES,$(eval $v =))
+  SAMPLER STEPS SPACING SIGMA_MIN ETA GUIDANCE GUIDE BATCH CANVAS KEEP OWN SCORES,$(eval $v =))
 DEVICE ?=
 PRECISION ?=
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -30,7 +30,7 @@ q = '$(subst ','\'',$(value $(1)))'
 o = $(foreach v,$(1),--$(shell echo $v | tr A-Z_ a-z-)=$(call q,$v))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint phantom data prepare train train-autoencoder train-diffusion synth copypaste sweep verify nnunet-eval plateau evaluate report table1 bench
+.PHONY: help install demo test test-slow lint phantom data prepare train train-autoencoder train-diffusion train-regions synth copypaste sweep verify nnunet-eval plateau evaluate report table1 bench
 
 help: ## this page
 	@echo "SBLDM - synthetic FLAIR + tumour-mask pairs for nnU-Net"; echo
@@ -45,6 +45,7 @@ help: ## this page
 	@echo "  synth:   N=pairs  REQUESTS=table.csv | VOLUME_ML= SURFACE_MM2= SPHERICITY= CENTRE_MM=R,A,S EXTENTS_MM=R,A,S"
 	@echo "           SAMPLER=ddim|ddpm|dpm_solver|unipc|heun STEPS= SPACING=karras|logsnr SIGMA_MIN= ETA= GUIDANCE= GUIDE=early|unasked BATCH=at once"
 	@echo "           DATASET=$(DATASET) NAME= (of the dataset; as MODEL)"
+	@echo "           CANVAS=train|folder of cases (draw into real brains)  KEEP=1 (their own tumours stay)"
 	@echo "           TOL=20,10 (draw again until within 20 % of the volume, 10 mm of the centre)  GATE=on|off"
 	@echo "  sweep:   N=seeds of noise for each request (default 5) SEED STEPS BATCH=at once"
 	@echo "  copypaste: N=pairs  OWN=kept|healed (the receiver's own tumour; healed: the control, one tumour a pair)"
@@ -100,14 +101,15 @@ prepare: $(READY) ## DATA=/path/to/cases RUN=.. PRESET=..: check the cases and b
 train: $(READY) ## RUN=..: train all stages; a stopped training goes on where it was. MODEL= DATA=: prepare first
 	@$(SBLDM) train $(PREPARE)
 
-train-autoencoder train-diffusion: train-%: $(READY)
+train-autoencoder train-diffusion train-regions: train-%: $(READY)
 	@$(SBLDM) train $* $(PREPARE)
 train-autoencoder: ## stage 1 alone
 train-diffusion: ## stage 2 alone
+train-regions: ## RUN=..: after both stages: learn to draw into real brains (for CANVAS=)
 
 synth: $(READY) ## RUN=.. N=..: draw N pairs into RUN/nnUNet_raw
 	@$(SBLDM) synth $(call o,RUN N SEED REQUESTS VOLUME_ML SURFACE_MM2 SPHERICITY CENTRE_MM EXTENTS_MM SAMPLER STEPS \
-	  SPACING SIGMA_MIN ETA GUIDANCE GUIDE BATCH TOL GATE DATASET NAME DATA OWN)
+	  SPACING SIGMA_MIN ETA GUIDANCE GUIDE BATCH CANVAS KEEP TOL GATE DATASET NAME DATA OWN)
 
 sweep: $(READY) ## RUN=..: tumours of five sizes at one place, and of one size at five places; N=5 seeds of noise each
 	@$(SBLDM) sweep $(call o,RUN SEED STEPS N BATCH)

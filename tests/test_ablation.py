@@ -7,9 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.axes import Axes
+from PIL import Image
 
 from sbldm.errors import InputError, StateError
-from sbldm.evaluation.ablation import COLUMNS, VARIANTS, Ablation, _mark, _write, changed, main_table
+from sbldm.evaluation.ablation import (
+    COLUMNS,
+    KID,
+    VARIANTS,
+    Ablation,
+    _mark,
+    _write,
+    changed,
+    cost_figure,
+    main_table,
+)
 from sbldm.evaluation.protocols import protocol
 from sbldm.run.preset import check_preset
 from sbldm.run.schema import read_yaml
@@ -68,6 +80,22 @@ def test_table() -> None:
     assert lines[2] == "| floor: real cases |  |  |  | -0.004 |  |"
     assert lines[3] == "| a | 1,200 + 300 | 12 | 0.75 | 0.123 [0.1, 0.15] |  |"
     assert lines[4] == "| b | 1,200 + 300 | 12 | 0.75 |  | 0.5 |"
+
+
+def test_figure(tmp_path: Path) -> None:
+    """Each row that has a KID is a point at its minutes; without any there is no figure."""
+    row = {"floors": {KID: -0.001}, "minutes": 12.4, "variant": "a"}
+    cost_figure([row | {"scores": {}}], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+    rows = [row | {"scores": {KID: (0.2, 0.1, 0.4)}}, row | {"scores": {KID: (0.1, float("nan"), float("nan"))}}]
+    drawn: list[tuple[float, float]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        own = Axes.errorbar
+        patch.setattr(Axes, "errorbar", lambda self, x, y, **k: (drawn.append((x[0], y[0])), own(self, x, y, **k))[1])
+        cost_figure(rows, tmp_path / "some.png")
+    assert drawn == [(12.4, 0.2), (12.4, 0.1)]
+    with Image.open(tmp_path / "some.png") as picture:
+        assert picture.size == (900, 630)
 
 
 def test_a_failed_variant_keeps_no_other_from_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

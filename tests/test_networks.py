@@ -17,8 +17,8 @@ from sbldm.networks import LatentUNet, SliceVAE, build_autoencoder, build_denois
 from sbldm.networks.blocks import ResidualBlock
 from sbldm.networks.request_picture import RequestPicture
 from sbldm.runs import load_preset
-from sbldm.training.batches import MARGIN_MM, TASKS, DiffusionBatch
-from sbldm.training.losses import AutoencoderLoss
+from sbldm.training.batches import MARGIN_MM, DiffusionBatch
+from sbldm.training.losses import AutoencoderLoss, DiffusionLoss
 from sbldm.tumour.characteristics import sphere_surface
 from sbldm.tumour.normaliser import Normaliser
 
@@ -467,28 +467,36 @@ def test_outside_of_a_region_nothing_is_predicted():
     assert torch.equal(whole, everywhere) and not torch.allclose(part, whole * region)
 
 
-def test_tasks_of_a_batch():
-    """Shares of the tasks, where each draws, what stays known, and no request where healthy tissue is asked for."""
+def test_regions_of_a_batch():
+    """Where each draws, what stays known, no request of healthy tissue, none left out, and the shares."""
     picture, schedule = request_picture(), Schedule(kind="flow", prediction="v_prediction")
     latents = normal(2, 4, 16, 20, 48)
     places = torch.cat([request(25, (side * 40.0, 14.0, -9.0), (30.0, 30.0, 30.0)) for side in (1, -1)])
     tumour = picture.region(places, latents, MARGIN_MM)
     assert not (tumour[0] * tumour[1]).any()
-    seen = {}
-    for task in TASKS:
-        batch = DiffusionBatch(schedule, tasks=dict.fromkeys(TASKS, 0.0) | {task: 1.0}, picture=picture)
+    for share, wanted in ((1.0, tumour), (0.0, tumour.flip(0))):  # around its own, or where the other one's lies
+        batch = DiffusionBatch(schedule, condition_dropout=1.0, tumour=share, picture=picture)
         noised, target, (times, condition, region), _ = batch({"image": latents, "condition": places})
-        seen[task] = region
+        assert torch.equal(region, wanted)
         known = region == 0
         assert torch.equal(torch.where(known, noised, 0), torch.where(known, latents, 0))
         assert not torch.where(known, target, 0).any()
         alpha, sigma = (f.float().view(-1, 1, 1, 1, 1) for f in schedule.alpha_sigma(times.double()))
         noise = (noised - alpha * latents) / sigma
         torch.testing.assert_close(target, (noise - latents) * region, atol=1e-3, rtol=1e-3)
-        assert condition.isnan().all() if task == "healthy" else torch.equal(condition, places)
-    assert seen["whole"].all() and torch.equal(seen["tumour"], tumour)
-    assert torch.equal(seen["healthy"], tumour.flip(0))  # where the other one's lies
+        assert torch.equal(condition, places) if share else condition.isnan().all()
     torch.manual_seed(0)
-    batch = DiffusionBatch(schedule, tasks={"whole": 0.5, "tumour": 0.3, "healthy": 0.2}, picture=picture)
-    drawn = batch._regions(places.repeat(1000, 1), torch.zeros(2000, 1, 2, 2, 2))[1]
-    assert drawn.float().mean().item() == pytest.approx(0.2, abs=0.03)
+    batch = DiffusionBatch(schedule, tumour=0.8, picture=picture)
+    healthy = batch._regions(places.repeat(1000, 1), torch.zeros(2000, 1, 2, 2, 2))[1]
+    assert healthy.float().mean().item() == pytest.approx(0.2, abs=0.03)
+
+
+def test_loss_within_regions():
+    """A whole brain has the mean squared error; a region of a sixteenth has its sum over the volume, four times."""
+    loss, target = DiffusionLoss(), normal(2, 3, 4, 4, 4)
+    prediction = target + 0.5
+    assert loss(prediction, target).item() == pytest.approx(0.25)
+    region = torch.zeros(2, 1, 4, 4, 4)
+    region[:, :, :2, :2, :1] = 1
+    assert loss(prediction * region, target * region).item() == pytest.approx(0.25 / 16 * 4)
+    assert loss(torch.zeros_like(target), torch.zeros_like(target)).item() == 0

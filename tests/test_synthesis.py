@@ -414,9 +414,9 @@ def test_drawn_again_in_batches(tmp_path: Path, drawn_run: Path, monkeypatch: py
     run, drawn = copy_run(drawn_run, tmp_path), []
 
     class Seen(PairSampler):
-        def _draw(self, inputs: torch.Tensor, network: Any, seeds: Any, attempts: Any) -> torch.Tensor:
+        def _draw(self, inputs: torch.Tensor, network: Any, seeds: Any, attempts: Any, *within: Any) -> torch.Tensor:
             drawn.append(list(zip(seeds, attempts, strict=True)))
-            return super()._draw(inputs, network, seeds, attempts)
+            return super()._draw(inputs, network, seeds, attempts, *within)
 
     monkeypatch.setattr("sbldm.synthesis.model.PairSampler", Seen)
     for dataset in (502, 503):

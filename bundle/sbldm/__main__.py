@@ -19,7 +19,7 @@ from sbldm.files import user_path
 from sbldm.models import MODELS, SAMPLING, check_model, configs_of, kind_of, refuse_requests
 from sbldm.run.limits import MOST_BATCH, MOST_ITERATIONS, MOST_PAIRS, MOST_PROCESSES, MOST_SEED
 from sbldm.run.schema import refuse_expressions
-from sbldm.runs import Run, load_preset
+from sbldm.runs import Run, load_preset, within_regions
 
 BUNDLE = Path(__file__).parents[1]
 REQUEST = ("volume_ml", "surface_mm2", "sphericity", "centre_mm", "extents_mm")
@@ -40,6 +40,10 @@ def _whole(name: str, value: str, least: int, most: int) -> int:
 
 def _batch(value: str) -> int | None:
     return _whole("BATCH", value, 1, MOST_BATCH) if value else None
+
+
+def _canvas(where: str) -> str | None:
+    return str(user_path(where).absolute()) if where and where != "train" else where or None
 
 
 def _bundle(configs: Sequence[str], run_id: str, run: Run, **values: Any) -> None:
@@ -113,6 +117,10 @@ def train(arguments: argparse.Namespace) -> None:
             f"{run.folder}: holds a run of MODEL={preset['model']}, not of {arguments.model}; choose another RUN."
         )
     stages = kind_of(preset).stages
+    if arguments.stage == "regions":
+        within_regions(preset)  # says so when the preset has none
+        _bundle(configs_of(preset, "regions"), "training", run, seed=seed)
+        return
     if arguments.stage not in ("all", *stages):
         known = f"has the trainings {', '.join(stages)}" if stages else "trains nothing"
         raise InputError(f"{arguments.stage}: MODEL={preset['model']} {known}.")
@@ -134,7 +142,8 @@ def synth(arguments: argparse.Namespace) -> None:
     count_pairs(arguments.n, len(asked) if table else 0)  # before any model is loaded
     name = arguments.name or run.preset["model"].upper()
     if run.preset["model"] == "copypaste":
-        refuse_requests(run.preset["model"], asked, {name: getattr(arguments, name) for name in (*SAMPLING, "tol")})
+        unheeded = (*SAMPLING, "batch", "tol", "canvas", "keep")
+        refuse_requests(run.preset["model"], asked, {name: getattr(arguments, name) for name in unheeded})
         arguments.name = name
         copypaste(arguments)
         return
@@ -152,6 +161,8 @@ def synth(arguments: argparse.Namespace) -> None:
         batch=_batch(arguments.batch),
         gate=arguments.gate,
         tolerance=arguments.tol,
+        canvas=_canvas(arguments.canvas),
+        keep=arguments.keep or None,
         dataset_id=arguments.dataset,
         dataset_name=name,
     )
@@ -211,7 +222,11 @@ def parser() -> argparse.ArgumentParser:
     }
     command(prepare, **cases)
     command(train, **cases | {"data": ("", "folder of cases, to prepare them first")}).add_argument(
-        "stage", nargs="?", default="all", choices=("all", *STAGES), help="one training of the model (default: all)"
+        "stage",
+        nargs="?",
+        default="all",
+        choices=("all", *STAGES, "regions"),
+        help="one training of the model (default: all)",
     )
     command(
         synth,
@@ -237,6 +252,8 @@ def parser() -> argparse.ArgumentParser:
         batch=("", "pairs drawn at once; as the preset says when empty"),
         tol=("", "draw again until within per cent of the volume and mm of the centre: 20,10"),
         gate=("on", "off: write copies and implausible pairs too, marked in the manifest"),
+        canvas=("", "draw into real brains: train (the run's training cases), or a folder of cases of your own"),
+        keep=("", "1: each canvas keeps its own tumour, which is healed otherwise"),
         dataset=("501", "nnU-Net dataset number"),
         name=("", "nnU-Net dataset name (default: that of the model)"),
         data=("", "folder of the cases, for MODEL=copypaste; as prepared when empty"),

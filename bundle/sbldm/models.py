@@ -21,6 +21,9 @@ OVERLAYS = {  # of stage 1, by its kind
 }
 
 
+REGIONS = ("train_diffusion", "overlays/regions")  # what goes on from stage 2 for `CANVAS=`, if the preset says how
+
+
 @dataclass(frozen=True)
 class ModelKind:
     """What a model is made of.
@@ -64,6 +67,8 @@ def kind_of(preset: dict[str, Any]) -> ModelKind:
 
 def configs_of(preset: dict[str, Any], stage: str) -> tuple[str, ...]:
     """The configs that wire a training of a preset, the first with overlays."""
+    if stage == "regions":
+        return REGIONS
     configs = MODELS[preset["model"]].stages[stage]
     return configs + OVERLAYS[preset[stage].get("kind", "slice")] if stage == "autoencoder" else configs
 

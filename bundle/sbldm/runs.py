@@ -21,7 +21,7 @@ from sbldm.run.limits import MOST_MINUTES
 from sbldm.run.preset import check_preset
 from sbldm.run.schema import nearest, read_yaml
 
-__all__ = ["PRESETS", "Run", "load_preset", "read_preset"]
+__all__ = ["PRESETS", "Run", "load_preset", "read_preset", "read_regions_preset", "within_regions"]
 
 PRESETS = Path(__file__).parents[1] / "configs" / "presets"
 BASELINES = PRESETS.parent / "baselines"
@@ -87,7 +87,7 @@ def _read_named(name: str, model: str) -> tuple[Path, dict[str, Any]]:
     values = deepcopy(content["presets"][name])
     like = content.get("like")
     _, base = _read_named(values.pop("base", name), like or "sbldm")
-    kept = base if like else {part: base[part] for part in SHARED}
+    kept = {part: base[part] for part in (base if like else SHARED) if part != "regions"}  # SBLDM's alone
     return path, {"name": name, "model": model} | _merged(kept, values | {"name": name, "model": model})
 
 
@@ -117,7 +117,7 @@ def _scale(preset: dict[str, Any], minutes: str) -> None:
         raise InputError(f"MINUTES={minutes}: must be a number above 0, of a year ({MOST_MINUTES}) at most.") from None
     if not preset["minutes"]:
         raise InputError(f"MINUTES={minutes}: the preset '{preset['name']}' does not say how long it trains.")
-    for stage in kind_of(preset).stages:
+    for stage in [*kind_of(preset).stages, *["regions"] * bool(preset.get("regions"))]:
         values, epoch = preset[stage], preset[stage]["iterations_per_epoch"]
         before = values["iterations"]
         values["iterations"] = max(1, round(before * wanted / preset["minutes"] / epoch)) * epoch
@@ -191,6 +191,26 @@ def _check_latents(path: Path, network: dict[str, Any], channels: int) -> None:
         )
 
 
+def within_regions(preset: dict[str, Any]) -> dict[str, Any]:
+    """A preset whose stage 2 is the training within regions.
+
+    Raises:
+        InputError: it has none.
+    """
+    if not preset.get("regions"):
+        raise InputError(
+            f"the preset '{preset['name']}' has no `regions`: it cannot be taught to draw into real brains."
+        )
+    stage_2 = preset["diffusion"]
+    network = stage_2["network"] | {"regions": True}
+    return preset | {"diffusion": stage_2 | preset["regions"] | {"network": network}}
+
+
+def read_regions_preset(run_dir: str | Path) -> dict[str, Any]:
+    """`within_regions` of a run's preset; what the config of that training calls."""
+    return within_regions(Run.at(run_dir).preset)
+
+
 def read_preset(run_dir: str | Path) -> dict[str, Any]:
     """The preset that a run was prepared with; what the configs call. Raises as `Run.preset`."""
     return Run.at(run_dir).preset
@@ -223,7 +243,7 @@ class Run:
         return self.folder / "latents"
 
     def checkpoint(self, stage: str, which: str = "best") -> Path:
-        """Checkpoint of `autoencoder` or `diffusion`: `best` (weights and constants) or `last` (to resume)."""
+        """Checkpoint of a stage (`autoencoder`, ..): `best` (weights and constants) or `last` (to resume)."""
         return self.folder / stage / f"{which}.pt"
 
     @property

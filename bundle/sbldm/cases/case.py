@@ -161,8 +161,12 @@ def content_hash(volume: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def read_arrays(case: Case, source: Source) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def read_arrays(case: Case, source: Source, mask_needed: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Read one case in stored voxel order.
+
+    Args:
+        case, source: its files, and what is asked of them.
+        mask_needed: False takes a mask that is not there for an empty one.
 
     Returns:
         image float32 [C, X, Y, Z] in scanner units, labels uint8 [X, Y, Z] (see `to_labels`), and the 4x4 affine from
@@ -176,5 +180,8 @@ def read_arrays(case: Case, source: Source) -> tuple[np.ndarray, np.ndarray, np.
         np.asarray(opened[path].dataobj if index is None else opened[path].dataobj[..., index], np.float32)
         for path, index in zip(case.images, case.volume, strict=True)
     ]
-    labels = to_labels(np.asanyarray(read_image(case.mask).dataobj), case, source)
+    if case.mask.is_file() or mask_needed:
+        labels = to_labels(np.asanyarray(read_image(case.mask).dataobj), case, source)
+    else:
+        labels = np.zeros(channels[0].shape, np.uint8)
     return np.stack(channels), labels, opened[case.images[0]].affine

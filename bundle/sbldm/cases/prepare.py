@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from sbldm.run.room import check_room
 from sbldm.run.workers import map_in_processes
 from sbldm.tumour.characteristics import NAMES, measure, to_dict
 
-__all__ = ["known_sidecar", "load_prepared", "prepare_case", "prepare_cases", "read_sidecar"]
+__all__ = ["Gridded", "known_sidecar", "load_prepared", "prepare_case", "prepare_cases", "read_sidecar"]
 
 VERSION = 2  # raise it when cases are prepared or measured differently: those of two versions do not mix
 PACKED = 0.25  # a prepared case compressed, over its arrays: .10 to .24 on real cases and the presets
@@ -39,55 +40,83 @@ SIDECAR = {
 }
 
 
+@dataclass(frozen=True)
+class Gridded:
+    """A case on the working grid, and the way back.
+
+    Attributes:
+        image: float32 `[C, X, Y, Z]` in [0, 1].
+        occupancy: uint8 `[L, X, Y, Z]`, 255 = the whole voxel is that label.
+        native, working: grid of the files, and the working grid as it lies in it.
+        intensities: `[C, 2]`, what undoes the scaling (`scale_intensity`).
+        extents_mm: of the brain.
+    """
+
+    image: np.ndarray
+    occupancy: np.ndarray
+    native: NativeGrid
+    working: NativeGrid
+    intensities: list[tuple[float, float]]
+    extents_mm: list[float]
+
+    @classmethod
+    def of(
+        cls,
+        image: np.ndarray,
+        labels: np.ndarray,
+        affine: np.ndarray,
+        count: int,
+        grid: WorkingGrid,
+        intensity: dict[str, Any],
+    ) -> Gridded:
+        """Bring image `[C, X, Y, Z]` and labels `[X, Y, Z]`, of which there are `count`, onto the working grid."""
+        brain = (image != 0).any(axis=0)
+        native = NativeGrid.of(to_image(labels, affine))
+        oriented = sitk.DICOMOrient(to_image(labels, affine), "LPS")
+        brain_lps, _ = from_image(sitk.DICOMOrient(to_image(brain.astype(np.uint8), affine), "LPS"))
+        centre, extents = brain_centre(brain_lps > 0, oriented)
+        channels, intensities = [], []
+        for channel in image:
+            scaled, limits = scale_intensity(channel, brain, intensity)
+            channels.append(grid.resample(sitk.DICOMOrient(to_image(scaled, affine), "LPS"), centre))
+            intensities.append(limits)
+        shares = [
+            grid.resample(sitk.Cast(oriented == number, sitk.sitkFloat32), centre) for number in range(1, 1 + count)
+        ]
+        occupancy = np.rint(np.stack(shares) * 255).clip(0, 255).astype(np.uint8)
+        working = grid.placed(centre, oriented.GetDirection())
+        return cls(np.stack(channels), occupancy, native, working, intensities, extents)
+
+    def characteristics(self, labels: np.ndarray, intensity: dict[str, Any]) -> np.ndarray:
+        """Those `[9]` of the mask that the occupancy makes on the native grid (`native_labels`), in the frame of the
+        working grid; of `labels` where nothing comes back of it.
+        """
+        outline = native_brain(body_of(self.image, intensity["floor"]), self.working, self.native)
+        drawn, _ = native_labels(self.occupancy / np.float32(255), outline, self.working, self.native)
+        return measure((drawn if drawn.any() else labels) > 0, self.native.frame(self.working))
+
+
 def prepare_case(case: Case, source: Source, grid: WorkingGrid, intensity: dict[str, Any]) -> dict[str, Any]:
     """Bring one case onto the working grid.
 
     Returns:
-        `image` float32 `[C, X, Y, Z]` in [0, 1], `occupancy` uint8 `[L, X, Y, Z]` (255 = the whole voxel is that label)
-        and `sidecar`: what its files hold (`Identity`), native and working grid (the way back), intensities, brain
-        extents and tumour characteristics. The characteristics are those of the mask that the occupancy makes on the
-        native grid (`native_labels`), in the frame of the working grid; of the original where nothing comes back of it.
+        `image` and `occupancy` as in `Gridded`, and `sidecar`: what its files hold (`Identity`), native and working
+        grid (the way back), intensities, brain extents and tumour characteristics.
     """
     image, labels, affine = read_arrays(case, source)
-    brain = (image != 0).any(axis=0)
-    native = NativeGrid.of(to_image(labels, affine))
-    oriented = sitk.DICOMOrient(to_image(labels, affine), "LPS")
-    brain_lps, _ = from_image(sitk.DICOMOrient(to_image(brain.astype(np.uint8), affine), "LPS"))
-    centre, extents = brain_centre(brain_lps > 0, oriented)
-
-    channels, intensities = [], []
-    for channel in image:
-        scaled, limits = scale_intensity(channel, brain, intensity)
-        channels.append(grid.resample(sitk.DICOMOrient(to_image(scaled, affine), "LPS"), centre))
-        intensities.append(limits)
-    occupancy = [
-        grid.resample(sitk.Cast(oriented == number, sitk.sitkFloat32), centre)
-        for number in range(1, 1 + len(source.labels))
-    ]
-
-    occupancy = np.rint(np.stack(occupancy) * 255).clip(0, 255).astype(np.uint8)
-
-    placed = grid.placed(centre, oriented.GetDirection())
-    images = np.stack(channels)
-    outline = native_brain(body_of(images, intensity["floor"]), placed, native)
-    drawn, _ = native_labels(occupancy / np.float32(255), outline, placed, native)
-    drawn = drawn if drawn.any() else labels
+    made = Gridded.of(image, labels, affine, len(source.labels), grid, intensity)
     sidecar = {
         "case": case.name,
         "layout": case.layout,
         **Identity.of(image, labels, affine).state(),
-        "native": native.state(),
-        "working": placed.state(),
-        "intensities": intensities,
-        "brain_extents_mm": [round(e, 3) for e in extents],
-        "cropped": bool(np.any(np.asarray(extents) > grid.fov_mm)),
-        "characteristics": to_dict(measure(drawn > 0, native.frame(placed))),
+        "native": made.native.state(),
+        "working": made.working.state(),
+        "intensities": made.intensities,
+        "brain_extents_mm": [round(e, 3) for e in made.extents_mm],
+        "cropped": bool(np.any(np.asarray(made.extents_mm) > grid.fov_mm)),
+        "characteristics": to_dict(made.characteristics(labels, intensity)),
     }
-    return {
-        "image": images,
-        "occupancy": occupancy,
-        "sidecar": sidecar,
-    }
+    return {"image": made.image, "occupancy": made.occupancy, "sidecar": sidecar}
 
 
 def _one_thread() -> None:

@@ -297,6 +297,9 @@ def guided(
     condition: torch.Tensor,
     guidance: float = 1.0,
     early: torch.nn.Module | None = None,
+    region: torch.Tensor | None = None,
+    known: torch.Tensor | None = None,
+    unwanted: torch.Tensor | None = None,
 ) -> Denoiser:
     """Bind a condition `[B, K]` to a network, and lead it away from a worse answer.
 
@@ -309,13 +312,19 @@ def guided(
         condition: what is asked for.
         guidance: 1 asks for the condition alone; above 1 the worse answer counts as well, at twice the evaluations.
         early: the denoiser with its early weights, or None for classifier-free guidance.
+        region: `[B, 1, ...]` of ones and zeros: where to draw; None for everywhere.
+        unwanted: condition `[B, K]` whose answer by the same network is led away from, in the place of those two.
+        known: clean sample `[B, ...]`, which the network is shown outside of the region, as in its training.
     """
+    beside = () if region is None else (region,)
 
     def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        wanted = network(x, t, condition)
+        if region is not None:
+            x = torch.where(region > 0, x, known)
+        wanted = network(x, t, condition, *beside)
         if guidance == 1.0:
             return wanted
-        worse = (early or network)(x, t, None)
+        worse = (early or network)(x, t, None, *beside) if unwanted is None else network(x, t, unwanted, *beside)
         return worse + guidance * (wanted - worse)
 
     return denoise

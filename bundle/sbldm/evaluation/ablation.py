@@ -15,7 +15,8 @@ network judges the masks). The file names one variant a line by the values of th
 
 Variants that change nothing of stage 1 share the autoencoder of the first. Without a `budget` RUN is a trained one, the
 networks of which all variants share: they then differ in `sampling` alone (docs/steps.yaml). What is done is not done
-again, so the same command goes on where it was stopped; `ablation.csv` and `ablation.md` hold what is known so far.
+again, so the same command goes on where it was stopped; `ablation.csv` and `ablation.md` hold what is known so far,
+and `ablation.png` shows KID against processor minutes.
 """
 
 from __future__ import annotations
@@ -33,9 +34,12 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import yaml
+from matplotlib.figure import Figure
 
 from sbldm.errors import InputError, SbldmError, StateError, finish
+from sbldm.evaluation.figures import GREY, ROLES, STYLE, WIDTH
 from sbldm.files import atomic_path, make_folder, user_path, write_csv
 from sbldm.manifest import read_manifest
 from sbldm.run.schema import read_yaml
@@ -51,9 +55,10 @@ UPSTREAM = ("autoencoder", "data", "grid", "intensity", "mirror")  # what makes 
 VARIANTS = Path(__file__).parents[3] / "docs" / "ablation.yaml"
 SHARED = ("files.json", "lists.json", "preflight.csv", "prepared")
 TRAINED = ("autoencoder", "latents", "diffusion")
+KID = "kid.heldout"
 COLUMNS = {  # of the table: scores by their protocol
     "mmd-laplace.heldout": "MMD",
-    "kid.heldout": "KID as before",
+    KID: "KID as before",
     "precision.heldout": "precision",
     "recall.heldout": "recall",
     "coverage.heldout": "coverage",
@@ -102,6 +107,30 @@ def main_table(rows: list[dict[str, Any]]) -> str:
             cells.append("" if value == "" else f"{value:.3g}{interval}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def cost_figure(rows: list[dict[str, Any]], path: Path) -> None:
+    """KID against processor minutes, with intervals, each variant by its name; the floor as a line."""
+    known = [row for row in rows if KID in row["scores"]]
+    if not known:
+        return
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((WIDTH, 0.7 * WIDTH), layout="constrained")
+        panel = figure.subplots()
+        for row in known:
+            value, low, high = row["scores"][KID]
+            ends = [[value - low], [high - value]] if low is not None and low == low else None
+            style = {"fmt": "o", "markersize": 4, "capsize": 2, "color": ROLES["synthetic"].colour}
+            panel.errorbar([row["minutes"]], [value], yerr=ends, **style)
+            panel.annotate(row["variant"], (row["minutes"], value), (5, 3), textcoords="offset points", fontsize=8)
+        if (floor := known[0]["floors"].get(KID)) is not None and floor == floor:
+            panel.axhline(floor, color=GREY, linestyle=":", linewidth=1.2)
+            panel.annotate("real cases", (0, floor), (3, 3), textcoords="offset points", fontsize=8, color=GREY)
+        panel.set(xlabel="processor minutes of training", ylabel="KID to held-back cases (lower is better)")
+        panel.margins(0.15)
+        panel.set_xlim(left=0)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png")
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
@@ -153,6 +182,7 @@ class Ablation:
             with atomic_path(self.out / "ablation.md") as temporary:
                 temporary.write_text(main_table(rows))
             write_csv(self.out / "ablation.csv", [_flat(row) for row in rows])
+            cost_figure(rows, self.out / "ablation.png")
         print((self.out / "ablation.md").read_text())
         if failed:
             raise StateError(

@@ -180,11 +180,10 @@ class LatentNetwork(Values):
 
 
 class StackedNetwork(LatentNetwork):
-    """`LatentUNet` over stacked slices: it can be shown the request as a picture, where a latent lies, and a region."""
+    """`LatentUNet` over stacked slices: it can be shown the request as a picture, and where a latent lies."""
 
     picture: bool = False
     coordinates: bool = False
-    regions: bool = False
 
 
 class MonaiDenoiserNetwork(Values):
@@ -291,18 +290,14 @@ class NoiseLevels(Values):
     std: Annotated[float, Field(gt=0, le=20)] = 1.0
 
 
-class Tasks(Values):
-    """Share of each task in the training: whole brains, the region of the tumour, a region of healthy tissue."""
+class Regions(Values):
+    """The training that goes on from stage 2 and draws within regions of real brains, for `CANVAS=`."""
 
-    whole: Share
-    tumour: Share
-    healthy: Share
-
-    @model_validator(mode="after")
-    def _whole(self) -> Tasks:
-        if abs(self.whole + self.tumour + self.healthy - 1) > 1e-6:
-            raise ValueError("whole, tumour and healthy must add up to 1")
-        return self
+    iterations: Natural
+    iterations_per_epoch: Natural
+    learning_rate: Rate
+    warm_up: Natural
+    tumour: Share  # of regions around the tumour; the others are of healthy tissue
 
 
 class Diffusion(Stage):
@@ -326,13 +321,6 @@ class StackedDiffusion(Diffusion):
 
     kind: Literal["stacked"] = "stacked"
     network: StackedNetwork
-    tasks: Tasks | None = None
-
-    @model_validator(mode="after")
-    def _told(self) -> StackedDiffusion:
-        if self.tasks and not (self.network.picture and self.network.regions):
-            raise ValueError("tasks needs network.picture and network.regions")
-        return self
 
 
 class TiledDiffusion(Diffusion):
@@ -442,6 +430,13 @@ class Sbldm(_Latent):
     model: Literal["sbldm"]
     autoencoder: SlicesOrStacks
     diffusion: StackedDiffusion
+    regions: Regions | None = None
+
+    @model_validator(mode="after")
+    def _told_where(self) -> Sbldm:
+        if self.regions and not self.diffusion.network.picture:
+            raise ValueError("regions needs diffusion.network.picture, which knows where a tumour is to lie")
+        return self
 
 
 class Sbldm2d(_Latent):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sbldm.synthesis.canvas import Canvases
 from sbldm.synthesis.gate import Gate
 from sbldm.synthesis.model import Model, PairSampler
 from sbldm.synthesis.pairs import Pair, finish_pair
@@ -10,6 +11,7 @@ from sbldm.synthesis.requests import PairRequests, RequestBatch, read_asked
 from sbldm.synthesis.session import PairWriter, run
 
 __all__ = [
+    "Canvases",
     "Gate",
     "Model",
     "Pair",

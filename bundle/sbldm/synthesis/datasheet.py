@@ -34,7 +34,7 @@ def write_datasheet(folder: Path, licence: str = "", findings: list[str] | None 
     lines = [
         f"# Datasheet: {folder.name}",
         "",
-        f"{len(rows)} **synthetic** pairs of image ({channels}) and mask ({labels}); nobody was scanned for them.",
+        f"{len(rows)} **synthetic** pairs of image ({channels}) and mask ({labels}); {_brains(rows)}",
         "",
         "## Made from",
         f"- {len(lineage)} real training cases, by name and content hash in `lineage.json`.",
@@ -63,6 +63,16 @@ def write_datasheet(folder: Path, licence: str = "", findings: list[str] | None 
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def _brains(rows: list[dict[str, str]]) -> str:
+    """Whose brains they show."""
+    if not rows or "canvas" not in rows[0]:
+        return "nobody was scanned for them."
+    return (
+        f"the tumours are drawn, **the brains are real**: {len({row['canvas'] for row in rows})} canvases, named in "
+        "`manifest.csv` with the hashes of their scans. Share these pairs only as you may share the scans."
+    )
 
 
 def _kept(path: Path) -> dict[str, list[str]]:
@@ -128,6 +138,8 @@ def _checks(folder: Path, rows: list[dict[str, str]], settings: dict) -> list[st
     if overridden:
         first = overridden[0]["gate"]
         found.append(f"- **Warning**: the gate was overridden for {len(overridden)} pairs, the first: {first}.")
-    if unseen:
+    if unseen and "canvas" in rows[0]:
+        found.append("- Copies of brains were not looked for: each brain is a canvas's by design.")
+    elif unseen:
         found.append(f"- **Warning**: {unseen} pairs were not compared with the training cases.")
     return found

@@ -101,6 +101,7 @@ class Verdict:
         correlation, excess: with the nearest training case, and over the next ones (see `Memory`); NaN where copies are
             not looked for.
         near: nearer to a training case than 95 % of the held-back cases are.
+        real_brain: of a canvas, by design.
     """
 
     fault: str
@@ -108,11 +109,12 @@ class Verdict:
     correlation: float = np.nan
     excess: float = np.nan
     near: bool = False
+    real_brain: bool = False
 
     def record(self) -> dict[str, Any]:
         """What the manifest keeps."""
         unseen = np.isnan(self.correlation)
-        passed = "copies not looked for" if unseen else "passed"
+        passed = "copies not looked for" if unseen and not self.real_brain else "passed"
         return {
             "gate": f"OVERRIDDEN: {self.fault}" if self.fault else passed,
             "nearest_correlation": "" if unseen else round(self.correlation, 4),
@@ -183,13 +185,14 @@ class Gate:
             "tolerance": {name: value for name, value in tolerance.items() if np.isfinite(value)},
         }
 
-    def judge(self, pair: Pair, affine: np.ndarray, request: Mapping[str, float]) -> Verdict:
+    def judge(self, pair: Pair, affine: np.ndarray, request: Mapping[str, float], real_brain: bool = False) -> Verdict:
         """Look at one finished pair; the first fault found is named.
 
         Args:
             pair: as `finish_pair` leaves it.
             affine: of its voxels.
             request: what was asked for, by characteristic.
+            real_brain: the brain is a canvas's, so it is no copy.
         """
         if pair.fault or pair.measured is None:
             return Verdict(pair.fault, True)
@@ -198,14 +201,16 @@ class Gate:
         if request and (fault := self.tolerance.fault(pair.measured, request)):
             return Verdict(fault, True)
         volume = to_volume("", pair.image[0], pair.labels > 0, affine, self.grid)
-        found = self.memory.nearest(fingerprint(volume.image, volume.spacing)) if self.memory else None
+        found = (
+            self.memory.nearest(fingerprint(volume.image, volume.spacing)) if self.memory and not real_brain else None
+        )
         if found and found.excess > self.memory.copy:
             fault = f"copy of a training case (correlation {found.correlation:.2f}, {found.excess:.2f} beyond the next)"
         else:
             measured = _measures(volume, pair, affine)
             fault = self._implausible(measured, request) or _unlike_request(measured, request)
-        seen = (found.correlation, found.excess, found.excess > self.memory.near) if found else ()
-        return Verdict(fault, bool(fault) and self.enforced, *seen)
+        seen = (found.correlation, found.excess, found.excess > self.memory.near) if found else (np.nan, np.nan, False)
+        return Verdict(fault, bool(fault) and self.enforced, *seen, real_brain)
 
     def _implausible(self, found: Mapping[str, float], request: Mapping[str, float]) -> str:
         """The first measure that is missing or beyond its real range, if any; nothing without a yardstick."""

@@ -20,7 +20,7 @@ from sbldm.errors import InputError, StateError
 from sbldm.files import sha256
 from sbldm.models import kind_of, refuse_requests
 from sbldm.networks import SliceVAE, VolumeVAE, build_denoiser, build_generator
-from sbldm.runs import Run
+from sbldm.runs import Run, within_regions
 from sbldm.training.checkpoints import load_checkpoint, reading_checkpoint, require_same, unfinished
 from sbldm.training.latents import load_autoencoder
 from sbldm.tumour.normaliser import Normaliser
@@ -53,8 +53,8 @@ class Model:
     early: nn.Module | None = None
 
     @classmethod
-    def load(cls, run_dir: str, device: torch.device) -> Model:
-        """Load the best checkpoints of a run.
+    def load(cls, run_dir: str, device: torch.device, regions: bool = False) -> Model:
+        """Load the best checkpoints of a run; with `regions` of the network that draws within regions of real brains.
 
         Raises:
             StateError: one is missing (the command that trains it is named), or they do not belong together.
@@ -63,11 +63,15 @@ class Model:
         stages = list(kind_of(run.preset).stages)
         if not stages:
             raise StateError(f"{run.folder}: MODEL={run.preset['model']} has no network to load.")
-        path = run.checkpoint(stages[-1])
-        content = load_checkpoint(path, stages[-1])
-        require_same(path, content, run.preset, ("data", "grid", "intensity", *stages))
-        if so_far := unfinished(run, stages[-1]):
-            print(f"Warning: the {stages[-1]} model of {run.folder} is half-trained: {so_far}.")
+        if regions:
+            within_regions(run.preset)  # says so when it has none
+        last = "regions" if regions else stages[-1]
+        path = run.checkpoint(last)
+        content = load_checkpoint(path, last)
+        require_same(path, content, run.preset, ("data", "grid", "intensity", *stages, last))
+        trained = within_regions(content["preset"]) if regions else content["preset"]
+        if so_far := unfinished(run, last):
+            print(f"Warning: the {last} model of {run.folder} is half-trained: {so_far}.")
         autoencoder = load_autoencoder(run, device) if "autoencoder" in stages else None
         if autoencoder and sha256(run.checkpoint("autoencoder")) != content["constants"]["autoencoder_sha256"]:
             raise StateError(
@@ -76,16 +80,14 @@ class Model:
             )
 
         def network(weights: dict[str, torch.Tensor]) -> nn.Module:
-            built = (build_denoiser if autoencoder else build_generator)(content["preset"])
+            built = (build_denoiser if autoencoder else build_generator)(trained)
             with reading_checkpoint(path):
                 built.load_state_dict(weights)
             return built.to(device).eval().requires_grad_(False)
 
         early = network(content["early"]) if content.get("early") else None
-        trained, constants = content["preset"], content["constants"]
-        return cls(
-            network(content["network"]), autoencoder, trained, constants, sha256(path), choose_precision(), early
-        )
+        preset, constants = content["preset"], content["constants"]
+        return cls(network(content["network"]), autoencoder, preset, constants, sha256(path), choose_precision(), early)
 
     @property
     def conditional(self) -> bool:
@@ -145,6 +147,13 @@ class Model:
     def latent_shape(self) -> tuple[int, ...]:
         """`(Z, H, W, D)`."""
         return tuple(self.constants["latent_shape"])
+
+    def encode(self, volume: np.ndarray) -> torch.Tensor:
+        """A volume `[C + L, X, Y, Z]` in [-1, 1] to standardised latents `[Z, H, W, D]`, on the network's device."""
+        device = next(self.network.parameters()).device
+        latents = torch.from_numpy(self.autoencoder.encode_volume(volume, device)[0]).to(device)
+        mean, std = (latents.new_tensor(self.constants[name]) for name in ("latent_mean", "latent_std"))
+        return (latents - mean) / std.view(-1, 1, 1, 1)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:
@@ -293,26 +302,42 @@ class PairSampler(Inferer):
         network: torch.nn.Module,
         seeds: Sequence[int],
         attempts: Sequence[int] | None = None,
+        region: torch.Tensor | None = None,
+        known: torch.Tensor | None = None,
+        unwanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Draw latents `[B, Z, H, W, D]` for condition vectors `[B, 9]` and seeds `[B]`; attempt 0 unless given."""
+        """Draw latents `[B, Z, H, W, D]` for condition vectors `[B, 9]` and seeds `[B]`; attempt 0 unless given.
+
+        With a region `[B, 1, H, W, D]` of ones and zeros within it alone; outside the latents are those of `known`.
+        Guidance leads away from `unwanted` condition vectors `[B, 9]` where these are given.
+        """
         n, attempts = len(seeds), attempts or [0] * len(seeds)
-        groups = [[min(i, n - 1) for i in range(first, first + self.batch)] for first in range(0, n, self.batch)]
-        drawn = [
-            self._draw(inputs[group], network, [int(seeds[i]) for i in group], [attempts[i] for i in group])
-            for group in groups
-        ]
+        drawn = []
+        for first in range(0, n, self.batch):
+            group = [min(i, n - 1) for i in range(first, first + self.batch)]
+            rows = [int(seeds[i]) for i in group], [attempts[i] for i in group]
+            within = [None if beside is None else beside[group] for beside in (region, known, unwanted)]
+            drawn.append(self._draw(inputs[group], network, *rows, *within))
         return torch.cat(drawn)[:n]
 
     def _draw(
-        self, inputs: torch.Tensor, network: torch.nn.Module, seeds: Sequence[int], attempts: Sequence[int]
+        self,
+        inputs: torch.Tensor,
+        network: torch.nn.Module,
+        seeds: Sequence[int],
+        attempts: Sequence[int],
+        region: torch.Tensor | None,
+        known: torch.Tensor | None,
+        unwanted: torch.Tensor | None,
     ) -> torch.Tensor:
         """A group, as `__call__`."""
         noise = row_noise(self.latent_shape, seeds, attempts, inputs.device)
         early = self.early if self.settings.get("guide") == "early" else None
-        denoise = guided(network, inputs, self.settings["guidance"], early)
+        denoise = guided(network, inputs, self.settings["guidance"], early, region, known, unwanted)
         sampler, steps = self.settings["sampler"], self.settings["steps"]
         own = [self.settings[name] for name in (("spacing", "sigma_min") if sampler in SOLVERS else ("eta",))]
-        return SAMPLERS[sampler](denoise, noise, self.schedule, steps, *own)
+        latents = SAMPLERS[sampler](denoise, noise, self.schedule, steps, *own)
+        return latents if region is None else torch.where(region > 0, latents, known)
 
 
 Sampler = PairSampler | OneStep

@@ -71,6 +71,7 @@ class RawDataset:
             raise InputError(f"DATASET={dataset_id}: must be a number from 1 to 999.")
         if not name.isidentifier():
             raise InputError(f"NAME={name}: letters, digits and underscores only.")
+        settings = {key: value for key, value in settings.items() if value is not None}
         folder = Path(root) / f"Dataset{int(dataset_id):03d}_{name}"
         others = [p for p in Path(root).glob(f"Dataset{int(dataset_id):03d}_*") if p != folder]
         if others:
@@ -82,7 +83,7 @@ class RawDataset:
                 f"{folder}: holds pairs drawn with {key} = {held.get(key)}, now it is {settings.get(key)}; "
                 f"choose another DATASET (for example DATASET={int(dataset_id) + 1}) or remove the folder."
             )
-        return cls(folder, name, tuple(channels), tuple(labels), np.asarray(affine), settings, lineage)
+        return cls(folder, name, tuple(channels), tuple(labels), np.asarray(affine), settings, dict(lineage))
 
     def begin(self) -> None:
         """Make the folders, and clear away partial files, damaged records, and own pairs without a record.
@@ -145,13 +146,20 @@ class RawDataset:
         files += [folder / "imagesTr" / f"{name}_{k:04d}.nii.gz" for k in range(len(self.channels))]
         return all(path.is_file() for path in files) and _is_whole(files[0])
 
-    def write(self, seed: int, image: np.ndarray, labels: np.ndarray, record: dict[str, Any]) -> None:
-        """Write one pair: `image` `[C, X, Y, Z]` int16, `labels` `[X, Y, Z]` uint8, and its record."""
-        name = self.name(seed)
-        write_nifti(self.folder / "labelsTr" / f"{name}.nii.gz", labels, self.affine, scratch=self.folder)
+    def write(
+        self,
+        seed: int,
+        image: np.ndarray,
+        labels: np.ndarray,
+        record: dict[str, Any],
+        affine: np.ndarray | None = None,
+    ) -> None:
+        """Write one pair: `image` `[C, X, Y, Z]` int16, `labels` `[X, Y, Z]` uint8, its record, and its own affine."""
+        name, affine = self.name(seed), self.affine if affine is None else affine
+        write_nifti(self.folder / "labelsTr" / f"{name}.nii.gz", labels, affine, scratch=self.folder)
         for k, channel in enumerate(image):
             path = self.folder / "imagesTr" / f"{name}_{k:04d}.nii.gz"
-            write_nifti(path, channel, self.affine, scratch=self.folder)
+            write_nifti(path, channel, affine, scratch=self.folder)
         write_json(self.folder / "records" / f"{name}.json", {"pair": name} | record)
         (self.folder / "records" / "given_up" / f"{name}.json").unlink(missing_ok=True)
 

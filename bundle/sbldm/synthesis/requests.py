@@ -14,12 +14,13 @@ from torch.utils.data import Dataset
 from sbldm.errors import InputError
 from sbldm.models import refuse_requests
 from sbldm.run.limits import MOST_PAIRS, MOST_SEED
+from sbldm.synthesis.canvas import Canvases
 from sbldm.synthesis.model import Model
 from sbldm.synthesis.raw_dataset import RawDataset
 from sbldm.tumour.characteristics import NAMES, to_dict
 from sbldm.tumour.requests import parse_request, read_requests
 
-__all__ = ["PairRequests", "RequestBatch", "count_pairs", "read_asked"]
+__all__ = ["PairRequests", "RequestBatch", "count_pairs", "read_asked", "within"]
 
 
 def count_pairs(n: Any, rows: int) -> int:
@@ -62,7 +63,8 @@ class PairRequests(Dataset):
     """The pairs still to be drawn.
 
     An item holds `image`, the condition vector `[9]` (MONAI's key for a network's input), the `request` it stands
-    for (ml, mm2, mm by name), in what it is `extrapolated`, and its `seed`.
+    for (ml, mm2, mm by name), in what it is `extrapolated`, and its `seed`; with canvases also the `canvas`, and the
+    `region` `[1, H, W, D]` of it that is to be drawn.
 
     Pair i has the seed `seed + i` and takes row i of the table (again from its top where N is larger); what its row
     leaves open is drawn from the joint model of the training tumours with that seed. A model that takes no requests
@@ -75,9 +77,10 @@ class PairRequests(Dataset):
         seed: of pair 0.
         asked: what the user fixes (`read_asked`).
         rows: how many rows of that come from a table, 0 without one.
+        canvases: real brains to draw into; None for whole synthesis.
 
     Raises:
-        InputError: N or SEED is no such number, or a row contradicts itself.
+        InputError: N or SEED is no such number, a row contradicts itself, or no canvas takes any of the requests.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class PairRequests(Dataset):
         seed: int = 0,
         asked: Sequence[Mapping[str, float]] = (),
         rows: int = 0,
+        canvases: Canvases | None = None,
     ) -> None:
         self.n, self.output, self.model = count_pairs(n, rows), output, model
         try:
@@ -105,6 +109,9 @@ class PairRequests(Dataset):
             refuse_requests(model.preset["model"], asked)
         output.check_room(self.n, model.native.size)
         self.pending = [i for i in range(self.n) if not output.finished(self.seed + i)]
+        self.canvases, self.places = canvases, {}
+        if canvases:
+            self._find_places()
 
     def __len__(self) -> int:
         return len(self.pending)
@@ -114,19 +121,53 @@ class PairRequests(Dataset):
         seed = self.seed + i
         if not self.model.conditional:
             return {"image": torch.full((len(NAMES),), torch.nan), "request": {}, "extrapolated": "", "seed": seed}
-        request = self.tumours.complete(self.asked[i % len(self.asked)], seed)
+        if self.canvases:
+            name, request = self.places[i]
+            canvas = self.canvases.get(name)
+            on_canvas = {"canvas": canvas, "region": self.canvases.region(canvas, request)}
+        else:
+            request, on_canvas = self.tumours.complete(self.asked[i % len(self.asked)], seed), {}
         return {
             "image": torch.from_numpy(self.normaliser.encode(request)),
             "request": to_dict(request),
             "extrapolated": "; ".join(self.tumours.outside(np.asarray(request))),
             "seed": seed,
+            **on_canvas,
         }
+
+    def _find_places(self) -> None:
+        """A canvas for each pair still to be drawn; those that find none are said, and not drawn."""
+        self.canvases.prepare(sorted({self.canvases.order(self.seed + i)[0] for i in self.pending}))
+        for i in self.pending:
+            self.places[i] = self.canvases.place(self.asked[i % len(self.asked)], self.seed + i)
+        for name in {place[0] for place in self.places.values() if place}:
+            content = self.canvases.get(name).content
+            known = self.output.lineage.get(name, content) == content
+            self.output.lineage[name if known else f"{name} (canvas)"] = content
+        homeless = [i for i in self.pending if self.places[i] is None]
+        if homeless:
+            what = f"{len(homeless)} request(s) fit into no canvas, the first that of pair {self.seed + homeless[0]}"
+            if len(homeless) == self.n:
+                raise InputError(f"{what}: ask for another place or size, or for other canvases.")
+            print(f"WARNING: {what}; the others are drawn.")
+            self.pending = [i for i in self.pending if i not in homeless]
 
 
 class RequestBatch(PrepareBatch):
     """Condition vectors are the input; the seeds go to the inferer beside them."""
 
     def __call__(self, batchdata: list[dict[str, Any]], device: Any = None, *args: Any, **kwargs: Any) -> tuple:
-        """Return `(conditions [B, 9], requests, (), {"seeds": [B]})`."""
+        """Return `(conditions [B, 9], requests, (), {"seeds": [B]})`, with canvases `region` and `known` too."""
         conditions = torch.stack([row["image"] for row in batchdata]).to(device)
-        return conditions, batchdata, (), {"seeds": [row["seed"] for row in batchdata]}
+        return conditions, batchdata, (), {"seeds": [row["seed"] for row in batchdata]} | within(batchdata, device)
+
+
+def within(rows: Sequence[Mapping[str, Any]], device: Any = None) -> dict[str, torch.Tensor]:
+    """`region` `[B, 1, H, W, D]` and `known` `[B, Z, H, W, D]` latents of rows on canvases, for `PairSampler`."""
+    if "canvas" not in rows[0]:
+        return {}
+    known = np.stack([row["canvas"].latents for row in rows])
+    return {
+        "region": torch.stack([row["region"] for row in rows]).to(device),
+        "known": torch.from_numpy(known).to(device),
+    }

@@ -18,13 +18,14 @@ from sbldm.files import clear_partial
 from sbldm.manifest import read_manifest
 from sbldm.models import SAMPLING
 from sbldm.run.progress import Progress
+from sbldm.synthesis.canvas import draw_into
 from sbldm.synthesis.datasheet import write_datasheet
 from sbldm.synthesis.figures import contact_sheet, request_plot, summarise
 from sbldm.synthesis.gate import Gate, Verdict
 from sbldm.synthesis.model import Model, Sampler
 from sbldm.synthesis.pairs import Pair, finish_pair
 from sbldm.synthesis.raw_dataset import RawDataset
-from sbldm.synthesis.requests import PairRequests
+from sbldm.synthesis.requests import PairRequests, within
 from sbldm.tumour.characteristics import NAMES, to_dict
 
 __all__ = ["PairWriter", "run"]
@@ -101,17 +102,23 @@ class PairWriter:
         while len(self.waiting) >= least:
             batch, self.waiting = self.waiting[: self.sampler.batch], self.waiting[self.sampler.batch :]
             self._clock(engine)
-            conditions = torch.stack([asked.row["image"] for asked in batch]).to(engine.state.output["pred"].device)
-            seeds, attempts = [asked.row["seed"] for asked in batch], [len(asked.faults) for asked in batch]
-            self._judge(batch, self.sampler(conditions, engine.network, seeds=seeds, attempts=attempts))
+            rows, device = [asked.row for asked in batch], engine.state.output["pred"].device
+            conditions = torch.stack([row["image"] for row in rows]).to(device)
+            seeds, attempts = [row["seed"] for row in rows], [len(asked.faults) for asked in batch]
+            more = within(rows, device)
+            self._judge(batch, self.sampler(conditions, engine.network, seeds=seeds, attempts=attempts, **more))
 
     def _judge(self, batch: list[_Asked], latents: torch.Tensor) -> None:
         """Decode what was drawn; write what the gate lets through, and let the others wait or give them up."""
         sampling = (time.perf_counter() - self.started) / len(batch)
         for asked, latent in zip(batch, latents, strict=True):
             begun, row = time.perf_counter(), asked.row
-            pair = finish_pair(self.model.decode(latent), self.model)
-            verdict = self.gate.judge(pair, self.model.native.affine(), row["request"])
+            canvas = row.get("canvas")
+            if canvas is None:
+                pair, affine = finish_pair(self.model.decode(latent), self.model), self.model.native.affine()
+            else:
+                pair, affine = draw_into(canvas, latent, row["region"], self.model), canvas.native.affine()
+            verdict = self.gate.judge(pair, affine, row["request"], real_brain=canvas is not None)
             asked.seconds += sampling + time.perf_counter() - begun
             if verdict.refused:
                 asked.faults.append(verdict.fault)
@@ -125,7 +132,8 @@ class PairWriter:
             else:
                 record = self._record(asked, pair, verdict)
                 self.written.result()  # one at a time; what went wrong with the last one is said here
-                self.written = self.writing.submit(self.output.write, row["seed"], pair.image, pair.labels, record)
+                finished = row["seed"], pair.image, pair.labels, record, affine
+                self.written = self.writing.submit(self.output.write, *finished)
                 self.accepted += 1
             if row["extrapolated"]:
                 self.extrapolated.append(row["extrapolated"])
@@ -148,6 +156,7 @@ class PairWriter:
             "redrawn": len(asked.faults),
             "refused_because": "; ".join(asked.faults),
             **verdict.record(),
+            **({"canvas": row["canvas"].name, "canvas_content": row["canvas"].content} if "canvas" in row else {}),
             "checkpoint_sha256": self.model.sha256,
             **{name: settings[name] for name in SAMPLING if name in settings},
             "seconds": round(asked.seconds, 3),

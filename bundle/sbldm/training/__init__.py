@@ -10,9 +10,16 @@ from sbldm.training.checkpoints import RunCheckpoint
 from sbldm.training.data import Continuing, LatentDataset, SliceDataset, SliceValidation, VolumeDataset
 from sbldm.training.handlers import ClipGradient, FiniteLoss, MovingAverage, ProgressBar, Seeded
 from sbldm.training.latents import LatentStore
-from sbldm.training.losses import AutoencoderLoss
+from sbldm.training.losses import AutoencoderLoss, DiffusionLoss
 from sbldm.training.optimizers import build_optimizer
-from sbldm.training.session import MixedPrecision, read_run_lists, run, validation_loss, warm_up_then_cosine
+from sbldm.training.session import (
+    MixedPrecision,
+    continued,
+    read_run_lists,
+    run,
+    validation_loss,
+    warm_up_then_cosine,
+)
 
 __all__ = [
     "Adversary",
@@ -20,6 +27,7 @@ __all__ = [
     "ClipGradient",
     "Continuing",
     "DiffusionBatch",
+    "DiffusionLoss",
     "FiniteLoss",
     "GanLosses",
     "LatentDataset",
@@ -38,6 +46,7 @@ __all__ = [
     "choose_device",
     "choose_precision",
     "clip_before_steps",
+    "continued",
     "measure_cases",
     "read_run_lists",
     "run",

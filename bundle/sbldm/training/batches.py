@@ -12,9 +12,8 @@ from monai.engines import PrepareBatch
 from sbldm.diffusion import Schedule
 from sbldm.networks import RequestPicture
 
-__all__ = ["TASKS", "DiffusionBatch", "SliceBatch"]
+__all__ = ["MARGIN_MM", "DiffusionBatch", "SliceBatch"]
 
-TASKS = ("whole", "tumour", "healthy")
 MARGIN_MM = 15.0  # around a tumour: one latent and a half of `small`
 
 
@@ -41,22 +40,22 @@ class SliceBatch(PrepareBatch):
 class DiffusionBatch(PrepareBatch):
     """Noised latents, what the network is to predict of them, and the times and requests that go to it beside them.
 
-    With `tasks` each item has one of three, and the network is told the region that is to be drawn:
+    With `tumour` it learns to draw within regions, and is told them; outside the latents are without noise and nothing
+    is to be predicted:
 
-    | task      | region                                                   | request           |
-    |-----------|----------------------------------------------------------|-------------------|
-    | `whole`   | everywhere                                               | that of the case  |
-    | `tumour`  | around the tumour                                        | that of the case  |
-    | `healthy` | around another case's tumour, but not where its own lies | none              |
+    | region                                                   | share        | request           |
+    |----------------------------------------------------------|--------------|-------------------|
+    | around the tumour                                        | `tumour`     | that of the case  |
+    | around another case's tumour, but not where its own lies | 1 - `tumour` | none              |
 
-    Outside of it the latents are without noise and nothing is to be predicted.
+    There no request means that there is no tumour, so none is left out.
 
     Args:
         schedule: forward process.
         levels: distribution of the times (`Schedule.training_times`), by default uniform.
         condition_dropout: share of requests replaced by NaN, the network's sign for its learned null condition.
-        tasks: share of each task; None: whole brains alone.
-        picture: knows where the tumour of a request lies; needed for tasks.
+        tumour: share of regions around the tumour; None: whole brains.
+        picture: knows where the tumour of a request lies; needed for regions.
     """
 
     def __init__(
@@ -64,26 +63,26 @@ class DiffusionBatch(PrepareBatch):
         schedule: Schedule,
         levels: dict[str, Any] | None = None,
         condition_dropout: float = 0.0,
-        tasks: dict[str, float] | None = None,
+        tumour: float | None = None,
         picture: RequestPicture | None = None,
     ) -> None:
         self.schedule, self.levels, self.condition_dropout = schedule, levels, condition_dropout
-        self.tasks = tasks
-        self.picture = copy.deepcopy(picture).cpu() if tasks else None  # where the batch is, wherever the network lies
+        self.tumour = tumour
+        # where the batch is, wherever the network lies
+        self.picture = None if tumour is None else copy.deepcopy(picture).cpu()
 
     def __call__(
         self, batchdata: dict[str, torch.Tensor], device: Any = None, non_blocking: bool = False, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...], dict]:
-        """Return `(noised, target, (times, condition), {})` on the device, with tasks `(times, condition, region)`."""
-        latents, condition = batchdata["image"], batchdata["condition"]
+        """Return `(noised, target, (times, condition), {})` on the device, of regions `(times, condition, region)`."""
+        latents, condition, regions = batchdata["image"], batchdata["condition"], ()
         times = self.schedule.training_times(len(latents), self.levels)
         noised, target = self.schedule.noised(latents, torch.randn_like(latents), times)
-        regions = ()
-        if self.tasks:
-            region, healthy = self._regions(condition, latents)
-            noised, target = torch.where(region > 0, noised, latents), target * region
-            condition, regions = condition.masked_fill(healthy[:, None], float("nan")), (region,)
-        left_out = torch.rand(len(condition), 1) < self.condition_dropout
+        if self.tumour is None:
+            left_out = torch.rand(len(condition), 1) < self.condition_dropout
+        else:
+            region, left_out = self._regions(condition, latents)
+            noised, target, regions = torch.where(region > 0, noised, latents), target * region, (region,)
         condition = condition.masked_fill(left_out, float("nan"))
         noised, target, *beside = (
             x.to(device, non_blocking=non_blocking, **kwargs)
@@ -92,10 +91,8 @@ class DiffusionBatch(PrepareBatch):
         return noised, target, tuple(beside), {}
 
     def _regions(self, condition: torch.Tensor, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Region of each item `[B, 1, H, W, D]`, and which are of healthy tissue `[B]`; all on the CPU."""
-        shares = torch.tensor([self.tasks[task] for task in TASKS])
-        task = torch.multinomial(shares, len(latents), replacement=True).view(-1, 1, 1, 1, 1)
+        """Region of each item `[B, 1, H, W, D]`, and which are of healthy tissue `[B, 1]`; all on the CPU."""
+        healthy = torch.rand(len(latents), 1) >= self.tumour
         tumour = self.picture.region(condition, latents, MARGIN_MM)
         elsewhere = self.picture.region(condition.roll(1, 0), latents, MARGIN_MM) * (1 - tumour)
-        region = torch.where(task == 0, torch.ones_like(tumour), torch.where(task == 1, tumour, elsewhere))
-        return region, (task == 2).flatten()
+        return torch.where(healthy.view(-1, 1, 1, 1, 1), elsewhere, tumour), healthy

@@ -47,13 +47,13 @@ def load_checkpoint(path: Path, stage: str) -> dict[str, Any]:
         StateError: there is none (the command that trains one is named), it is damaged, or of another stage or format.
     """
     if not os.path.lexists(path) and not os.path.lexists(path.with_name("last.pt")):
-        model = {"diffusion": "diffusion model"}.get(stage, stage)
+        model = {"diffusion": "diffusion model", "regions": "model of regions"}.get(stage, stage)
         raise StateError(f"{path}: no {model} has been trained here; run `{_train(path)}` first.")
     with reading_checkpoint(path):
         content = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(content, dict) and content.get("format") in range(1, FORMAT):
         run = Run(path.parents[1])
-        trained = [run.folder / name for name in ("autoencoder", "gan", "diffusion")] + [run.latents]
+        trained = [run.folder / name for name in ("autoencoder", "gan", "diffusion", "regions")] + [run.latents]
         folders = " ".join(shlex.quote(str(folder)) for folder in trained if folder.exists())
         raise StateError(
             f"{path}: trained with an older version (format {content['format']}, now {FORMAT}), whose networks are not "
@@ -87,13 +87,15 @@ def reading_checkpoint(path: Path) -> Iterator[None]:
 
 
 def _train(path: Path) -> str:
-    return f"make train RUN={shlex.quote(str(path.parents[1]))}"
+    target = "train-regions" if path.parent.name == "regions" else "train"
+    return f"make {target} RUN={shlex.quote(str(path.parents[1]))}"
 
 
 def _made_from(path: Path) -> str:
     """The folders that fall with a checkpoint: its own, and those of what was made with it."""
     run, stage = Run(path.parents[1]), path.parent.name
-    folders = [path.parent, run.latents, run.folder / "diffusion"] if stage == "autoencoder" else [path.parent]
+    later = {"autoencoder": [run.latents, run.folder / "diffusion", run.folder / "regions"]}
+    folders = [path.parent, *later.get(stage, [])]
     return " ".join(shlex.quote(str(folder)) for folder in folders if folder.exists())
 
 
@@ -152,7 +154,7 @@ class RunCheckpoint:
 
     Args:
         folder: where they go.
-        stage: `autoencoder`, `diffusion` or `gan`.
+        stage: `autoencoder`, `diffusion`, `regions` or `gan`.
         preset: the preset in force, stored with the weights.
         constants: measured constants, plain values, stored with the weights.
         network: what is trained.

@@ -1,4 +1,4 @@
-"""Loss of stage 1 (authors' configuration at paper time, reference table in the documentation)."""
+"""Losses of stage 1 (authors' configuration at paper time, reference table in the documentation) and of stage 2."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sbldm.errors import InputError
 from sbldm.files import reading
 from sbldm.networks.slice_vae import cell_means
 
-__all__ = ["AutoencoderLoss"]
+__all__ = ["AutoencoderLoss", "DiffusionLoss"]
 
 
 class AutoencoderLoss(nn.Module):
@@ -80,6 +80,20 @@ class AutoencoderLoss(nn.Module):
             images = [x[:, : self.image_channels].flatten(0, 1).unsqueeze(1) for x in (reconstruction, target)]
             loss = loss + self.perceptual_weight * self.perceptual(*images).mean()
         return loss
+
+
+class DiffusionLoss(nn.Module):
+    """Mean squared error of what is predicted `[B, Z, H, W, D]`, within the region where there is one.
+
+    Outside of it the target is 0, and the prediction too. A region of a hundredth of the volume would count a hundredth
+    of a whole brain; it counts a tenth, the root of its share.
+    """
+
+    def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The loss of a batch."""
+        region = (target != 0).any(dim=1, keepdim=True).to(target)
+        share = region.mean(dim=(1, 2, 3, 4), keepdim=True).clamp(min=1 / region[0].numel())
+        return ((prediction - target).square() / share.sqrt()).mean()
 
 
 def _perceptual(weights: str) -> nn.Module:

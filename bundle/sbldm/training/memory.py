@@ -71,10 +71,10 @@ def training_bytes(preset: dict[str, Any], stage: str) -> int:
 
     Args:
         preset: of the run.
-        stage: `autoencoder`, `diffusion` or `gan`.
+        stage: one of `PARTS`.
     """
     with torch.device("meta"):
-        networks, steps = {"autoencoder": _autoencoder, "diffusion": _diffusion, "gan": _gan}[stage](preset)
+        networks, steps = PARTS[stage](preset)
         weights = sum(4 * p.numel() for network in networks for p in network.parameters())
         peak = max(_peak(step) for step in steps)
     return peak + (4 if stage != "autoencoder" else 3) * weights
@@ -123,12 +123,15 @@ def _gan(preset: dict[str, Any]) -> tuple[list[torch.nn.Module], list[Step]]:
     return [network, judge], [lambda: judge(network(noise))[-1].square().mean()]
 
 
+PARTS = {"autoencoder": _autoencoder, "diffusion": _diffusion, "regions": _diffusion, "gan": _gan}
+
+
 def check_memory(preset: dict[str, Any], stage: str, device: torch.device, mixed: bool) -> None:
     """Make sure that a training fits into the memory that is free; without a word where nobody knows how much is.
 
     Args:
         preset: of the run.
-        stage: `autoencoder`, `diffusion` or `gan`.
+        stage: one of `PARTS`.
         device: where it will be.
         mixed: whether it computes in bfloat16.
 

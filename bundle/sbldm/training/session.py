@@ -14,12 +14,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from sbldm.cases.lists import read_lists
 from sbldm.device import fast_bfloat16
 from sbldm.errors import InputError, StateError
+from sbldm.networks import build_denoiser
 from sbldm.runs import Run
-from sbldm.training.checkpoints import RunCheckpoint
+from sbldm.training.checkpoints import RunCheckpoint, load_checkpoint, require_same, unfinished
 from sbldm.training.data import Continuing
 from sbldm.training.memory import check_memory
 
-__all__ = ["MixedPrecision", "read_run_lists", "run", "validation_loss", "warm_up_then_cosine"]
+__all__ = ["MixedPrecision", "continued", "read_run_lists", "run", "validation_loss", "warm_up_then_cosine"]
 
 
 def read_run_lists(folder: str, preset: dict[str, Any]) -> dict[str, list[str]]:
@@ -35,6 +36,30 @@ def read_run_lists(folder: str, preset: dict[str, Any]) -> dict[str, list[str]]:
             "leave the preset out of the command, the run has it."
         )
     return read_lists(run_folder.folder)
+
+
+def continued(run_dir: str, preset: dict[str, Any], constants: dict[str, Any]) -> torch.nn.Module:
+    """The denoiser of a preset with the weights of a run's stage 2; inputs that are new to it begin with weight 0.
+
+    Raises:
+        StateError: stage 2 is not trained, not to its end, or with another preset.
+    """
+    run = Run.at(run_dir)
+    path = run.checkpoint("diffusion")
+    content = load_checkpoint(path, "diffusion")
+    require_same(path, content, run.preset, tuple(run.preset))
+    if so_far := unfinished(run, "diffusion"):
+        raise StateError(f"{path}: only {so_far} done; `make train RUN={run_dir}` goes on.")
+    network = build_denoiser(preset, constants)
+    state = network.state_dict()
+    for name, weights in content["network"].items():
+        if weights.shape == state[name].shape:
+            state[name] = weights
+        else:
+            state[name] = torch.zeros_like(state[name])
+            state[name][:, : weights.shape[1]] = weights
+    network.load_state_dict(state)
+    return network
 
 
 class MixedPrecision(SimpleInferer):

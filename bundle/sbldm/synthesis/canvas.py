@@ -1,0 +1,350 @@
+"""Canvas: the tumour that was asked for, drawn into a real brain.
+
+The canvas is encoded; its own tumour is healed, or kept; the asked one is drawn by the same network within a region
+around its place, the latents elsewhere being the canvas's. What is written is the canvas plus the **difference** of the
+two decoded volumes, with and without the tumour, that fades out towards the rim of the region: the autoencoder's
+own error drops out, the canvas keeps its noise, and every voxel beyond the region is its own, bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from sbldm.cases.export import native_labels
+from sbldm.cases.geometry import NativeGrid, WorkingGrid, from_means, to_native
+from sbldm.cases.intensity import BRIGHTEST, to_scanner
+from sbldm.cases.layouts import Case, Source, content_hash, find_cases, read_arrays
+from sbldm.cases.pipeline import original_cases
+from sbldm.cases.prepare import Gridded
+from sbldm.errors import DataError, InputError
+from sbldm.files import atomic_path, cached_npz, make_folder, user_path
+from sbldm.networks import RequestPicture
+from sbldm.run.limits import MOST_SEED
+from sbldm.run.progress import Progress
+from sbldm.runs import Run
+from sbldm.synthesis.healing import rise
+from sbldm.synthesis.model import Model, PairSampler
+from sbldm.synthesis.pairs import LEAST_ML, OUTSIDE, Pair
+from sbldm.training.batches import MARGIN_MM
+from sbldm.tumour.characteristics import NAMES, measure
+
+__all__ = ["Canvas", "Canvases", "draw_into", "read_canvas"]
+
+BLEND_MM = 8.0  # from the rim of a region inwards, over which what is drawn fades into the canvas
+INSIDE = 0.9  # least share of the asked ellipsoid inside the brain
+ALIKE_MM, ALIKE = 15.0, 1.5  # a request this near to the canvas's own tumour, and within this factor of its volume
+PLACES = 40  # draws of what a request leaves open, for one canvas
+CANVASES = 10  # that are tried for one request
+STRIDE = 1_000_003  # between the seeds of two of these draws
+VERSION = 1  # raise it when canvases are made differently
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A real brain that a tumour is drawn into.
+
+    Attributes:
+        name: of the case.
+        content: hash of its first image, for the lineage.
+        image: `[C, X, Y, Z]` on its native grid, background exactly 0: int16 where its file holds such numbers, else
+            float32.
+        labels: `[X, Y, Z]` uint8, of the tumours that it holds.
+        native, working: its grids.
+        limits: `[C, 2]`, where the percentiles of its brain lie in its units.
+        latents: `[Z, H, W, D]` float32, standardised, of `image`.
+        volume: `[C + L, X, Y, Z]` in [-1, 1] on the working grid: these latents, decoded.
+        own: characteristics `[9]` of the tumour that it came with; empty where it had none.
+    """
+
+    name: str
+    content: str
+    image: np.ndarray
+    labels: np.ndarray
+    native: NativeGrid
+    working: NativeGrid
+    limits: np.ndarray
+    latents: np.ndarray
+    volume: np.ndarray
+    own: np.ndarray
+
+    def save(self, path: Path) -> None:
+        """Write one .npz of plain arrays, whole or not at all."""
+        content = vars(self) | {name: json.dumps(asdict(getattr(self, name))) for name in ("native", "working")}
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **content)
+
+    @classmethod
+    def load(cls, path: Path) -> Canvas | None:
+        """What `save` wrote; None where there is none, or a damaged one."""
+        content = cached_npz(path)
+        try:
+            content = dict(content or {})
+            grids = {name: NativeGrid.from_state(json.loads(str(content[name]))) for name in ("native", "working")}
+            return cls(**content | grids | {name: str(content[name]) for name in ("name", "content")})
+        except (KeyError, TypeError, ValueError):
+            return None
+
+
+def read_canvas(case: Case, model: Model) -> Canvas:
+    """Read, prepare and encode a case as it is, its tumour included.
+
+    Raises:
+        DataError: it cannot be read, or has no brain.
+    """
+    preset = model.preset
+    source, grid = Source.from_config(**preset["data"]), WorkingGrid.from_config(**preset["grid"])
+    image, labels, affine = read_arrays(case, source, mask_needed=False)
+    if image.shape[1:] != labels.shape:
+        raise DataError(f"{case.mask}: {labels.shape} voxels where the image has {image.shape[1:]}.")
+    content, brain = content_hash(image[0]), (image != 0).any(axis=0)
+    if not brain.any() or brain.all():
+        raise DataError(
+            f"{case.images[0]}: {'no voxel' if not brain.any() else 'no background'}; it must be skull-stripped."
+        )
+    made = Gridded.of(image, labels, affine, len(source.labels), grid, preset["intensity"])
+    latents = model.encode(2 * np.concatenate([made.image, made.occupancy / np.float32(255)]) - 1)
+    return Canvas(
+        name=case.name,
+        content=content,
+        image=image.astype(np.int16) if _is_whole(image) else image,
+        labels=labels,
+        native=made.native,
+        working=made.working,
+        limits=np.array(made.intensities),
+        latents=latents.cpu().numpy(),
+        volume=model.decode(latents),
+        own=made.characteristics(labels, preset["intensity"]) if labels.any() else np.empty(0),
+    )
+
+
+def _is_whole(image: np.ndarray) -> bool:
+    return bool((image == np.rint(image)).all() and np.abs(image).max() <= BRIGHTEST)
+
+
+class Canvases:
+    """The brains that tumours are drawn into, each read, healed and encoded once, and kept in `RUN/canvas`.
+
+    Args:
+        cases: where they come from.
+        model: that draws within regions.
+        sampler: heals them.
+        folder: where they are kept; it holds real brains, as the run folder does.
+        keep: leave each its own tumour in place of healing it.
+    """
+
+    def __init__(
+        self, cases: Sequence[Case], model: Model, sampler: PairSampler, folder: Path, keep: bool = False
+    ) -> None:
+        self.cases = {case.name: case for case in cases}
+        self.model, self.sampler, self.keep = model, sampler, keep
+        made = f"{VERSION} {model.sha256} {sampler.settings} {sampler.batch}"
+        self.folder = folder / hashlib.sha256(made.encode()).hexdigest()[:16]
+
+    @classmethod
+    def of_run(cls, run_dir: str, where: str | None, model: Model, sampler: PairSampler, keep: Any = None) -> Any:
+        """Those that `CANVAS=` asks for, or None.
+
+        Args:
+            run_dir: run folder.
+            where: "train", or a folder of cases in any layout that `prepare` reads; None for whole synthesis.
+            model, sampler: of the run.
+            keep: "1" to leave each brain its own tumour.
+
+        Raises:
+            InputError: KEEP is wrong, or no such folder.
+        """
+        if keep not in (None, "", "0", "1", 0, 1):
+            raise InputError(f"KEEP={keep}: write 1 to leave each canvas its own tumour, or leave it out.")
+        if not where:
+            if keep not in (None, "", "0", 0):
+                raise InputError("KEEP=1: says what becomes of a canvas's own tumour; say CANVAS= as well.")
+            return None
+        run, source = Run.at(run_dir), Source.from_config(**model.preset["data"])
+        cases = original_cases(run, "train") if where == "train" else find_cases(user_path(where), source)
+        return cls(cases, model, sampler, run.folder / "canvas", str(keep) == "1")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What all pairs of a dataset have in common, for `synthesis.json`."""
+        return {"own": "kept" if self.keep else "healed", "cases": len(self.cases)}
+
+    def order(self, seed: int) -> list[str]:
+        """The canvases in the order in which a seed tries them: all take their turn before one comes again."""
+        names = list(self.cases)
+        rounds, turn = divmod(seed, len(names))
+        order = np.random.default_rng([rounds, 3]).permutation(len(names))
+        return [names[i] for i in np.roll(order, -turn)[:CANVASES]]
+
+    def get(self, name: str) -> Canvas:
+        """A canvas, from the folder or made anew; healed unless its tumour is kept.
+
+        Raises:
+            DataError: its files cannot be read, or hold no brain.
+        """
+        kept = Canvas.load(self._path(name))
+        if kept is None:
+            self.prepare([name])
+            kept = Canvas.load(self._path(name))
+        if kept is None:
+            raise DataError(f"{name}: no canvas.")
+        return kept
+
+    def prepare(self, names: Sequence[str]) -> None:
+        """Make what is not there yet, a batch at once; what cannot be read is said, and left out."""
+        missing, waiting = [name for name in names if Canvas.load(self._path(name)) is None], []
+        make_folder(self.folder)
+        with Progress("Preparing canvases", len(missing), "canvas") as bar:
+            for k, name in enumerate(missing):
+                try:
+                    waiting.append(read_canvas(self.cases[name], self.model))
+                except DataError as error:
+                    bar.write(f"Warning: {error} It is left out.")
+                    del self.cases[name]
+                if waiting and (len(waiting) == self.sampler.batch or k == len(missing) - 1):
+                    for canvas in waiting if self.keep else self._healed(waiting):
+                        canvas.save(self._path(canvas.name))
+                    waiting = []
+                bar.update()
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}{'_kept' if self.keep else ''}.npz"
+
+    def _healed(self, canvases: Sequence[Canvas]) -> list[Canvas]:
+        """The canvases with healthy tissue, drawn by the model, in the place of their tumours."""
+        ill = [canvas for canvas in canvases if canvas.own.size]
+        if not ill:
+            return list(canvases)
+        device = next(self.model.network.parameters()).device
+        known = torch.from_numpy(np.stack([canvas.latents for canvas in ill])).to(device)
+        region = torch.stack([self._covering(canvas) for canvas in ill]).to(device)
+        nothing = torch.full((len(ill), len(NAMES)), torch.nan, device=device)
+        seeds = [int(canvas.content[:8], 16) for canvas in ill]
+        own = torch.from_numpy(np.stack([self.model.normaliser.encode(canvas.own) for canvas in ill])).to(device)
+        drawn = self.sampler(nothing, self.model.network, seeds, region=region, known=known, unwanted=own)
+        healed = {}
+        for canvas, where, latents in zip(ill, region, drawn, strict=True):
+            volume = self.model.decode(latents)
+            image, _ = blended(canvas, volume, where, self.model)
+            kept = {"latents": latents.cpu().numpy(), "volume": volume}
+            healed[canvas.name] = replace(canvas, image=image, labels=np.zeros_like(canvas.labels), **kept)
+        return [healed.get(canvas.name, canvas) for canvas in canvases]
+
+    def _covering(self, canvas: Canvas) -> torch.Tensor:
+        """The region of a canvas's own tumour, and every latent that its mask touches or that is next to one."""
+        shape = canvas.latents.shape[1:]
+        touched = _on_working(canvas.labels > 0, canvas)
+        for axis, n in enumerate(shape):
+            touched = np.add.reduceat(touched, np.arange(n) * (touched.shape[axis] // n), axis) > 0
+        touched = ndimage.binary_dilation(touched, np.ones((3, 3, 3)))
+        return torch.maximum(self.region(canvas, canvas.own), torch.from_numpy(touched)[None].float())
+
+    def region(self, canvas: Canvas, request: np.ndarray) -> torch.Tensor:
+        """Where a tumour is drawn, `[1, H, W, D]` of ones and zeros: its ellipsoid and the margin of the training."""
+        condition = torch.from_numpy(self.model.normaliser.encode(request))[None]
+        return self._picture.region(condition, torch.zeros(1, *canvas.latents.shape), MARGIN_MM)[0]
+
+    @cached_property
+    def _picture(self) -> RequestPicture:
+        return copy.deepcopy(self.model.network.picture).cpu()
+
+    def place(self, asked: Mapping[str, float], seed: int) -> tuple[str, np.ndarray] | None:
+        """The name of a canvas and a request `[9]` that fits into its brain; None where no canvas takes it.
+
+        What is left open is drawn from the joint model of the training tumours until nine tenths of the ellipsoid lie
+        inside the brain, clear of a tumour that is kept, and it is not nearly the canvas's own tumour, from which the
+        model may have learned.
+        """
+        for name in self.order(seed):
+            try:
+                canvas = self.get(name)
+            except DataError:
+                continue
+            images, floor = canvas.image.shape[0], 2 * self.model.preset["intensity"]["floor"] - 1
+            free = canvas.volume[:images].max(axis=0) > floor
+            if canvas.labels.any():
+                free &= ~_on_working(canvas.labels > 0, canvas)
+            for attempt in range(PLACES):
+                request = self.model.tumours.complete(asked, (seed + attempt * STRIDE) % MOST_SEED)
+                if canvas.own.size and _alike(request, canvas.own):
+                    continue
+                condition = torch.from_numpy(self.model.normaliser.encode(request))[None]
+                ellipsoid = self._picture.region(condition, torch.zeros(1, 1, *free.shape), 0.0)[0, 0].numpy() > 0
+                if free[ellipsoid].mean() >= INSIDE:
+                    return name, request
+        return None
+
+
+def _alike(request: np.ndarray, own: np.ndarray) -> bool:
+    """Whether a request, or its left-right mirror image, is nearly the tumour that a brain came with."""
+    mirrored = request[3:6] * [-1, 1, 1]
+    near = min(np.linalg.norm(centre - own[3:6]) for centre in (request[3:6], mirrored)) < ALIKE_MM
+    return bool(near and 1 / ALIKE < request[0] / own[0] < ALIKE)
+
+
+def _on_working(mask: np.ndarray, canvas: Canvas) -> np.ndarray:
+    """A native mask `[X, Y, Z]` on the working grid, bool: the voxels that it touches."""
+    return to_native(mask, canvas.native, canvas.working, 0) > 0
+
+
+def _weight(region: torch.Tensor, canvas: Canvas) -> np.ndarray:
+    """Share of what is drawn, `[X, Y, Z]` on the native grid: 0 beyond the region and at its rim, 1 well inside."""
+    inside, spacing = region[0].cpu().numpy() > 0, canvas.working.spacing
+    for axis, n in enumerate(canvas.working.size):
+        inside = np.repeat(inside, n // inside.shape[axis], axis)
+    inside = np.pad(inside, 1, mode="edge")  # the edge of the field of view is no rim
+    depth = ndimage.distance_transform_edt(inside, spacing)[1:-1, 1:-1, 1:-1] - max(spacing)
+    return to_native(rise(depth / BLEND_MM), canvas.working, canvas.native, 0)
+
+
+def blended(canvas: Canvas, volume: np.ndarray, region: torch.Tensor, model: Model) -> tuple[np.ndarray, np.ndarray]:
+    """The canvas plus the weighted difference of a decoded volume and its own, inside its brain.
+
+    Returns:
+        image `[C, X, Y, Z]`, and the weight `[X, Y, Z]` of what was drawn: where it is 0 the image is the canvas.
+    """
+    weight, image, intensity = _weight(region, canvas), canvas.image.copy(), model.preset["intensity"]
+    changed = (weight > 0) & (image != 0).any(axis=0)
+    for channel, new, old, limits in zip(image, volume, canvas.volume, canvas.limits, strict=False):
+        new, old = (to_scanner((scaled.clip(-1, 1) + 1) / 2, limits, intensity) for scaled in (new, old))
+        difference = from_means(new - old, canvas.working, canvas.native)
+        mixed = (channel + weight * difference).clip(channel[channel != 0].min(), BRIGHTEST)[changed]
+        mixed = np.rint(mixed) if image.dtype == np.int16 else mixed
+        channel[changed] = np.where(
+            mixed == 0, 1e-3 if image.dtype != np.int16 else 1, mixed
+        )  # brain is not background
+    return image, weight
+
+
+def draw_into(canvas: Canvas, latents: torch.Tensor, region: torch.Tensor, model: Model) -> Pair:
+    """The pair of a canvas and what was drawn into it.
+
+    Args:
+        canvas: healed, or with a tumour that it keeps.
+        latents: `[Z, H, W, D]`, those of the canvas outside of the region.
+        region: `[1, H, W, D]` of ones and zeros.
+        model: decodes.
+    """
+    images, volume = len(canvas.image), model.decode(latents)
+    if not np.isfinite(volume).all():
+        return Pair(canvas.image, canvas.labels, None, "voxels that are no numbers")
+    image, weight = blended(canvas, volume, region, model)
+    brain = (image != 0).any(axis=0)
+    shares = (volume[images:].clip(-1, 1) + 1) / 2
+    drawn, outside = native_labels(shares, brain, canvas.working, canvas.native)
+    drawn[weight < 0.5] = 0
+    if (drawn > 0).sum() * np.prod(canvas.native.spacing) / 1000 < LEAST_ML:
+        return Pair(image, canvas.labels, None, "empty mask")
+    fault = f"{100 * outside:.0f} % of the mask outside the brain" if outside > OUTSIDE else ""
+    measured = measure(drawn, canvas.native.frame(canvas.working))
+    return Pair(image, np.where(drawn > 0, drawn, canvas.labels), measured, fault)

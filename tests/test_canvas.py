@@ -1,0 +1,282 @@
+"""Tumours drawn into real brains: beyond the region every voxel is the canvas's own, within it what was asked for."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import TINY, call, copy_run, one_line
+from test_synthesis import manifest
+
+from sbldm.cases.layouts import Source, find_cases, read_arrays
+from sbldm.cases.phantom import write_phantoms
+from sbldm.files import read_json
+from sbldm.networks import RequestPicture
+from sbldm.runs import within_regions
+from sbldm.synthesis import canvas as module
+from sbldm.synthesis.canvas import Canvas, Canvases, draw_into, read_canvas
+from sbldm.training import continued
+from sbldm.training.checkpoints import load_checkpoint
+from sbldm.tumour.characteristics import NAMES
+from sbldm.tumour.normaliser import Normaliser
+from sbldm.tumour.requests import TumourModel
+
+SOURCE = Source(("flair",), {"whole tumour": "all"})
+PRESET = {
+    "data": {"channels": ["flair"], "labels": {"whole tumour": "all"}},
+    "grid": {"size": [32, 40, 24], "fov_mm": [160.0, 200.0, 152.0]},
+    "intensity": {"percentiles": [0.5, 99.8], "floor": 0.1, "shoulder": 0.1},
+}
+TUMOUR = np.array([14.0, 2800.0, 0.98, 20.0, -10.0, 12.0, 30.0, 30.0, 30.0])
+BRIGHT = 0.95  # of what the stub draws, in the unit of the working grid
+
+
+class Exact:
+    """A model whose latents are the voxels of the working grid by cells of 2 x 2 x 2, in the place of networks."""
+
+    preset, sha256 = PRESET, "a1"
+
+    def __init__(self, centres: int = 8) -> None:
+        picture = RequestPicture(PRESET["grid"]["fov_mm"])
+        rng = np.random.default_rng(0)
+        tumours = np.tile(TUMOUR, (centres, 1))
+        tumours[:, 3:6] += rng.normal(0, 15, (centres, 3))
+        tumours[:, :2] *= np.exp(rng.normal(0, 0.2, (centres, 1))) ** [1, 2 / 3]
+        self.tumours, self.normaliser = TumourModel.fit(tumours), Normaliser.fit(tumours)
+        picture.fit(self.normaliser)
+        self.network = torch.nn.Linear(1, 1)
+        self.network.picture, self.network.regions = picture, True
+
+    def encode(self, volume: np.ndarray) -> torch.Tensor:
+        c, x, y, z = volume.shape
+        cells = torch.from_numpy(volume).float().reshape(c, x // 2, 2, y // 2, 2, z // 2, 2)
+        return cells.permute(0, 2, 4, 6, 1, 3, 5).reshape(8 * c, x // 2, y // 2, z // 2)
+
+    def decode(self, latents: torch.Tensor) -> np.ndarray:
+        c, x, y, z = latents.shape
+        cells = latents.reshape(c // 8, 2, 2, 2, x, y, z).permute(0, 4, 1, 5, 2, 6, 3)
+        return cells.reshape(c // 8, 2 * x, 2 * y, 2 * z).numpy()
+
+
+class Painter:
+    """A sampler that paints the region with healthy brain, or with a bright ball of the asked place and volume."""
+
+    settings, batch = {"sampler": "paint"}, 3
+
+    def __init__(self, model: Exact) -> None:
+        self.model, self.calls = model, []
+
+    def __call__(
+        self, inputs: Any, network: Any, seeds: Any, region: Any, known: Any, unwanted: Any = None
+    ) -> torch.Tensor:
+        self.calls.append(list(seeds))
+        return torch.stack([self._painted(*row) for row in zip(inputs, region, known, strict=True)])
+
+    def _painted(self, condition: torch.Tensor, region: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        volume = self.model.decode(known)
+        brain = volume[0] > -0.8
+        volume = np.stack([np.where(brain, 0.0, -1.0), np.full_like(volume[1], -1.0)])
+        if not condition.isnan().any():
+            where = self.model.network.picture.region(condition[None], torch.zeros(1, 1, *brain.shape), 0.0)[0, 0]
+            ball = (where.numpy() > 0) & brain
+            volume[0][ball], volume[1][ball] = 2 * BRIGHT - 1, 1.0
+        return torch.where(region > 0, self.model.encode(volume.astype(np.float32)), known)
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[float, Path]:
+    """Two phantoms on grids of 1 and of 2 mm."""
+    folders = {}
+    for spacing, shape in ((1.0, (240, 240, 155)), (2.0, (120, 120, 78))):
+        folders[spacing] = tmp_path_factory.mktemp(f"at_{spacing:g}")
+        write_phantoms(folders[spacing], 2, seed=1, shape=shape, spacing=spacing, progress=False)
+    return folders
+
+
+def canvases(folder: Path, tmp_path: Path, keep: bool = False) -> Canvases:
+    model = Exact()
+    return Canvases(find_cases(folder, SOURCE), model, Painter(model), tmp_path / "canvas", keep)
+
+
+@pytest.mark.parametrize("spacing", [1.0, 2.0])
+def test_every_voxel_beyond_the_region_is_the_canvas_s_own(
+    cases: dict[float, Path], tmp_path: Path, spacing: float
+) -> None:
+    """Healed and drawn: only voxels of the two regions differ from the file; the tumour is where it was asked."""
+    brains = canvases(cases[spacing], tmp_path)
+    model, name = brains.model, next(iter(brains.cases))
+    original, labels, affine = read_arrays(brains.cases[name], SOURCE)
+    canvas = brains.get(name)
+    assert np.array_equal(canvas.native.affine(), affine) and canvas.image.dtype == np.int16
+    assert not canvas.labels.any() and labels.any()  # healed
+    own = module._weight(brains._covering(read_canvas(brains.cases[name], model)), canvas) > 0
+    assert own[labels > 0].all() and np.array_equal(canvas.image[0][~own], original[0][~own])
+    middle = labels.astype(bool) & (canvas.image[0] != original[0])
+    assert middle.sum() > 0.9 * labels.sum()
+
+    request = model.tumours.complete({"volume_ml": 14.0, "x_mm": -20.0, "y_mm": 15.0, "z_mm": 5.0}, 0)
+    region = brains.region(canvas, request)
+    condition, known = torch.from_numpy(model.normaliser.encode(request)), torch.from_numpy(canvas.latents)
+    latents = brains.sampler(condition[None], None, [0], region=region[None], known=known[None])[0]
+    pair = draw_into(canvas, latents, region, model)
+    drawn = module._weight(region, canvas) > 0
+    assert 0.003 < drawn.mean() < 0.1 and pair.fault == ""
+    assert np.array_equal(pair.image[0][~drawn], canvas.image[0][~drawn])
+    assert np.array_equal(pair.image[0][~drawn & ~own], original[0][~drawn & ~own])
+    assert np.array_equal(pair.image != 0, original != 0)  # the brain's outline is the canvas's
+    found = dict(zip(NAMES, pair.measured, strict=True))
+    assert [found[k] for k in ("x_mm", "y_mm", "z_mm")] == pytest.approx([-20, 15, 5], abs=4)
+    low, high = canvas.limits[0]
+    assert pair.image[0][pair.labels > 0].mean() > low + 0.8 * (high - low) > canvas.image[0][pair.labels > 0].mean()
+
+
+def test_kept_tumours(cases: dict[float, Path], tmp_path: Path) -> None:
+    """KEEP: the canvas is the file as it is, labels join, and the new tumour is clear of the old one."""
+    brains = canvases(cases[2.0], tmp_path, keep=True)
+    name = next(iter(brains.cases))
+    original, labels, _ = read_arrays(brains.cases[name], SOURCE)
+    canvas = brains.get(name)
+    assert np.array_equal(canvas.image, original) and np.array_equal(canvas.labels, labels)
+    assert brains.sampler.calls == []  # nothing was healed
+    latents = brains.model.encode(canvas.volume)
+    pair = draw_into(canvas, latents, brains.region(canvas, canvas.own), brains.model)
+    assert (pair.labels[labels > 0] > 0).all()
+
+
+def test_each_canvas_is_made_once(cases: dict[float, Path], tmp_path: Path) -> None:
+    """Both in one batch; they lie in the folder then, and take turns before one comes again."""
+    brains = canvases(cases[2.0], tmp_path)
+    brains.prepare(list(brains.cases))
+    assert [len(call) for call in brains.sampler.calls] == [2]
+    again = canvases(cases[2.0], tmp_path)
+    again.prepare(list(again.cases))
+    for name in again.cases:
+        one, other = (vars(made.get(name)) for made in (brains, again))
+        for key in one:
+            assert np.array_equal(one[key], other[key]), key
+    assert again.sampler.calls == []
+    first = [brains.order(seed)[0] for seed in range(6)]
+    assert all({*first[k : k + 2]} == {*brains.cases} for k in (0, 2, 4))
+
+
+def test_damaged_canvases_are_made_again(cases: dict[float, Path], tmp_path: Path) -> None:
+    """A file cut short in the folder of canvases."""
+    brains = canvases(cases[2.0], tmp_path)
+    name = next(iter(brains.cases))
+    brains.get(name)
+    path = brains._path(name)
+    path.write_bytes(path.read_bytes()[:1000])
+    assert Canvas.load(path) is None and brains.get(name).name == name
+
+
+def test_places(cases: dict[float, Path], tmp_path: Path) -> None:
+    """Inside the brain, never nearly the canvas's own tumour; a place beyond every skull is none."""
+    brains = canvases(cases[2.0], tmp_path)
+    for seed in range(4):
+        name, request = brains.place({}, seed)
+        canvas = brains.get(name)
+        assert not module._alike(request, canvas.own)
+        frame = np.linalg.inv(canvas.native.frame(canvas.working))
+        voxel = np.rint((frame @ [*request[3:6], 1])[:3]).astype(int)
+        assert canvas.image[0][tuple(voxel)] > 0
+        assert brains.place({}, seed)[0] == name and np.array_equal(brains.place({}, seed)[1], request)
+    assert brains.place({"x_mm": 79.0, "y_mm": 95.0, "z_mm": 70.0}, 0) is None
+    own = TUMOUR.copy()
+    assert module._alike(own * [1.2, 1, 1, -1, 1, 1, 1, 1, 1], own)  # mirrored, a fifth larger
+    assert not module._alike(own * [1.6, 1, 1, 1, 1, 1, 1, 1, 1], own)
+    assert not module._alike(own + np.eye(9)[4] * 20, own)
+
+
+def test_what_cannot_be_read_is_left_out(cases: dict[float, Path], tmp_path: Path, capsys: Any) -> None:
+    """One sentence names it; the others go on."""
+    folder = shutil.copytree(cases[2.0], tmp_path / "cases")
+    brains = canvases(folder, tmp_path)
+    bad, good = sorted(brains.cases)
+    brains.cases[bad].images[0].write_bytes(b"no image")
+    brains.prepare([bad, good])
+    said = capsys.readouterr()
+    assert bad in said.out + said.err and "left out" in said.out + said.err
+    assert list(brains.cases) == [good] and brains.get(good).name == good
+
+
+@pytest.fixture(scope="module")
+def taught_run(tmp_path_factory: pytest.TempPathFactory, phantom_cases: Path) -> Path:
+    """A tiny run whose stage 2 went on within regions."""
+    folder = tmp_path_factory.mktemp("taught")
+    content = yaml.safe_load(Path(TINY).read_text())
+    preset = content["preset"]
+    preset["diffusion"]["network"]["picture"] = True
+    few = {"iterations": 80, "iterations_per_epoch": 40}
+    preset["regions"] = few | {"learning_rate": 2.0e-3, "warm_up": 5, "tumour": 0.65}
+    preset["diffusion"] |= few
+    (folder / "preset.yaml").write_text(yaml.safe_dump(content))
+    run = folder / "run"
+    assert call("train", "--run", run, "--data", phantom_cases, "--preset", folder / "preset.yaml").returncode == 0
+    asked = "synth", "--run", run, "--n", 1, "--dataset", 502, "--canvas", "train"
+    assert f"no model of regions has been trained here; run `make train-regions RUN={run}`" in one_line(call(*asked), 4)
+    assert call("train", "regions", "--run", run).returncode == 0
+    return run
+
+
+def test_regions_go_on_from_stage_2(taught_run: Path) -> None:
+    """The first weights are those of stage 2, with nothing from the new input; stage 2 itself is left as it is."""
+    whole, within = (load_checkpoint(taught_run / stage / "best.pt", stage) for stage in ("diffusion", "regions"))
+    assert within["preset"] == whole["preset"] and within["constants"] == whole["constants"]
+    first = continued(str(taught_run), within_regions(whole["preset"]), whole["constants"]).state_dict()
+    for name, weights in whole["network"].items():
+        grown = first[name]
+        if name == "stem.weight":
+            assert grown.shape[1] == weights.shape[1] + 1 and not grown[:, -1].any()
+            grown = grown[:, :-1]
+        assert torch.equal(grown, weights)
+    assert within["network"]["stem.weight"][:, -1].any()
+    again = call("train", "regions", "--run", taught_run)
+    assert again.returncode == 0 and "already trained (80 iterations)" in again.stdout
+
+
+def test_wrong_words_are_refused(tmp_path: Path, drawn_run: Path) -> None:
+    """A preset without regions, KEEP without CANVAS, another KEEP, and a folder that is not there."""
+    run = copy_run(drawn_run, tmp_path)
+    synth = "synth", "--run", run, "--n", 1, "--dataset", 502
+    assert "has no `regions`" in one_line(call(*synth, "--canvas", "train"), 2)
+    assert "has no `regions`" in one_line(call("train", "regions", "--run", run), 2)
+    assert "say CANVAS= as well" in one_line(call(*synth, "--keep", 1), 2)
+
+
+def test_folders_and_keep(tmp_path: Path, taught_run: Path) -> None:
+    """KEEP is 1 or nothing, and a folder of canvases must be there."""
+    synth = "synth", "--run", copy_run(taught_run, tmp_path), "--n", 1, "--dataset", 502
+    assert "KEEP=yes" in one_line(call(*synth, "--canvas", "train", "--keep", "yes"), 2)
+    assert "no such folder" in one_line(call(*synth, "--canvas", tmp_path / "nowhere"), 2)
+
+
+def test_pairs_on_canvases(tmp_path: Path, taught_run: Path, phantom_cases: Path) -> None:
+    """From the command line: own grid and affine, canvas and hash in the manifest and lineage, plain words, resumed."""
+    run = copy_run(taught_run, tmp_path)
+    synth = "synth", "--run", run, "--dataset", 502, "--canvas", phantom_cases, "--gate", "off"
+    done = call(*synth, "--n", 3)
+    folder = run / "nnUNet_raw" / "Dataset502_SBLDM"
+    rows = manifest(run, folder.relative_to(run))
+    assert rows, done.stderr
+    cases = {case.name: case for case in find_cases(phantom_cases, SOURCE)}
+    lineage = read_json(folder / "lineage.json")["cases"]
+    for row in rows:
+        assert lineage[row["canvas"]] == row["canvas_content"] and row["nearest_excess"] == ""
+        original, _, affine = read_arrays(cases[row["canvas"]], SOURCE)
+        image = nib.load(folder / "imagesTr" / f"{row['pair']}_0000.nii.gz")
+        assert np.allclose(image.affine, affine)
+        same = np.asarray(image.dataobj) == original[0]
+        assert 0.5 < same.mean() < 1 and same[original[0] == 0].all()
+    assert len({row["canvas"] for row in rows}) == len(rows)
+    assert read_json(folder / "synthesis.json")["canvases"] == {"own": "healed", "cases": 6, "from": str(phantom_cases)}
+    assert "the brains are real" in (folder / "datasheet.md").read_text()
+    before = {path.name: path.stat().st_mtime_ns for path in (folder / "labelsTr").iterdir()}
+    again = call(*synth, "--n", 3)
+    assert f"{len(rows)} of 3 pairs are already there" in again.stdout or len(rows) < 3
+    assert {path.name: path.stat().st_mtime_ns for path in (folder / "labelsTr").iterdir()} | before == before | {}
