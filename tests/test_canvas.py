@@ -213,7 +213,7 @@ def taught_run(tmp_path_factory: pytest.TempPathFactory, phantom_cases: Path) ->
     preset = content["preset"]
     preset["diffusion"]["network"]["picture"] = True
     few = {"iterations": 80, "iterations_per_epoch": 40}
-    preset["regions"] = few | {"learning_rate": 2.0e-3, "warm_up": 5, "tumour": 0.65}
+    preset["regions"] = few | {"learning_rate": 2.0e-3, "warm_up": 5, "tumour": 0.65, "guidance": 1.2, "healing": 1.5}
     preset["diffusion"] |= few
     (folder / "preset.yaml").write_text(yaml.safe_dump(content))
     run = folder / "run"

@@ -774,3 +774,29 @@ def test_guidance_moves_gaussian_samples():
     for guidance in (0.0, 1.0, 2.5):
         sample = ddim(guided(Two(), torch.ones(1, 1), guidance), lambda k: start, SCHEDULE, 200)
         assert sample.item() == pytest.approx(guidance, rel=0.02, abs=1e-9)
+
+
+def test_guidance_away_from_what_is_unwanted():
+    """unwanted + w (wanted - unwanted), both by the same network, in the place of any guide."""
+    condition, unwanted, x, t = torch.tensor([[1.0]]), torch.tensor([[5.0]]), torch.zeros(1, 3), torch.tensor([5])
+    output = guided(Recorder(), condition, 2.0, lambda *_: 1 / 0, unwanted=unwanted)(x, t)
+    assert output[0].tolist() == [15 + 2 * (11 - 15)] * 3
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_within_a_region(guidance):
+    """The network is shown the known latents without noise outside, and told the region, as often as it is asked."""
+    region, known, seen = torch.tensor([[[1.0, 1.0, 0.0]]]), torch.tensor([[[7.0, 8.0, 9.0]]]), []
+
+    def network(x: torch.Tensor, t: torch.Tensor, context: torch.Tensor | None, told: torch.Tensor) -> torch.Tensor:
+        assert torch.equal(told, region)
+        seen.append(x.flatten().tolist())
+        return 0.5 * x * told
+
+    denoise = guided(network, torch.zeros(1, 1), guidance, region=region, known=known)
+    assert denoise(torch.tensor([[[1.0, 2.0, 3.0]]]), torch.tensor([5])).flatten().tolist() == [0.5, 1.0, 0.0]
+    assert seen == [[1.0, 2.0, 9.0]] * int(guidance)
+    settings = PRESET | {"guidance": guidance, "batch": 2}
+    draw = PairSampler(SCHEDULE, (1, 3), settings)
+    drawn = draw(torch.zeros(1, 1), lambda x, t, c, told: 0 * x, [3], region=region, known=known)
+    assert drawn.shape == (1, 1, 3) and drawn[0, 0, 2] == 9 and not (drawn[0, 0, :2] == known[0, 0, :2]).any()

@@ -201,9 +201,9 @@ def within_regions(preset: dict[str, Any]) -> dict[str, Any]:
         raise InputError(
             f"the preset '{preset['name']}' has no `regions`: it cannot be taught to draw into real brains."
         )
-    stage_2 = preset["diffusion"]
-    network = stage_2["network"] | {"regions": True}
-    return preset | {"diffusion": stage_2 | preset["regions"] | {"network": network}}
+    stage_2, values = preset["diffusion"], preset["regions"]
+    network, sampling = stage_2["network"] | {"regions": True}, preset["sampling"] | {"guidance": values["guidance"]}
+    return preset | {"diffusion": stage_2 | values | {"network": network}, "sampling": sampling}
 
 
 def read_regions_preset(run_dir: str | Path) -> dict[str, Any]:

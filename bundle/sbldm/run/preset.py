@@ -18,6 +18,7 @@ Natural = Annotated[int, Field(ge=0, le=10**9)]
 Width = Annotated[int, Field(ge=1, le=2**16)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, le=1e6)]
+Guidance = Annotated[float, Field(ge=0, le=1000)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Name = Annotated[str, StringConstraints(pattern=r"^[\w.+-]([\w .,()/+-]*[\w.)+-])?$", max_length=80)]
 Channel = Literal["flair", "t1", "t1ce", "t2"]
@@ -298,6 +299,8 @@ class Regions(Values):
     learning_rate: Rate
     warm_up: Natural
     tumour: Share  # of regions around the tumour; the others are of healthy tissue
+    guidance: Guidance  # of tumours
+    healing: Guidance  # of healthy tissue, away from the tumour that was there
 
 
 class Diffusion(Stage):
@@ -352,7 +355,7 @@ class Sampling(Values):
     eta: Share
     spacing: Literal["karras", "logsnr"] = "karras"  # of the times of dpm_solver, unipc and heun
     sigma_min: Annotated[float, Field(gt=0, lt=NOISIEST)] = CLEANEST  # whence these leap to the clean sample
-    guidance: Annotated[float, Field(ge=0, le=1000)]
+    guidance: Guidance
     guide: Literal["early", "unasked"] = "unasked"  # what guidance leads away from
     batch: Annotated[int, Field(ge=1, le=MOST_BATCH)] = 1  # drawn at once; the last ones are filled up to it
 

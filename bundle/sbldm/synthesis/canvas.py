@@ -152,13 +152,13 @@ class Canvases:
         self.folder = folder / hashlib.sha256(made.encode()).hexdigest()[:16]
 
     @classmethod
-    def of_run(cls, run_dir: str, where: str | None, model: Model, sampler: PairSampler, keep: Any = None) -> Any:
+    def of_run(cls, run_dir: str, where: str | None, model: Model, keep: Any = None) -> Canvases | None:
         """Those that `CANVAS=` asks for, or None.
 
         Args:
             run_dir: run folder.
             where: "train", or a folder of cases in any layout that `prepare` reads; None for whole synthesis.
-            model, sampler: of the run.
+            model: of the run.
             keep: "1" to leave each brain its own tumour.
 
         Raises:
@@ -172,6 +172,7 @@ class Canvases:
             return None
         run, source = Run.at(run_dir), Source.from_config(**model.preset["data"])
         cases = original_cases(run, "train") if where == "train" else find_cases(user_path(where), source)
+        sampler = model.sampler({"guidance": model.preset["regions"]["healing"]})
         return cls(cases, model, sampler, run.folder / "canvas", str(keep) == "1")
 
     @property

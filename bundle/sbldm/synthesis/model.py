@@ -86,8 +86,8 @@ class Model:
             return built.to(device).eval().requires_grad_(False)
 
         early = network(content["early"]) if content.get("early") else None
-        preset, constants = content["preset"], content["constants"]
-        return cls(network(content["network"]), autoencoder, preset, constants, sha256(path), choose_precision(), early)
+        constants, precision = content["constants"], choose_precision()
+        return cls(network(content["network"]), autoencoder, trained, constants, sha256(path), precision, early)
 
     @property
     def conditional(self) -> bool:
