@@ -239,7 +239,7 @@ def _check_copies(folder: Path, rows: list[dict[str, str]]) -> None:
     overridden = sum(row.get("gate", "").startswith("OVERRIDDEN") for row in rows)
     if overridden:
         print(f"WARNING: {folder}: the gate was overridden for {overridden} pair(s); see its manifest.csv.")
-    if unseen := sum(row.get("near_copy") == "" for row in rows):
+    if unseen := sum(row.get("near_copy") == "" and not row.get("canvas") for row in rows):
         print(f"WARNING: {folder}: {unseen} pair(s) were never compared with the training cases.")
     settings = folder / "synthesis.json"
     gate = read_settings(folder).get("gate") if settings.is_file() else None

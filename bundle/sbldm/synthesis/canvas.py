@@ -42,12 +42,13 @@ from sbldm.tumour.characteristics import NAMES, measure
 __all__ = ["Canvas", "Canvases", "draw_into", "read_canvas"]
 
 BLEND_MM = 8.0  # from the rim of a region inwards, over which what is drawn fades into the canvas
+FADE_MM = 4.0  # around the canvas's own tumour, over which its detail goes
 INSIDE = 0.9  # least share of the asked ellipsoid inside the brain
 ALIKE_MM, ALIKE = 15.0, 1.5  # a request this near to the canvas's own tumour, and within this factor of its volume
 PLACES = 40  # draws of what a request leaves open, for one canvas
 CANVASES = 10  # that are tried for one request
 STRIDE = 1_000_003  # between the seeds of two of these draws
-VERSION = 1  # raise it when canvases are made differently
+VERSION = 2  # raise it when canvases are made differently
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ class Canvases:
         healed = {}
         for canvas, where, latents in zip(ill, region, drawn, strict=True):
             volume = self.model.decode(latents)
-            image, _ = blended(canvas, volume, where, self.model)
+            image, _ = blended(canvas, volume, where, self.model, heal=True)
             kept = {"latents": latents.cpu().numpy(), "volume": volume}
             healed[canvas.name] = replace(canvas, image=image, labels=np.zeros_like(canvas.labels), **kept)
         return [healed.get(canvas.name, canvas) for canvas in canvases]
@@ -308,18 +309,46 @@ def _weight(region: torch.Tensor, canvas: Canvas) -> np.ndarray:
     return to_native(rise(depth / BLEND_MM), canvas.working, canvas.native, 0)
 
 
-def blended(canvas: Canvas, volume: np.ndarray, region: torch.Tensor, model: Model) -> tuple[np.ndarray, np.ndarray]:
+def _soft(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """1 in a mask, fading to 0 over `FADE_MM` around it."""
+    points = np.argwhere(mask)
+    reach = np.ceil(FADE_MM / np.asarray(spacing)).astype(int) + 1
+    window = tuple(map(slice, (points.min(axis=0) - reach).clip(0), points.max(axis=0) + reach + 1))
+    soft = np.zeros(mask.shape, np.float32)
+    soft[window] = 1 - rise(ndimage.distance_transform_edt(~mask[window], spacing) / FADE_MM)
+    return soft
+
+
+def _mirrored(detail: np.ndarray, usable: np.ndarray, canvas: Canvas) -> np.ndarray:
+    """What `[X, Y, Z]` lies across the middle of the brain's bounding box, 0 where that is not `usable`."""
+    axis = int(np.abs(np.reshape(canvas.native.direction, (3, 3))[0]).argmax())
+    ends = np.flatnonzero((canvas.image != 0).any(axis=(0, *({1, 2, 3} - {axis + 1}))))[[0, -1]]
+    across = (ends.sum() - np.arange(detail.shape[axis])).clip(0, detail.shape[axis] - 1)
+    return np.take(np.where(usable, detail, 0), across, axis)
+
+
+def blended(
+    canvas: Canvas, volume: np.ndarray, region: torch.Tensor, model: Model, heal: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """The canvas plus the weighted difference of a decoded volume and its own, inside its brain.
+
+    With `heal` the detail that the autoencoder does not hold goes from the canvas's own tumour, where it would draw its
+    outline anew; the detail from across the brain takes its place, where that is healthy.
 
     Returns:
         image `[C, X, Y, Z]`, and the weight `[X, Y, Z]` of what was drawn: where it is 0 the image is the canvas.
     """
     weight, image, intensity = _weight(region, canvas), canvas.image.copy(), model.preset["intensity"]
-    changed = (weight > 0) & (image != 0).any(axis=0)
+    brain, tumour = (image != 0).any(axis=0), canvas.labels > 0
+    changed = (weight > 0) & brain
+    lost = np.minimum(weight, _soft(tumour, canvas.native.spacing)) if heal else None
     for channel, new, old, limits in zip(image, volume, canvas.volume, canvas.limits, strict=False):
         new, old = (to_scanner((scaled.clip(-1, 1) + 1) / 2, limits, intensity) for scaled in (new, old))
-        difference = from_means(new - old, canvas.working, canvas.native)
-        mixed = (channel + weight * difference).clip(channel[channel != 0].min(), BRIGHTEST)[changed]
+        difference = weight * from_means(new - old, canvas.working, canvas.native)
+        if heal:
+            detail = np.where(brain, channel - from_means(old, canvas.working, canvas.native), 0)
+            difference -= lost * (detail - _mirrored(detail, brain & (lost == 0), canvas))
+        mixed = (channel + difference).clip(channel[channel != 0].min(), BRIGHTEST)[changed]
         mixed = np.rint(mixed) if image.dtype == np.int16 else mixed
         channel[changed] = np.where(
             mixed == 0, 1e-3 if image.dtype != np.int16 else 1, mixed
