@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 import yaml
 from conftest import TINY, call, copy_run, one_line
+from scipy import ndimage
 from test_synthesis import manifest
 
 from sbldm.cases.layouts import Source, find_cases, read_arrays
@@ -134,6 +136,25 @@ def test_every_voxel_beyond_the_region_is_the_canvas_s_own(
     assert [found[k] for k in ("x_mm", "y_mm", "z_mm")] == pytest.approx([-20, 15, 5], abs=4)
     low, high = canvas.limits[0]
     assert pair.image[0][pair.labels > 0].mean() > low + 0.8 * (high - low) > canvas.image[0][pair.labels > 0].mean()
+
+
+def test_the_old_tumour_s_detail_goes_too(cases: dict[float, Path], tmp_path: Path) -> None:
+    """A pattern too fine for the autoencoder stays in the brain around, and goes from where the tumour was."""
+    brains = canvases(cases[2.0], tmp_path)
+    canvas = read_canvas(next(iter(brains.cases.values())), brains.model)
+    brain, tumour = canvas.image[0] > 0, canvas.labels > 0
+    board = 2 * (np.indices(brain.shape).sum(axis=0) % 2) - 1
+    marked = replace(canvas, image=(canvas.image + 40 * board * brain).clip(brain, None).astype(np.int16))
+    (healed,) = brains._healed([marked])
+
+    def pattern(where: np.ndarray) -> float:
+        return float((healed.image[0] * board)[where].mean() - healed.image[0][where].mean() * board[where].mean())
+
+    around = brain & ~ndimage.binary_dilation(tumour, iterations=4)
+    assert pattern(around) == pytest.approx(40, rel=0.1)
+    alone = replace(marked, image=np.where(tumour, marked.image, canvas.image))
+    (healed,) = brains._healed([alone])
+    assert abs(pattern(ndimage.binary_erosion(tumour))) < 4
 
 
 def test_kept_tumours(cases: dict[float, Path], tmp_path: Path) -> None:
