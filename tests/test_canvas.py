@@ -167,7 +167,7 @@ def test_kept_tumours(cases: dict[float, Path], tmp_path: Path) -> None:
     assert brains.sampler.calls == []  # nothing was healed
     latents = brains.model.encode(canvas.volume)
     pair = draw_into(canvas, latents, brains.region(canvas, canvas.own), brains.model)
-    assert (pair.labels[labels > 0] > 0).all()
+    assert pair.labels.shape == labels.shape and not np.array_equal(pair.labels, labels)  # the drawn one alone
 
 
 def test_each_canvas_is_made_once(cases: dict[float, Path], tmp_path: Path) -> None:
@@ -212,6 +212,32 @@ def test_places(cases: dict[float, Path], tmp_path: Path) -> None:
     assert module._alike(own * [1.2, 1, 1, -1, 1, 1, 1, 1, 1], own)  # mirrored, a fifth larger
     assert not module._alike(own * [1.6, 1, 1, 1, 1, 1, 1, 1, 1], own)
     assert not module._alike(own + np.eye(9)[4] * 20, own)
+
+
+def test_scans_without_masks(cases: dict[float, Path], tmp_path: Path) -> None:
+    """They are drawn into as they are: nothing to heal, nothing to stay clear of."""
+    folder = shutil.copytree(cases[2.0], tmp_path / "cases")
+    for path in folder.rglob("*_seg.nii.gz"):
+        path.unlink()
+    brains = canvases(folder, tmp_path)
+    name, request = brains.place({}, 0)
+    canvas = brains.get(name)
+    original = np.asarray(nib.load(brains.cases[name].images[0]).dataobj)
+    assert canvas.own.size == 0 and not canvas.labels.any() and brains.sampler.calls == []
+    assert np.array_equal(canvas.image[0], original) and request[0] > 0
+
+
+def test_another_file_of_the_same_name_is_another_canvas(cases: dict[float, Path], tmp_path: Path) -> None:
+    """From another folder, or changed since: made anew."""
+    brains = canvases(cases[2.0], tmp_path, keep=True)
+    name = next(iter(brains.cases))
+    first = brains.get(name).image
+    folder = shutil.copytree(cases[2.0], tmp_path / "cases")
+    path = next((folder / name).glob("*_flair.nii.gz"))
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(2 * np.asarray(image.dataobj).astype(np.int16), image.affine), path)
+    assert np.array_equal(canvases(folder, tmp_path, keep=True).get(name).image, 2 * first)
+    assert np.array_equal(brains.get(name).image, first)
 
 
 def test_what_cannot_be_read_is_left_out(cases: dict[float, Path], tmp_path: Path, capsys: Any) -> None:
@@ -275,6 +301,21 @@ def test_folders_and_keep(tmp_path: Path, taught_run: Path) -> None:
     synth = "synth", "--run", copy_run(taught_run, tmp_path), "--n", 1, "--dataset", 502
     assert "KEEP=yes" in one_line(call(*synth, "--canvas", "train", "--keep", "yes"), 2)
     assert "no such folder" in one_line(call(*synth, "--canvas", tmp_path / "nowhere"), 2)
+
+
+def test_kept_tumours_stay_in_the_labels(tmp_path: Path, taught_run: Path, phantom_cases: Path) -> None:
+    """KEEP=1 from the command line: the labels hold the canvas's own and the new tumour."""
+    run = copy_run(taught_run, tmp_path)
+    done = call("synth", "--run", run, "--n", 3, "--dataset", 503, "--canvas", "train", "--keep", 1, "--gate", "off")
+    folder = run / "nnUNet_raw" / "Dataset503_SBLDM"
+    rows = manifest(run, folder.relative_to(run))
+    assert rows, done.stderr
+    cases = {case.name: case for case in find_cases(phantom_cases, SOURCE)}
+    for row in rows:
+        own = read_arrays(cases[row["canvas"]], SOURCE)[1] > 0
+        labels = np.asarray(nib.load(folder / "labelsTr" / f"{row['pair']}.nii.gz").dataobj) > 0
+        assert labels[own].all() and labels.sum() > own.sum()
+    assert read_json(folder / "synthesis.json")["canvases"]["own"] == "kept"
 
 
 def test_pairs_on_canvases(tmp_path: Path, taught_run: Path, phantom_cases: Path) -> None:

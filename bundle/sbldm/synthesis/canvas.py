@@ -220,7 +220,12 @@ class Canvases:
                 bar.update()
 
     def _path(self, name: str) -> Path:
-        return self.folder / f"{name}{'_kept' if self.keep else ''}.npz"
+        """Another file of the same name, or a changed one, is another canvas."""
+        case = self.cases[name]
+        files = [path for path in (*dict.fromkeys(case.images), case.mask) if path.is_file()]
+        stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        mark = hashlib.sha256(f"{self.keep} {stamps}".encode()).hexdigest()[:16]
+        return self.folder / f"{name}_{mark}.npz"
 
     def _healed(self, canvases: Sequence[Canvas]) -> list[Canvas]:
         """The canvases with healthy tissue, drawn by the model, in the place of their tumours."""
@@ -357,7 +362,7 @@ def blended(
 
 
 def draw_into(canvas: Canvas, latents: torch.Tensor, region: torch.Tensor, model: Model) -> Pair:
-    """The pair of a canvas and what was drawn into it.
+    """The pair of a canvas and what was drawn into it; its labels are those of the drawn tumour alone.
 
     Args:
         canvas: healed, or with a tumour that it keeps.
@@ -367,14 +372,14 @@ def draw_into(canvas: Canvas, latents: torch.Tensor, region: torch.Tensor, model
     """
     images, volume = len(canvas.image), model.decode(latents)
     if not np.isfinite(volume).all():
-        return Pair(canvas.image, canvas.labels, None, "voxels that are no numbers")
+        return Pair(canvas.image, np.zeros_like(canvas.labels), None, "voxels that are no numbers")
     image, weight = blended(canvas, volume, region, model)
     brain = (image != 0).any(axis=0)
     shares = (volume[images:].clip(-1, 1) + 1) / 2
     drawn, outside = native_labels(shares, brain, canvas.working, canvas.native)
     drawn[weight < 0.5] = 0
     if (drawn > 0).sum() * np.prod(canvas.native.spacing) / 1000 < LEAST_ML:
-        return Pair(image, canvas.labels, None, "empty mask")
+        return Pair(image, np.zeros_like(drawn), None, "empty mask")
     fault = f"{100 * outside:.0f} % of the mask outside the brain" if outside > OUTSIDE else ""
     measured = measure(drawn, canvas.native.frame(canvas.working))
-    return Pair(image, np.where(drawn > 0, drawn, canvas.labels), measured, fault)
+    return Pair(image, drawn, measured, fault)

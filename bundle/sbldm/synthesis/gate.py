@@ -208,15 +208,17 @@ class Gate:
             fault = f"copy of a training case (correlation {found.correlation:.2f}, {found.excess:.2f} beyond the next)"
         else:
             measured = _measures(volume, pair, affine)
-            fault = self._implausible(measured, request) or _unlike_request(measured, request)
+            fault = self._implausible(measured, request, real_brain) or _unlike_request(measured, request)
         seen = (found.correlation, found.excess, found.excess > self.memory.near) if found else (np.nan, np.nan, False)
         return Verdict(fault, bool(fault) and self.enforced, *seen, real_brain)
 
-    def _implausible(self, found: Mapping[str, float], request: Mapping[str, float]) -> str:
+    def _implausible(self, found: Mapping[str, float], request: Mapping[str, float], real_brain: bool = False) -> str:
         """The first measure that is missing or beyond its real range, if any; nothing without a yardstick."""
         if not self.ranges:
             return ""
         for name in MEASURES:
+            if real_brain and name.startswith("brain_"):
+                continue
             value = found[name]
             if not np.isfinite(value):
                 return f"implausible: {name} cannot be measured"

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
@@ -132,7 +133,8 @@ class PairWriter:
             else:
                 record = self._record(asked, pair, verdict)
                 self.written.result()  # one at a time; what went wrong with the last one is said here
-                finished = row["seed"], pair.image, pair.labels, record, affine
+                labels = pair.labels if canvas is None else np.where(pair.labels > 0, pair.labels, canvas.labels)
+                finished = row["seed"], pair.image, labels, record, affine
                 self.written = self.writing.submit(self.output.write, *finished)
                 self.accepted += 1
             if row["extrapolated"]:
