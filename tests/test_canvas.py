@@ -18,6 +18,7 @@ from test_synthesis import manifest
 
 from sbldm.cases.layouts import Source, find_cases, read_arrays
 from sbldm.cases.phantom import write_phantoms
+from sbldm.errors import DataError
 from sbldm.files import read_json
 from sbldm.networks import RequestPicture
 from sbldm.runs import within_regions
@@ -250,6 +251,15 @@ def test_what_cannot_be_read_is_left_out(cases: dict[float, Path], tmp_path: Pat
     said = capsys.readouterr()
     assert bad in said.out + said.err and "left out" in said.out + said.err
     assert list(brains.cases) == [good] and brains.get(good).name == good
+    with pytest.raises(DataError, match="no canvas"):
+        brains.get(bad)
+    late = canvases(folder, tmp_path)  # found out only when its turn comes
+    late.cases[good].images[0].write_bytes(b"no image")
+    with pytest.raises(DataError, match="no canvas"):
+        late.get(bad)
+    assert late.place({}, 0) is None and not late.cases
+    with pytest.raises(DataError, match="none of the scans can be read"):
+        late.order(0)
 
 
 @pytest.fixture(scope="module")
@@ -338,7 +348,9 @@ def test_pairs_on_canvases(tmp_path: Path, taught_run: Path, phantom_cases: Path
     assert len({row["canvas"] for row in rows}) == len(rows)
     assert read_json(folder / "synthesis.json")["canvases"] == {"own": "healed", "cases": 6, "from": str(phantom_cases)}
     assert "the brains are real" in (folder / "datasheet.md").read_text()
+    (folder / "lineage.json").unlink()
     before = {path.name: path.stat().st_mtime_ns for path in (folder / "labelsTr").iterdir()}
     again = call(*synth, "--n", 3)
     assert f"{len(rows)} of 3 pairs are already there" in again.stdout or len(rows) < 3
     assert {path.name: path.stat().st_mtime_ns for path in (folder / "labelsTr").iterdir()} | before == before | {}
+    assert read_json(folder / "lineage.json")["cases"] == lineage  # also of those that an earlier call drew

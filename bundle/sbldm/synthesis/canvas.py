@@ -182,8 +182,14 @@ class Canvases:
         return {"own": "kept" if self.keep else "healed", "cases": len(self.cases)}
 
     def order(self, seed: int) -> list[str]:
-        """The canvases in the order in which a seed tries them: all take their turn before one comes again."""
+        """The canvases in the order in which a seed tries them: all take their turn before one comes again.
+
+        Raises:
+            DataError: none is left that could be read.
+        """
         names = list(self.cases)
+        if not names:
+            raise DataError("CANVAS: none of the scans can be read (see above); name other ones.")
         rounds, turn = divmod(seed, len(names))
         order = np.random.default_rng([rounds, 3]).permutation(len(names))
         return [names[i] for i in np.roll(order, -turn)[:CANVASES]]
@@ -194,10 +200,10 @@ class Canvases:
         Raises:
             DataError: its files cannot be read, or hold no brain.
         """
-        kept = Canvas.load(self._path(name))
-        if kept is None:
-            self.prepare([name])
-            kept = Canvas.load(self._path(name))
+        if name in self.cases and (kept := Canvas.load(self._path(name))):
+            return kept
+        self.prepare([name] if name in self.cases else [])
+        kept = Canvas.load(self._path(name)) if name in self.cases else None
         if kept is None:
             raise DataError(f"{name}: no canvas.")
         return kept

@@ -94,19 +94,26 @@ class RawDataset:
             make_folder(self.folder / part)
         clear_partial(self.folder)
         write_json(self.folder / "synthesis.json", self.settings)
-        write_json(self.folder / "lineage.json", {"cases": self.lineage})
         finished = set()
         for path in (self.folder / "records").rglob("*.json"):
-            if _is_whole(path):
-                finished.add(path.stem)
-            else:  # this pair is drawn again, and is the same
+            if not _is_whole(path):  # this pair is drawn again, and is the same
                 path.unlink()
+                continue
+            finished.add(path.stem)
+            if "canvas" in (record := read_json(path)):  # of an earlier call, which may have had others
+                self.descend(record["canvas"], record["canvas_content"])
+        write_json(self.folder / "lineage.json", {"cases": self.lineage})
         finished -= {path.stem for path in (self.folder / "records" / "given_up").glob("*.json")}
         own = re.compile(rf"({re.escape(self.prefix)}_\d{{6,}})(_\d{{4}})?\.nii\.gz")
         for part in ("imagesTr", "labelsTr"):
             for path in (self.folder / part).iterdir():
                 if (match := own.fullmatch(path.name)) and match[1] not in finished:
                     path.unlink()
+
+    def descend(self, name: str, content: str) -> None:
+        """Add a real case and its content hash to the lineage, beside one of the same name with another content."""
+        known = self.lineage.get(name, content) == content
+        self.lineage[name if known else f"{name} (canvas {content[:8]})"] = content
 
     def check_room(self, n: int, size: Sequence[int]) -> None:
         """An `OutputError` when `n` pairs, with those that are there, do not fit on the disk.

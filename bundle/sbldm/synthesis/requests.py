@@ -141,9 +141,7 @@ class PairRequests(Dataset):
         for i in self.pending:
             self.places[i] = self.canvases.place(self.asked[i % len(self.asked)], self.seed + i)
         for name in {place[0] for place in self.places.values() if place}:
-            content = self.canvases.get(name).content
-            known = self.output.lineage.get(name, content) == content
-            self.output.lineage[name if known else f"{name} (canvas)"] = content
+            self.output.descend(name, self.canvases.get(name).content)
         homeless = [i for i in self.pending if self.places[i] is None]
         if homeless:
             what = f"{len(homeless)} request(s) fit into no canvas, the first that of pair {self.seed + homeless[0]}"
