@@ -47,7 +47,7 @@ def continued(run_dir: str, preset: dict[str, Any], constants: dict[str, Any]) -
     run = Run.at(run_dir)
     path = run.checkpoint("diffusion")
     content = load_checkpoint(path, "diffusion")
-    require_same(path, content, run.preset, tuple(run.preset))
+    require_same(path, content, run.preset, ("data", "grid", "intensity", "mirror", "autoencoder", "diffusion"))
     if so_far := unfinished(run, "diffusion"):
         raise StateError(f"{path}: only {so_far} done; `make train RUN={run_dir}` goes on.")
     network = build_denoiser(preset, constants)
