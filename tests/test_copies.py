@@ -14,6 +14,7 @@ from sbldm.errors import DataError, StateError
 from sbldm.evaluation.alignment import affine_fit, moved
 from sbldm.evaluation.copies import (
     Memory,
+    TumourMemory,
     _excess,
     _fitted,
     _Look,
@@ -24,6 +25,7 @@ from sbldm.evaluation.copies import (
     fingerprint,
     mask_print,
     nearest_mask,
+    tumour_print,
 )
 from sbldm.evaluation.disguises import DISGUISES as MADE_UP
 from sbldm.evaluation.disguises import scaled, turned, warped
@@ -366,6 +368,43 @@ def test_masks():
     assert not empty.any() and nearest_mask(empty, {"empty": empty})[1] == 0
     with pytest.raises(DataError):
         mask_print(mask, np.zeros_like(brain), spacing)
+
+
+def lumps(count, seed):
+    """Masks that are unlike each other: a few random balls each, in an image of 2 mm."""
+    rng, grid = np.random.default_rng(seed), positions((64, 64, 64), (2.0, 2.0, 2.0))
+    masks = {}
+    for k in range(count):
+        balls = [(rng.uniform(-20, 20, 3), rng.uniform(6, 16)) for _ in range(4)]
+        masks[f"{seed}-{k}"] = np.any(
+            [sum((p - c) ** 2 for p, c in zip(grid, centre, strict=True)) < r**2 for centre, r in balls], axis=0
+        )
+    return masks
+
+
+def test_copied_tumours(tmp_path):
+    """A training tumour is found wherever it lies, mirrored too; others are not; what is kept is read again."""
+    spacing = (2.0, 2.0, 2.0)
+    train, heldout, others = lumps(20, 1), lumps(12, 2), lumps(20, 3)
+    train["none"] = np.zeros_like(next(iter(train.values())))
+    prints = [{name: tumour_print(mask, spacing) for name, mask in some.items()} for some in (train, heldout)]
+    memory = TumourMemory.build(*prints)
+    assert len(memory.names) == 20 and memory.honest == 12 and memory.near < memory.copy
+    memory.save(tmp_path / "tumours.npz")
+    for known in (memory, TumourMemory.load(tmp_path / "tumours.npz")):
+        for name in memory.names:
+            moved = np.roll(train[name], (6, -4, 2), (0, 1, 2))
+            for copied in (moved, moved[::-1]):
+                found = known.nearest(tumour_print(copied, spacing))
+                assert found.name == name and found.correlation > 0.99 and found.excess > known.copy
+        excess = [known.nearest(tumour_print(mask, spacing)).excess for mask in others.values()]
+        assert max(excess) < known.copy and np.mean(np.array(excess) > known.near) < 0.25
+    few = TumourMemory.build(prints[0], {})
+    assert few.honest == 20 and few.copy == pytest.approx(memory.copy, abs=0.15)
+    with pytest.raises(DataError, match="2 training cases that have one"):
+        TumourMemory.build(dict(list(prints[0].items())[:2]), {})
+    with pytest.raises(StateError, match="remove and rebuild"):
+        TumourMemory.load(tmp_path / "other.npz")
 
 
 @pytest.mark.parametrize(("n_train", "n_heldout"), [(100, 30), (30, 100), (50, 50)])

@@ -97,14 +97,14 @@ def test_every_number_has_its_floor(content: dict, folders: dict[str, Path]) -> 
         assert np.isfinite(score.floor), score
         assert min(score.n) >= 10 and (min(score.floor_n) >= 10 or score.protocol == "copies.planted")
         assert not np.isfinite(score.low) or score.low - 1e-9 <= score.value <= score.high + 1e-9, score
-    assert {score.group for score in scores} == {"similarity", "distribution", "tumours", "slices", "copies"}
+    assert {score.group for score in scores} == {"similarity", "distribution", "tumours", "slices", "seam", "copies"}
 
 
 def test_an_unharmed_reference_is_the_floor(content: dict, folders: dict[str, Path]) -> None:
-    """The same cases, as many, against the same: what scores the path has are the floor's, in four groups alone."""
+    """The same cases, as many, against the same: what scores the path has are the floor's, in five groups alone."""
     scores = {score.protocol: score for score in read_scores(folders["out"])}
     known = [score for score in scores.values() if np.isfinite(score.path)]
-    assert {score.group for score in known} == {"similarity", "distribution", "tumours", "slices"}
+    assert {score.group for score in known} == {"similarity", "distribution", "tumours", "slices", "seam"}
     assert {score.group for score in scores.values() if score not in known} == {"copies"}
     drawn = ("psnr.random-pair.train", "ssim.random-pair.train", "ssim.all-pairs.heldout", "ms-ssim.diversity")
     for score in known:

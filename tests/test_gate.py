@@ -75,6 +75,20 @@ def test_training_cases_are_copies_and_others_are_not(run: Run, gate: Gate) -> N
         assert not verdict.refused and verdict.record()["gate"] == "passed", verdict
 
 
+def test_copied_tumours_are_refused(run: Run, gate: Gate) -> None:
+    """A training tumour in another brain, on a canvas too; there the brain is not looked at, and nearness is its own."""
+    lists = read_lists(run.folder)
+    tumour = drawn_as(run, lists["train"][0])[0].labels
+    pair, affine, request = drawn_as(run, lists["validation"][0])
+    for real_brain in (False, True):
+        verdict = gate.judge(Pair(pair.image, tumour, pair.measured, ""), affine, request, real_brain)
+        assert verdict.refused and verdict.fault.startswith("copy of a training tumour (DSC 0.9")
+    assert verdict.near and verdict.record()["near_copy"] == 1 and verdict.record()["nearest_excess"] == ""
+    brain = drawn_as(run, lists["train"][1])[0].image  # a canvas
+    verdict = gate.judge(Pair(brain, pair.labels, pair.measured, ""), affine, request, real_brain=True)
+    assert "copy" not in verdict.fault and verdict.tumour_excess < gate.tumours.copy
+
+
 def test_override_is_written_down(run: Run, capsys: pytest.CaptureFixture) -> None:
     """GATE=off is loud; a copy passes, and the manifest says what it is; an empty mask never passes."""
     gate = Gate.of_run(str(run.folder), "off")

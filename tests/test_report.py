@@ -26,7 +26,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from sbldm.errors import OutputError, StateError
 from sbldm.evaluation import report
 from sbldm.evaluation.protocols import Score, protocol
-from sbldm.evaluation.report import Finding, _strip, summarise, write_report
+from sbldm.evaluation.report import SUBJECTS, Finding, _strip, summarise, write_report
+from sbldm.evaluation.table import GROUPS
 from sbldm.runs import Run
 from sbldm.training.checkpoints import FORMAT
 
@@ -66,6 +67,11 @@ def slices(worst: float = 0.0, half: float = 0.3) -> list[Score]:
     return [score(f"{n}.effect", "slices", v, half, 0.1, 0.3) for n, v in zip(names, values, strict=True)]
 
 
+def seam(noise: float = 0.0) -> list[Score]:
+    """Three measures without a difference, or one with this one."""
+    return [score(f"seam.{n}", "seam", v, 0.3, 0.1, 0.3) for n, v in (("step", 0.1), ("noise", noise), ("texture", 0))]
+
+
 def tumours(*values: float) -> list[Score]:
     """Wasserstein distances, beside floors of .2."""
     names = ("volume_ml", "sphericity", "x_mm", "contrast")
@@ -96,14 +102,20 @@ def copies(near: int = 3, sure: int = 0, of: int = 100) -> list[Score]:
     """Counts of near and of sure copies."""
     masks = score("copies.masks", "copies", 0.6, 0.02, 0.6, 0.03, aim="low")
     limit = replace(share("copies.near", near, of, 0.05), floor_low=0.0, floor_high=0.10)
-    return [limit, share("copies.sure", sure, of, 0.001), masks]
+    return [limit, share("copies.sure", sure, of, 0.001), *copied_tumours(), masks]
+
+
+def copied_tumours(near: int = 3, sure: int = 0, of: int = 100) -> list[Score]:
+    """The same of tumours."""
+    limit = replace(share("copies.tumours.near", near, of, 0.05), floor_low=0.0, floor_high=0.10)
+    return [limit, share("copies.tumours.sure", sure, of, 0.001)]
 
 
 def everything() -> list[Score]:
     """All groups, as real."""
     similarity = score("psnr.all-pairs.heldout", "similarity", 14.2, 0.1, 13.6, 0.2, unit="dB")
     similarity = references(similarity, half=0.1, path=14.3)
-    return [*images(), *slices(), *tumours(0.2, 0.2, 0.2, 0.2), *requests(), *fit(), *copies(), similarity]
+    return [*images(), *slices(), *seam(), *tumours(0.2, 0.2, 0.2, 0.2), *requests(), *fit(), *copies(), similarity]
 
 
 def content(scores: Sequence[Score], left_out: Sequence[Sequence[str]] = (), **provenance: Any) -> dict[str, Any]:
@@ -122,14 +134,15 @@ def finding(group: str, scores: Sequence[Score], **more: Any) -> Finding:
 
 
 def test_all_as_real() -> None:
-    """Six statements and the advice, all good, in the order of the tables; numbers with n and floor."""
+    """Seven statements and the advice, all good, in the order of the tables; numbers with n and floor."""
     found = summarise(content(everything()))
-    assert [f.group for f in found] == ["distribution", "slices", "tumours", "requests", "fit", "copies", "advice"]
+    assert [f.group for f in found] == [*(g for g in GROUPS if g in SUBJECTS), "advice"] and len(found) == 8
     assert {f.mark for f in found} == {"good"}
     first, *_, counted, advice = ("\n".join((f.statement, *f.evidence)).replace("\u00a0", " ") for f in found)
     one = "0.0040 [-0.0060, 0.0140], n = 100 / 30"
     assert f"MMD, all planes: {one}; real against real: {one}." in first
-    assert "0 of 100 pairs (excess correlation beyond 0.871)" in counted
+    assert "0 of 100 pairs were found to be copies of training cases (excess correlation beyond 0.871)" in counted
+    assert "0 of 100 tumours were found to be copies of training tumours (excess DSC beyond 0.871)" in counted
     assert "[0.0, 3.6] %; an honest generator: 0.1 %" in counted
     assert "No score here measures whether the pairs help." in advice
 
@@ -267,8 +280,19 @@ def test_copies() -> None:
     assert found.mark == "mixed" and found.statement.startswith("1 of 100 pairs may be copies")
     masks = score("copies.masks", "copies", 0.8, 0.02, 0.6, 0.03, aim="low")
     assert finding("copies", [*copies()[:2], masks]).mark == "mixed"
+    found = finding("copies", [*copies(), *copied_tumours(sure=5)])
+    assert found.mark == "bad" and found.statement.startswith("5 of 100 tumours are copies of training tumours")
+    found = finding("copies", copied_tumours())  # on canvases
+    assert found.mark == "good" and "real ones by design" in found.statement and len(found.evidence) == 2
     contents = {"synthetic": ["a", "b"], "train": ["b"], "heldout": ["c"]}
     assert finding("copies", copies(), contents=contents).mark == "bad"
+
+
+def test_seam() -> None:
+    """Told by the measures that differ."""
+    assert finding("seam", seam()).mark == "good"
+    found = finding("seam", seam(2.0))
+    assert found.mark == "bad" and "grain around the tumour differs" in found.statement
 
 
 def test_boundless_floor() -> None:
@@ -284,11 +308,11 @@ def test_what_was_left_out() -> None:
     left_out.append(("fit", "/home/me/some where/x.nii.gz: cannot be read."))
     found = {f.group: f for f in summarise(content(copies(), left_out))}
     assert {group: f.mark for group, f in found.items() if group != "copies"} == dict.fromkeys(
-        ("distribution", "slices", "tumours", "requests", "fit", "advice"), "unknown"
+        ("distribution", "slices", "seam", "tumours", "requests", "fit", "advice"), "unknown"
     )
     assert found["distribution"].evidence == ("4 synthetic case(s); 10 are the least.",)
     assert found["slices"].evidence == ("Few cases.",) and found["fit"].evidence == ("x.nii.gz: cannot be read.",)
-    assert "Not known: images, stacking of slices, tumours, requests, masks." in found["advice"].evidence
+    assert "Not known: images, stacking of slices, seams, tumours, requests, masks." in found["advice"].evidence
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,10 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from sbldm.cases.labels import read_scheme
 from sbldm.cases.layouts import Case, Source, find_cases
@@ -116,6 +118,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         manifest=manifest if manifest.is_file() else None,
         predictions=predictions,
         no_predictions=problem,
+        real_brains=_is_ours(folder) and _real_brains(read_settings(folder)),
         features=arguments.features,
         fid=arguments.fid,
         groups=groups,
@@ -127,6 +130,10 @@ def _settings(arguments: argparse.Namespace) -> Settings:
 
 def _is_ours(dataset: Path) -> bool:
     return all((dataset / name).is_file() for name in ("synthesis.json", "lineage.json", "manifest.csv"))
+
+
+def _real_brains(settings: Mapping[str, Any]) -> bool:
+    return "canvases" in settings or settings.get("generator") == "copypaste"
 
 
 def _references(run: Run | None, dataset: Path, names: list[str]) -> tuple[dict[str, list[Case]], dict[str, str]]:

@@ -16,8 +16,9 @@ import torch
 from sbldm.cases.geometry import WorkingGrid
 from sbldm.cases.layouts import Case, Source
 from sbldm.errors import DataError
-from sbldm.evaluation.copies import fingerprint, mask_print
+from sbldm.evaluation.copies import fingerprint, mask_print, tumour_print
 from sbldm.evaluation.features import Extractor, features_of, load_extractor
+from sbldm.evaluation.seam import seam_measures
 from sbldm.evaluation.slices import adjacent_curve, slice_measures
 from sbldm.evaluation.tumours import heat_map, tumour_measures
 from sbldm.evaluation.volumes import Volume, read_volume, spacing_of
@@ -26,7 +27,7 @@ from sbldm.run.workers import Workers
 
 __all__ = ["Cohort", "describe", "read_image", "workers"]
 
-DESCRIPTION = 3  # raise it when anything below measures differently
+DESCRIPTION = 4  # raise it when anything below measures differently
 
 
 @dataclass
@@ -38,10 +39,10 @@ class Cohort:
         names, contents: of the cases that could be read.
         spacing: of the evaluation grid, mm.
         file, rows: where the images lie, `[.., X, Y, Z]` float16 on the evaluation grid, and `[N]` which of them.
-        tumours, slices: measure by name, each `[N]`, NaN where a case has none.
+        tumours, slices, seams: measure by name, each `[N]`, NaN where a case has none.
         curves: `[N, 21]` SSIM of neighbouring slices from the bottom of the brain to its top.
         fingerprints: `[N, ...]` low-resolution brains.
-        mask_prints: `[N, ...]` bool low-resolution masks.
+        mask_prints, tumour_prints: `[N, ...]` bool low-resolution masks, in the brain and on grids of their own.
         heat: `[N, 32, 38, 32]` float16, how much of each cell of the brain's box is tumour.
         features: plane -> `[N, D]`.
         characteristics: `[N, 9]`, NaN without a tumour.
@@ -58,9 +59,11 @@ class Cohort:
     rows: np.ndarray
     tumours: dict[str, np.ndarray]
     slices: dict[str, np.ndarray]
+    seams: dict[str, np.ndarray]
     curves: np.ndarray
     fingerprints: np.ndarray
     mask_prints: np.ndarray
+    tumour_prints: np.ndarray
     heat: np.ndarray
     features: dict[str, np.ndarray]
     characteristics: np.ndarray
@@ -136,9 +139,11 @@ def describe(
         rows=np.array(order),
         tumours=stacked("tumours"),
         slices=stacked("slices"),
+        seams=stacked("seams"),
         curves=column("curve"),
         fingerprints=column("fingerprint"),
         mask_prints=column("mask_print"),
+        tumour_prints=column("tumour_print"),
         heat=column("heat"),
         features=stacked("features"),
         characteristics=column("characteristics"),
@@ -189,7 +194,7 @@ def _measured(volume: Volume, cache: Path) -> dict[str, Any]:
         flat = _measure(volume)
         with atomic_path(path) as temporary:
             np.savez_compressed(temporary, **flat)
-    record: dict[str, Any] = {"tumours": {}, "slices": {}}
+    record: dict[str, Any] = {"tumours": {}, "slices": {}, "seams": {}}
     for name, value in flat.items():
         group, _, key = name.partition(".")
         if key:
@@ -205,9 +210,11 @@ def _measure(volume: Volume) -> dict[str, Any]:
     return {
         **{f"tumours.{name}": value for name, value in tumour_measures(volume).items()},
         **{f"slices.{name}": value for name, value in slice_measures(volume).items()},
+        **{f"seams.{name}": value for name, value in seam_measures(volume).items()},
         "curve": adjacent_curve(volume),
         "fingerprint": fingerprint(volume.image, volume.spacing),
         "mask_print": mask_print(mask, volume.image, volume.spacing),
+        "tumour_print": tumour_print(mask, volume.spacing),
         "heat": heat_map([volume]).astype(np.float16),
         "characteristics": nothing if volume.characteristics is None else volume.characteristics,
         "has_mask": np.array(volume.mask is not None),

@@ -37,6 +37,7 @@ from sbldm.evaluation.scoring import (
     score_distribution,
     score_fit,
     score_requests,
+    score_seam,
     score_similarity,
     score_slices,
     score_tumours,
@@ -47,7 +48,7 @@ from sbldm.run.workers import Workers
 
 __all__ = ["GROUPS", "SCORING", "Evaluation", "Settings", "evaluate", "reference_names"]
 
-GROUPS = ("similarity", "distribution", "tumours", "slices", "copies", "requests", "fit")
+GROUPS = ("similarity", "distribution", "tumours", "slices", "seam", "copies", "requests", "fit")
 ROLES = ("synthetic", "train", "heldout")
 SCORING = 2
 """Raise it when a score of one name is computed otherwise: evaluations of different versions do not go together."""
@@ -66,6 +67,7 @@ class Settings:
         manifest: table of requests, or None.
         predictions: role -> folder of a segmentation network's predictions, or empty.
         no_predictions: why there are none, where something went wrong.
+        real_brains: of the pairs, by design: on canvases, and of copy-paste.
         features: name of the extractor.
         fid: "", "1" (refused below 1000 cases) or "force".
         out: folder for everything that is written.
@@ -86,6 +88,7 @@ class Settings:
     manifest: Path | None = None
     predictions: dict[str, Path] = field(default_factory=dict)
     no_predictions: str = ""
+    real_brains: bool = False
     features: str = "imagenet"
     fid: str = ""
     groups: Sequence[str] = GROUPS
@@ -154,6 +157,7 @@ def evaluate(settings: Settings) -> Evaluation:
             "distribution": partial(score_distribution, fid=settings.fid),
             "tumours": score_tumours,
             "slices": score_slices,
+            "seam": score_seam,
         }
         for group, score in parts.items():
             if group not in settings.groups:
@@ -168,7 +172,7 @@ def evaluate(settings: Settings) -> Evaluation:
             if reason := _too_few("copies", cohorts):
                 found.left_out.append(("copies", reason))
             else:
-                found.scores += score_copies(found, *cohorts.values())
+                found.scores += score_copies(found, *cohorts.values(), settings.real_brains)
     if "requests" in settings.groups:
         score_requests(found, cohorts["synthetic"], settings.manifest)
     if "fit" in settings.groups:
@@ -232,12 +236,12 @@ def _read(role: str, settings: Settings, grid: WorkingGrid, images: Path, pool: 
 def _too_few(group: str, cohorts: dict[str, Cohort]) -> str:
     """Why a group of scores is refused, or nothing."""
     sizes = {role: len(cohort) for role, cohort in cohorts.items()}
-    if group == "tumours":
+    if group in ("tumours", "seam"):
         sizes = {role: int(np.isfinite(c.tumours["volume_ml"]).sum()) for role, c in cohorts.items()}
     if group == "copies":
         del sizes["heldout"], sizes["synthetic"]  # nearness is told without any, see `Memory`
     if not (few := [f"{n} {role}" for role, n in sizes.items() if n < LEAST[group]]):
         return ""
-    what = "case(s) with a tumour" if group == "tumours" else "case(s)"
+    what = "case(s) with a tumour" if group in ("tumours", "seam") else "case(s)"
     mend = "" if "heldout" not in few[-1] else " Hold back more: make prepare VALIDATION_CASES=list.txt."
     return f"{', '.join(few)} {what}; {LEAST[group]} on each side are the least.{mend}"

@@ -58,6 +58,9 @@ MEASURES = {
     "banding": "banding of slices",
     "mask_flicker": "flicker of the mask",
     "mask_islands": "islands of one slice",
+    "step": "step around the tumour",
+    "noise": "grain around the tumour",
+    "texture": "grain of the tumour",
 }
 
 PROTOCOLS: dict[str, dict[str, str]] = yaml.safe_load((Path(__file__).parent / "protocols.yaml").read_text())
@@ -89,7 +92,7 @@ class Score:
 
     Attributes:
         protocol: name in `PROTOCOLS`, for example "mmd-laplace.heldout".
-        group: "similarity", "distribution", "tumours", "slices", "requests", "copies" or "fit".
+        group: "similarity", "distribution", "tumours", "slices", "seam", "requests", "copies" or "fit".
         value, low, high: the synthetic pairs' score and its 95 % interval.
         n: how many synthetic and real cases went in.
         floor, floor_low, floor_high: the same score of real cases against real cases; NaN where there is none.

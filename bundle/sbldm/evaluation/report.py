@@ -54,6 +54,7 @@ CENTRE_LIMITS = (15.0, 30.0)  # median distance, mm
 SUBJECTS = {
     "distribution": "whether the images look like real ones",
     "slices": "whether neighbouring slices fit together",
+    "seam": "whether tumours fit into their brains",
     "tumours": "whether the tumours are distributed like real ones",
     "requests": "whether tumours are drawn as asked",
     "fit": "whether the masks fit their images",
@@ -72,9 +73,13 @@ PAIR_COLUMNS = {
     "nearest_case": "nearest training case",
     "nearest_correlation": "correlation",
     "nearest_excess": "beyond the next five",
-    "mask_dsc": "DSC of masks",
+    "nearest_tumour": "nearest training tumour",
+    "tumour_dsc": "DSC, centred",
+    "tumour_excess": "beyond the next five",
+    "mask_dsc": "DSC in place",
     "feature_ratio": "distance ratio",
 }
+NEARNESS = ("nearest_excess", "tumour_excess", "nearest_correlation")  # the first that is known orders the pairs
 STAGES = {"autoencoder": "Autoencoder", "diffusion": "Latent diffusion", "gan": "Generator and discriminator"}
 MANIFEST_TERMS = {
     "sampler": "Sampler",
@@ -113,11 +118,12 @@ def summarise(content: Mapping[str, Any]) -> list[Finding]:
         content: of `evaluation.json`: scores, left_out and provenance.
 
     Returns:
-        A statement for each of "distribution", "slices", "tumours", "requests", "fit" and "copies", then the advice.
+        A statement for each of `SUBJECTS`, then the advice.
     """
     rules: dict[str, Callable[[Mapping[str, Score]], Finding]] = {
         "distribution": _images,
         "slices": _slices,
+        "seam": _seam,
         "tumours": _tumours,
         "requests": _requests,
         "fit": _fit,
@@ -261,6 +267,15 @@ def _slices(scores: Mapping[str, Score]) -> Finding:
         "unclear": "No measure of how slices fit together was found to differ",
     }
     return _of_measures("slices", list(scores.values()), "either", statements)
+
+
+def _seam(scores: Mapping[str, Score]) -> Finding:
+    statements = {
+        "good": "Tumours fit into their brains as real ones do: no seam, and no other grain.",
+        "differ": "Tumours do not fit into their brains as real ones do: {} differ{}.",
+        "unclear": "No seam was found around the tumours",
+    }
+    return _of_measures("seam", list(scores.values()), "either", statements)
 
 
 def _tumours(scores: Mapping[str, Score]) -> Finding:
@@ -409,40 +424,70 @@ def _repeated(provenance: Mapping[str, Any]) -> int:
     return len(synthetic & set().union(*real))
 
 
+class _Look(NamedTuple):
+    """One look for copies: what is looked at, beside what, the start of its protocols, and the unit of its limits."""
+
+    what: str
+    original: str
+    prefix: str
+    unit: str
+
+
+LOOKS = (
+    _Look("pairs", "training case", "copies", "correlation beyond"),
+    _Look("tumours", "training tumour", "copies.tumours", "DSC beyond"),
+)
+
+
 def _copies(scores: Mapping[str, Score], repeated: int) -> Finding:
-    near, sure = scores.get("copies.near"), scores.get("copies.sure")
-    if near is None or sure is None:
+    """The worst of what the looks say, with the numbers of all."""
+    looks = [look for look in LOOKS if {f"{look.prefix}.near", f"{look.prefix}.sure"} <= scores.keys()]
+    if not looks:
         return _unseen("copies")
-    count = {score.protocol: round(score.value * score.n[0]) for score in (near, sure)}
-    limits = [re.search(r"r = (-?[\d.]*\d)", score.note) for score in (near, sure)]
-    beyond = [f" (excess correlation beyond {limit[1]})" if limit else "" for limit in limits]
+    found = [_looked(look, scores) for look in looks]
+    mark, statement = max(found, key=lambda one: ("good", "mixed", "unknown", "bad").index(one[0]))[:2]
     masks = scores.get("copies.masks")
-    copied = f"{count['copies.sure']} of {sure.n[0]} pairs"
     if repeated:
         mark, statement = "bad", f"{repeated} pair(s) hold the very voxels of a real case."
-    elif sure.low > sure.floor:
-        mark, statement = "bad", f"{copied} are copies of training cases{beyond[1]}, more than chance explains."
+    elif mark == "good" and masks is not None and "worse" in _standing(masks, math.inf):
+        mark = "mixed"
+        statement = (
+            f"No copy was found among the {looks[0].what}, but masks are more like training masks than real ones."
+        )
+    elif mark == "good":
+        statement = " ".join(text for _, text, _ in found)
+    if looks[0].prefix != "copies":
+        statement += " The brains are real ones by design and were not looked at."
+    return Finding("copies", mark, statement, tuple(line for _, _, lines in found for line in lines))
+
+
+def _looked(look: _Look, scores: Mapping[str, Score]) -> tuple[Mark, str, list[str]]:
+    """Mark, statement and numbers of one look."""
+    near, sure = scores[f"{look.prefix}.near"], scores[f"{look.prefix}.sure"]
+    count = [round(score.value * score.n[0]) for score in (near, sure)]
+    limits = [re.search(r"= (-?[\d.]*\d)", score.note) for score in (near, sure)]
+    beyond = [f" (excess {look.unit} {limit[1]})" if limit else "" for limit in limits]
+    copied = f"{count[1]} of {sure.n[0]} {look.what}"
+    mark: Mark
+    if sure.low > sure.floor:
+        mark, statement = "bad", f"{copied} are copies of {look.original}s{beyond[1]}, more than chance explains."
     elif near.value > (near.floor_high if math.isfinite(near.floor_high) else near.floor):
-        mark = "bad"
-        nearby = f"{count['copies.near']} of {near.n[0]} pairs"
-        statement = f"{nearby} are near to a training case{beyond[0]}, more than chance explains."
-    elif count["copies.sure"]:
-        mark, statement = "mixed", f"{copied} may be copies of training cases{beyond[1]}: look at them."
+        nearby = f"{count[0]} of {near.n[0]} {look.what}"
+        mark, statement = "bad", f"{nearby} are near to a {look.original}{beyond[0]}, more than chance explains."
+    elif count[1]:
+        mark, statement = "mixed", f"{copied} may be copies of {look.original}s{beyond[1]}: look at them."
     elif _standing(near, LARGE_TAIL) == "unclear":
         mark = "unknown"
-        statement = f"No copy was found among {near.n[0]} pairs, too few to rule out that the generator copies."
-    elif masks is not None and "worse" in _standing(masks, math.inf):
-        mark = "mixed"
-        statement = "No pair is a copy of a training case, but masks are more like training masks than real ones are."
+        statement = f"No copy was found among {near.n[0]} {look.what}, too few to rule out that the generator copies."
     else:
-        mark, statement = "good", f"No pair was found to be a copy of a training case: {copied}{beyond[1]}."
-    labels = ("Nearer to a training case than 95 % of held-back cases are", "Beyond the limit of the audit")
+        mark, statement = "good", f"{copied} were found to be copies of {look.original}s{beyond[1]}."
+    labels = (f"Nearer to a {look.original} than 95 % of held-back ones are", "Beyond the limit of the audit")
     numbers = [
-        f"{label}{where}: {count[score.protocol]} of {score.n[0]} pairs, "
+        f"{label}{where}: {n} of {score.n[0]} {look.what}, "
         f"[{100 * score.low:.1f}, {100 * score.high:.1f}]\u00a0%; an honest generator: {100 * score.floor:.3g}\u00a0%."
-        for label, score, where in zip(labels, (near, sure), beyond, strict=True)
+        for label, score, where, n in zip(labels, (near, sure), beyond, count, strict=True)
     ]
-    return Finding("copies", mark, statement, tuple(numbers))
+    return mark, statement, numbers
 
 
 def _advice(marks: Mapping[str, Mark]) -> Finding:
@@ -450,6 +495,7 @@ def _advice(marks: Mapping[str, Mark]) -> Finding:
     names = {
         "distribution": "images",
         "slices": "stacking of slices",
+        "seam": "seams",
         "tumours": "tumours",
         "requests": "requests",
         "fit": "masks",
@@ -538,16 +584,16 @@ def _protocols(scores: Sequence[Score]) -> list[dict[str, Any]]:
 
 
 def _nearest_pairs(out: Path) -> dict[str, Any] | None:
-    """The pairs nearest to a training case, as numbers."""
+    """The pairs nearest to a training case, of real brains by their tumours, as numbers."""
     if not (out / "pairs.csv").is_file():
         return None
     rows = read_rows(out / "pairs.csv", {"pair": str}, EVALUATE_AGAIN, remove=False)
-    rows = [row for row in rows if row.get("nearest_correlation")]
-    if not rows:
+    order = next((key for key in NEARNESS if any(row.get(key) for row in rows)), None)
+    if order is None:
         return None
-    rows.sort(key=lambda row: -float(row.get("nearest_excess") or row["nearest_correlation"]))
+    rows = sorted((row for row in rows if row.get(order)), key=lambda row: -float(row[order]))
     columns = {key: heading for key, heading in PAIR_COLUMNS.items() if key in rows[0]}
-    names = ("pair", "nearest_case")
+    names = ("pair", "nearest_case", "nearest_tumour")
     return {
         "headings": list(columns.values()),
         "numeric": [key not in names for key in columns],

@@ -30,13 +30,14 @@ __all__ = [
     "score_distribution",
     "score_fit",
     "score_requests",
+    "score_seam",
     "score_similarity",
     "score_slices",
     "score_tumours",
 ]
 
 # Cases on every side.
-LEAST = {"similarity": 2, "distribution": 10, "tumours": 5, "slices": 5, "copies": 3, "requests": 3}
+LEAST = {"similarity": 2, "distribution": 10, "tumours": 5, "slices": 5, "seam": 5, "copies": 3, "requests": 3}
 LEAST_HELDOUT = 5  # for floors of the copies; their count itself needs none
 PLANTED = 20
 FID_LEAST = 1000
@@ -304,27 +305,56 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 def score_slices(found: Evaluation, sides: Mapping[str, Cohort], heldout: Cohort) -> Iterator[Score]:
     """Consistency from slice to slice."""
-    rows = _equal(sides)
-    for name in heldout.slices:
-        reference = _finite(heldout.slices[name])
-        samples = {side: _finite(c.slices[name][rows[side]]) for side, c in sides.items()}
-        if not (samples := _comparable(found, "slices", name, reference, samples)):
-            continue
-        values = {side: slices.effect_size(x, reference) for side, x in samples.items()}
-        n = {side: (len(x), len(reference)) for side, x in samples.items()}
-        note = f"mean {samples['synthetic'].mean():.3g}, held-back {reference.mean():.3g}"
-        yield _beside(f"{name}.effect", "slices", values, n, note=note)
+    measured = {side: c.slices for side, c in sides.items()}
+    yield from _effects(found, "slices", "{}.effect", measured, heldout.slices, _equal(sides))
     for c in (sides["synthetic"], sides["floor"], heldout):
         found.arrays[f"curves.{c.role}"] = c.curves
         for name, measured in c.slices.items():
             found.arrays[f"slices.{name}.{c.role}"] = measured
 
 
+def score_seam(found: Evaluation, sides: Mapping[str, Cohort], heldout: Cohort) -> Iterator[Score]:
+    """How what was drawn fits into its brain, over cases with a tumour."""
+    measured, rows = {side: c.seams for side, c in sides.items()}, _equal(sides, tumour=True)
+    yield from _effects(found, "seam", "seam.{}", measured, heldout.seams, rows)
+
+
+def _effects(
+    found: Evaluation,
+    group: str,
+    title: str,
+    sides: Mapping[str, Mapping[str, np.ndarray]],
+    heldout: Mapping[str, np.ndarray],
+    rows: Mapping[str, np.ndarray],
+) -> Iterator[Score]:
+    """Measures that have no good value of their own, in SD of the held-back cases from their mean."""
+    for name in heldout:
+        reference = _finite(heldout[name])
+        samples = {side: _finite(measures[name][rows[side]]) for side, measures in sides.items()}
+        if not (samples := _comparable(found, group, name, reference, samples)):
+            continue
+        values = {side: slices.effect_size(x, reference) for side, x in samples.items()}
+        n = {side: (len(x), len(reference)) for side, x in samples.items()}
+        note = f"mean {samples['synthetic'].mean():.3g}, held-back {reference.mean():.3g}"
+        yield _beside(title.format(name), group, values, n, note=note)
+
+
 # --- requests, copies, fit --------------------------------------------------------------------------------------------
 
 
-def score_copies(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: Cohort) -> Iterator[Score]:
-    """Nearest training cases in image, mask and features, each against what held-back cases have."""
+def score_copies(
+    found: Evaluation, synthetic: Cohort, train: Cohort, heldout: Cohort, real_brains: bool = False
+) -> Iterator[Score]:
+    """Nearest training cases in image, tumour, mask and features, each against what held-back cases have.
+
+    Where brains are real by design the tumours alone are looked at.
+    """
+    yield from _copied_tumours(found, synthetic, train, heldout)
+    yield from _copied_masks(found, synthetic, train, heldout)
+    if real_brains:
+        why = "each pair repeats a real brain by design, as a canvas or a receiver; its tumour was looked at"
+        found.left_out.append(("copies.near", f"Whole brains against those of training cases: {why}."))
+        return
     by_name = dict(zip(train.names, train.fingerprints, strict=True))
     memory = copies.Memory.build(by_name, dict(zip(heldout.names, heldout.fingerprints, strict=True)))
     found.remarks.append(f"Copies: limits set by {memory.calibration}. {copies.REACH}")
@@ -358,7 +388,6 @@ def score_copies(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: C
     for pair, near in zip(found.pairs, nearest, strict=True):
         pair |= {"nearest_case": near.name, "nearest_correlation": round(near.correlation, 4)}
         pair |= {"nearest_excess": round(near.excess, 4)}
-    yield from _copied_masks(found, synthetic, train, heldout)
     if len(heldout) < LEAST_HELDOUT:
         few = f"{len(heldout)} held-back case(s); {LEAST_HELDOUT} are the least"
         found.left_out.append(("copies.ratio", f"Distances in features to training and held-back cases: {few}."))
@@ -373,6 +402,36 @@ def _planted(train: Cohort) -> dict[str, list[np.ndarray]]:
         image = disguise(read_image(train.place(k)), train.spacing, np.random.default_rng(k))
         prints.setdefault(kind, []).append(copies.fingerprint(image, train.spacing))
     return prints
+
+
+def _copied_tumours(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: Cohort) -> Iterator[Score]:
+    """Tumours that are those of training cases, wherever they lie."""
+    try:
+        memory = copies.TumourMemory.build(
+            *(dict(zip(c.names, c.tumour_prints, strict=True)) for c in (train, heldout))
+        )
+    except DataError as error:
+        found.left_out.append(("copies.tumours", str(error)))
+        return
+    found.remarks.append(f"Copied tumours: limits set by {memory.calibration}. {copies.TUMOUR_REACH}")
+    with_tumour = [k for k, mask in enumerate(synthetic.tumour_prints) if mask.any()]
+    nearest = [memory.nearest(synthetic.tumour_prints[k]) for k in with_tumour]
+    if not nearest:
+        found.left_out.append(("copies.tumours", "Copied tumours: no pair has one."))
+        return
+    n, floor_n, excess = (
+        (len(nearest), len(memory.names)),
+        (memory.honest, len(memory.names)),
+        [e.excess for e in nearest],
+    )
+    floors = {"near": copies.near_floor(len(nearest), memory.honest), "sure": copies.SURE}
+    for name, limit in (("near", memory.near), ("sure", memory.copy)):
+        count, rate = copies.copy_rate(np.array(excess), limit)
+        note = f"{count} tumours beyond an excess of DSC = {limit:.3f}"
+        yield _score(f"copies.tumours.{name}", "copies", rate, floors[name], n, floor_n, aim="low", note=note)
+    for k, near in zip(with_tumour, nearest, strict=True):
+        found.pairs[k] |= {"nearest_tumour": near.name, "tumour_dsc": round(near.correlation, 4)}
+        found.pairs[k] |= {"tumour_excess": round(near.excess, 4)}
 
 
 def _copied_masks(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: Cohort) -> Iterator[Score]:

@@ -16,6 +16,7 @@ __all__ = ["EVALUATE_AGAIN", "GROUPS", "number", "read_evaluation", "read_scores
 GROUPS = {
     "distribution": "Do the images come from the same distribution?",
     "slices": "Do neighbouring slices fit together?",
+    "seam": "Do tumours fit into their brains?",
     "tumours": "Are the tumours distributed like real ones?",
     "requests": "Is the tumour drawn that was asked for?",
     "fit": "Does the mask fit the image?",

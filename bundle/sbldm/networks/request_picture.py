@@ -11,7 +11,9 @@ from torch import nn
 from sbldm.tumour.characteristics import NAMES
 from sbldm.tumour.normaliser import LOGARITHMIC, Normaliser
 
-__all__ = ["RequestPicture"]
+__all__ = ["MARGIN_MM", "RequestPicture"]
+
+MARGIN_MM = 15.0  # around a tumour: one latent and a half of `small`, within which it is drawn into a brain
 
 EDGE = 0.15  # width of the soft edge, as a share of the ellipsoid's radius
 SWOLLEN = 1 + (math.pi * EDGE) ** 2  # volume of the soft ellipsoid over that of a hard one

@@ -29,14 +29,13 @@ from sbldm.cases.pipeline import original_cases
 from sbldm.cases.prepare import Gridded
 from sbldm.errors import DataError, InputError
 from sbldm.files import atomic_path, cached_npz, make_folder, user_path
-from sbldm.networks import RequestPicture
+from sbldm.networks.request_picture import MARGIN_MM, RequestPicture
 from sbldm.run.limits import MOST_SEED
 from sbldm.run.progress import Progress
 from sbldm.runs import Run
 from sbldm.synthesis.healing import rise
 from sbldm.synthesis.model import Model, PairSampler
 from sbldm.synthesis.pairs import LEAST_ML, OUTSIDE, Pair
-from sbldm.training.batches import MARGIN_MM
 from sbldm.tumour.characteristics import NAMES, measure
 
 __all__ = ["Canvas", "Canvases", "draw_into", "read_canvas"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sbldm.evaluation.copies import REACH, too_many_copies
+from sbldm.evaluation.copies import REACH, TUMOUR_REACH, too_many_copies
 from sbldm.files import atomic_path, read_text
 from sbldm.manifest import read_description, read_given_up, read_lineage, read_manifest, read_settings
 from sbldm.models import MODELS
@@ -125,21 +125,24 @@ def _checks(folder: Path, rows: list[dict[str, str]], settings: dict) -> list[st
     overridden = [row for row in rows if row["gate"].startswith("OVERRIDDEN")]
     unseen = sum(row["near_copy"] == "" for row in rows)
     near = sum(row["near_copy"] == "1" for row in rows)
+    canvas = "canvas" in rows[0]
+    what = "tumours are nearer to a training tumour" if canvas else "pairs are nearer to a training case"
     found = [
         f"- {drawn} pairs were drawn, {len(rows)} accepted, {len(given_up)} requests given up; every refusal and its "
         "reason stands in `manifest.csv` or `given_up.csv`.",
-        f"- {near} of {len(rows) - unseen} pairs are nearer to a training case than 95 % of held-back cases are "
+        f"- {near} of {len(rows) - unseen} {what} than 95 % of held-back cases are "
         "(honest: about 5 %); no copy beyond the limit of the gate was accepted"
         + (" but those below." if overridden else "."),
-        f"- {REACH}",
+        *([] if canvas else [f"- {REACH}"]),
+        *([f"- {TUMOUR_REACH}"] if "tumour_excess" in rows[0] else []),
     ]
     if verdict := too_many_copies(rows, settings["gate"]["honest_cases"]):
         found.append(f"- **Warning**: {verdict}.")
     if overridden:
         first = overridden[0]["gate"]
         found.append(f"- **Warning**: the gate was overridden for {len(overridden)} pairs, the first: {first}.")
-    if unseen and "canvas" in rows[0]:
+    if canvas:
         found.append("- Copies of brains were not looked for: each brain is a canvas's by design.")
-    elif unseen:
+    if unseen:
         found.append(f"- **Warning**: {unseen} pairs were not compared with the training cases.")
     return found

@@ -21,7 +21,7 @@ from sbldm.cases.geometry import WorkingGrid
 from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import load_prepared, read_sidecar
 from sbldm.errors import DataError, InputError, StateError
-from sbldm.evaluation.copies import Memory, fingerprint
+from sbldm.evaluation.copies import Memory, TumourMemory, fingerprint, tumour_print
 from sbldm.evaluation.tumours import shape_measures, tumour_contrast, tumour_measures
 from sbldm.evaluation.volumes import Volume, evaluation_grid, to_volume
 from sbldm.files import read_json, write_json
@@ -38,7 +38,7 @@ LEAST_CASES = 3  # that a range is learnt from
 SLACK = 0.1  # by which real ranges are wider at least: in logarithms of sizes, in SD of the brain for the contrast
 UNLIKELY = 0.01  # share of honest pairs that a measure may refuse, were its (logarithmic) values normal
 SIZES = ("volume_ml", "sphericity", "w_mm", "h_mm", "d_mm", "brain_ml", "brain_l_mm", "brain_p_mm", "brain_s_mm")
-VERSION = 8  # raise it when the gate measures differently
+VERSION = 9  # raise it when the gate measures differently
 FORMS = ("largest", "thickness", "depth")  # of the mask (`shape_measures`), in logarithms as sizes
 SHARES = ("specks", "hollow")
 MEASURES = ("volume_ml", *SHARES, *FORMS, *SIZES[1:], "contrast")  # the first that is wrong is named
@@ -100,8 +100,10 @@ class Verdict:
         refused: whether it must be drawn again.
         correlation, excess: with the nearest training case, and over the next ones (see `Memory`); NaN where copies are
             not looked for.
-        near: nearer to a training case than 95 % of the held-back cases are.
-        real_brain: of a canvas, by design.
+        near: nearer to a training case than 95 % of the held-back cases are; on a canvas, whose brain is real by
+            design, the tumour to a training tumour.
+        tumour_dsc, tumour_excess: the same two numbers of the tumour alone (see `TumourMemory`).
+        real_brain: of a canvas.
     """
 
     fault: str
@@ -109,16 +111,23 @@ class Verdict:
     correlation: float = np.nan
     excess: float = np.nan
     near: bool = False
+    tumour_dsc: float = np.nan
+    tumour_excess: float = np.nan
     real_brain: bool = False
 
     def record(self) -> dict[str, Any]:
         """What the manifest keeps."""
-        unseen = np.isnan(self.correlation)
-        passed = "copies not looked for" if unseen and not self.real_brain else "passed"
+        numbers = {
+            "nearest_correlation": self.correlation,
+            "nearest_excess": self.excess,
+            "tumour_dsc": self.tumour_dsc,
+            "tumour_excess": self.tumour_excess,
+        }
+        unseen = np.isnan(self.tumour_excess if self.real_brain else self.excess)
+        passed = "copies not looked for" if unseen else "passed"
         return {
             "gate": f"OVERRIDDEN: {self.fault}" if self.fault else passed,
-            "nearest_correlation": "" if unseen else round(self.correlation, 4),
-            "nearest_excess": "" if unseen else round(self.excess, 4),
+            **{name: "" if np.isnan(value) else round(value, 4) for name, value in numbers.items()},
             "near_copy": "" if unseen else int(self.near),
         }
 
@@ -129,6 +138,7 @@ class Gate:
 
     Attributes:
         memory: knows the training cases; None where there are none to compare with, so copies pass unseen.
+        tumours: knows their tumours; None where fewer than three have one.
         ranges: measure -> limits of what is plausible beside the real cases of the run (`_limits`).
         grid: on which pairs are looked at.
         enforced: False lets copies and implausible pairs pass, and writes down what was wrong with them.
@@ -136,6 +146,7 @@ class Gate:
     """
 
     memory: Memory | None
+    tumours: TumourMemory | None
     ranges: dict[str, tuple[float, float]]
     grid: WorkingGrid
     enforced: bool = True
@@ -161,26 +172,29 @@ class Gate:
             refuse_requests(run.preset["model"], (), {"tol": tolerance})
         grid = evaluation_grid(WorkingGrid.from_config(**run.preset["grid"]).spacing)
         try:
-            memory, ranges = _yardstick(run, grid)
+            memory, tumours, ranges = _yardstick(run, grid)
         except (StateError, DataError) as error:
             if switch == "on":
                 raise StateError(f"The gate has no yardstick: {error} GATE=off draws without it.") from None
             if isinstance(error, StateError) and run.prepared.is_dir():  # they are there, and one is damaged
                 raise
-            memory, ranges = None, {}
+            memory, tumours, ranges = None, None, {}
         if switch == "off":
             unseen = "" if memory else " Nobody looks whether they are copies."
             print(f"WARNING: GATE=off: copies of training cases and implausible pairs will be written.{unseen}")
-        return cls(memory, ranges, grid, switch == "on", within)
+        return cls(memory, tumours, ranges, grid, switch == "on", within)
 
     @property
     def settings(self) -> dict[str, Any]:
         """What all pairs of a dataset have in common, for `synthesis.json`."""
-        limits = {"near": round(self.memory.near, 4), "copy": round(self.memory.copy, 4)} if self.memory else {}
+        limits = {}
+        for prefix, memory in (("", self.memory), ("tumour_", self.tumours)):
+            if memory:
+                limits |= {f"{prefix}near": round(memory.near, 4), f"{prefix}copy": round(memory.copy, 4)}
         tolerance = {"volume": self.tolerance.volume, "centre_mm": self.tolerance.centre_mm}
         return {
             "switch": "on" if self.enforced else "off",
-            "honest_cases": self.memory.honest if self.memory else 0,
+            "honest_cases": memory.honest if (memory := self.memory or self.tumours) else 0,
             "limits": limits,
             "tolerance": {name: value for name, value in tolerance.items() if np.isfinite(value)},
         }
@@ -201,16 +215,21 @@ class Gate:
         if request and (fault := self.tolerance.fault(pair.measured, request)):
             return Verdict(fault, True)
         volume = to_volume("", pair.image[0], pair.labels > 0, affine, self.grid)
-        found = (
-            self.memory.nearest(fingerprint(volume.image, volume.spacing)) if self.memory and not real_brain else None
-        )
-        if found and found.excess > self.memory.copy:
-            fault = f"copy of a training case (correlation {found.correlation:.2f}, {found.excess:.2f} beyond the next)"
+        brain = tumour = None
+        if self.memory and not real_brain:
+            brain = self.memory.nearest(fingerprint(volume.image, volume.spacing))
+        if self.tumours and volume.mask.any():
+            tumour = self.tumours.nearest(tumour_print(volume.mask, volume.spacing))
+        if brain and brain.excess > self.memory.copy:
+            fault = f"copy of a training case (correlation {brain.correlation:.2f}, {brain.excess:.2f} beyond the next)"
+        elif tumour and tumour.excess > self.tumours.copy:
+            fault = f"copy of a training tumour (DSC {tumour.correlation:.2f}, {tumour.excess:.2f} beyond the next)"
         else:
             measured = _measures(volume, pair, affine)
             fault = self._implausible(measured, request, real_brain) or _unlike_request(measured, request)
-        seen = (found.correlation, found.excess, found.excess > self.memory.near) if found else (np.nan, np.nan, False)
-        return Verdict(fault, bool(fault) and self.enforced, *seen, real_brain)
+        near = tumour and tumour.excess > self.tumours.near if real_brain else brain and brain.excess > self.memory.near
+        numbers = [value for found in (brain, tumour) for value in (found[1:] if found else (np.nan, np.nan))]
+        return Verdict(fault, bool(fault) and self.enforced, *numbers[:2], bool(near), *numbers[2:], real_brain)
 
     def _implausible(self, found: Mapping[str, float], request: Mapping[str, float], real_brain: bool = False) -> str:
         """The first measure that is missing or beyond its real range, if any; nothing without a yardstick."""
@@ -284,7 +303,7 @@ def _measures(volume: Volume, pair: Pair, affine: np.ndarray) -> dict[str, float
     return found
 
 
-def _yardstick(run: Run, grid: WorkingGrid) -> tuple[Memory, dict[str, tuple[float, float]]]:
+def _yardstick(run: Run, grid: WorkingGrid) -> tuple[Memory, TumourMemory | None, dict[str, tuple[float, float]]]:
     """What the gate judges by, from `RUN/gate/`, or measured anew on the prepared cases.
 
     Raises:
@@ -295,13 +314,14 @@ def _yardstick(run: Run, grid: WorkingGrid) -> tuple[Memory, dict[str, tuple[flo
     contents = json.dumps({role: sorted(found.values()) for role, found in cases.items()})
     key = hashlib.sha256(f"{VERSION} {grid} {contents}".encode()).hexdigest()
     try:
-        kept = read_json(folder / "ranges.json", {"key": str, "ranges": {str: [float]}})
-        memory = Memory.load(folder / "memory.npz")
+        kept = read_json(folder / "ranges.json", {"key": str, "tumours": bool, "ranges": {str: [float]}})
+        memory, path = Memory.load(folder / "memory.npz"), folder / "tumours.npz"
+        tumours = TumourMemory.load(path) if kept["tumours"] else None
         if kept["key"] != key:
             raise ValueError
     except (StateError, ValueError):  # not there, damaged, or of other cases
-        kept, memory = _measure(run, cases, grid, folder, key)
-    return memory, {name: tuple(limits) for name, limits in kept["ranges"].items()}
+        kept, memory, tumours = _measure(run, cases, grid, folder, key)
+    return memory, tumours, {name: tuple(limits) for name, limits in kept["ranges"].items()}
 
 
 def _prepared(run: Run, names: list[str]) -> dict[str, str]:
@@ -311,10 +331,10 @@ def _prepared(run: Run, names: list[str]) -> dict[str, str]:
 
 def _measure(
     run: Run, cases: dict[str, dict[str, str]], grid: WorkingGrid, folder: Path, key: str
-) -> tuple[dict[str, Any], Memory]:
+) -> tuple[dict[str, Any], Memory, TumourMemory | None]:
     """Fingerprints of all prepared cases as pairs, and the ranges of those to train on (the rest is for tests)."""
     preset, written = run.preset, measure_cases(run, read_lists(run.folder))["written"]
-    prints: dict[str, dict[str, np.ndarray]] = {role: {} for role in cases}
+    prints, shapes = ({role: {} for role in cases} for _ in range(2))
     measured: list[dict[str, Any]] = []
     for role, names in cases.items():
         for name in progress(names, f"The gate looks at the {role} cases"):
@@ -322,6 +342,7 @@ def _measure(
             pair, affine = as_pair(volume, sidecar, preset, written)
             found = to_volume(name, pair.image[0], pair.labels > 0, affine, grid)
             prints[role][name] = fingerprint(found.image, found.spacing)
+            shapes[role][name] = tumour_print(found.mask, found.spacing)
             if role == "train":
                 tumour = pair.labels.any()
                 measured.append(_measures(found, pair, affine) if tumour else _brain_measures(found))
@@ -337,9 +358,13 @@ def _measure(
             ranges[name][0] /= float(factor)
     memory = Memory.build(prints["train"], prints["validation"])
     memory.save(folder / "memory.npz")
-    kept = {"key": key, "ranges": ranges}
+    tumours = None
+    if sum(mask.any() for mask in shapes["train"].values()) >= LEAST_CASES:
+        tumours = TumourMemory.build(shapes["train"], shapes["validation"])
+        tumours.save(folder / "tumours.npz")
+    kept = {"key": key, "tumours": tumours is not None, "ranges": ranges}
     write_json(folder / "ranges.json", kept)
-    return kept, memory
+    return kept, memory, tumours
 
 
 def _limits(values: np.ndarray) -> list[float]:

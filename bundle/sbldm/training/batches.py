@@ -10,11 +10,9 @@ from einops import rearrange
 from monai.engines import PrepareBatch
 
 from sbldm.diffusion import Schedule
-from sbldm.networks import RequestPicture
+from sbldm.networks.request_picture import MARGIN_MM, RequestPicture
 
-__all__ = ["MARGIN_MM", "DiffusionBatch", "SliceBatch"]
-
-MARGIN_MM = 15.0  # around a tumour: one latent and a half of `small`
+__all__ = ["DiffusionBatch", "SliceBatch"]
 
 
 class SliceBatch(PrepareBatch):
