@@ -19,6 +19,7 @@ from test_synthesis import manifest
 from sbldm.cases.layouts import Source, find_cases, read_arrays
 from sbldm.cases.phantom import write_phantoms
 from sbldm.errors import DataError
+from sbldm.evaluation.tumours import tumour_contrast
 from sbldm.files import read_json
 from sbldm.networks import RequestPicture
 from sbldm.runs import within_regions
@@ -156,6 +157,73 @@ def test_the_old_tumour_s_detail_goes_too(cases: dict[float, Path], tmp_path: Pa
     alone = replace(marked, image=np.where(tumour, marked.image, canvas.image))
     (healed,) = brains._healed([alone])
     assert abs(pattern(ndimage.binary_erosion(tumour))) < 4
+
+
+def painted(brains: Canvases, name: str, request: np.ndarray, asked: np.ndarray, **more: Any) -> tuple[Any, np.ndarray]:
+    """A pair with the ball of a request in the region of another, and the weight of the region."""
+    canvas, model = brains.get(name), brains.model
+    region, known = brains.region(canvas, asked), torch.from_numpy(canvas.latents)
+    condition = torch.from_numpy(model.normaliser.encode(request))
+    latents = brains.sampler(condition[None], None, [0], region=region[None], known=known[None])[0]
+    return draw_into(canvas, latents, region, model, **more), module._weight(region, canvas)
+
+
+def test_contrast_is_what_was_asked_for(cases: dict[float, Path], tmp_path: Path) -> None:
+    """The drawn difference is made weaker or stronger; what cannot be reached is a fault."""
+    brains = canvases(cases[2.0], tmp_path)
+    name = next(iter(brains.cases))
+    request = TUMOUR * [1, 1, 1, -1, -1, 1, 1, 1, 1]
+    canvas, spacing = brains.get(name), brains.get(name).native.spacing
+    plain, weight = painted(brains, name, request, request)
+    usual = tumour_contrast(plain.image[0], plain.labels > 0, spacing)
+    for contrast in (1.5, 3.0, 0.9 * usual):
+        pair, _ = painted(brains, name, request, request, contrast=contrast)
+        assert tumour_contrast(pair.image[0], pair.labels > 0, spacing) == pytest.approx(contrast, abs=0.06)
+        assert pair.fault == "" and np.array_equal(pair.labels, plain.labels)
+        assert np.array_equal(pair.image[0][weight == 0], canvas.image[0][weight == 0])
+    pair, _ = painted(brains, name, request, request, contrast=50.0)
+    assert "which cannot be made 50" in pair.fault
+
+
+@pytest.mark.parametrize("spacing", [1.0, 2.0])
+def test_a_pushing_tumour_has_the_asked_size(cases: dict[float, Path], tmp_path: Path, spacing: float) -> None:
+    """Half of it is drawn and swells to the whole at its place; beyond the region and at the skull nothing moves."""
+    brains = canvases(cases[spacing], tmp_path)
+    name, request = next(iter(brains.cases)), TUMOUR * [1, 1, 1, -1, -1, 1, 1, 1, 1]
+    canvas = brains.get(name)
+    drawn = module.smaller(request)
+    assert drawn[0] == pytest.approx(7) and drawn[6] == pytest.approx(30 / 2 ** (1 / 3))
+    plain, weight = painted(brains, name, drawn, request)
+    pair, _ = painted(brains, name, drawn, request, pushed_by=request)
+    assert pair.measured[0] == pytest.approx(2 * plain.measured[0], rel=0.1)
+    assert pair.measured[6:9] == pytest.approx(plain.measured[6:9] * 2 ** (1 / 3), abs=2.5)
+    assert np.linalg.norm(pair.measured[3:6] - request[3:6]) < 3
+    assert np.array_equal(pair.image[0][weight == 0], canvas.image[0][weight == 0])
+    assert np.array_equal(pair.image != 0, canvas.image != 0) and pair.image.dtype == np.int16
+    assert (pair.image[0] != plain.image[0])[weight > 0].mean() > 0.1
+
+
+def test_push_moves_along_rays(cases: dict[float, Path], tmp_path: Path) -> None:
+    """On a picture of distances: at the asked edge lies what was at the drawn one, at the rim nothing has moved."""
+    brains = canvases(cases[1.0], tmp_path, keep=True)
+    canvas = brains.get(next(iter(brains.cases)))
+    frame = canvas.native.frame(canvas.working)
+    voxels = np.stack(np.meshgrid(*map(np.arange, canvas.labels.shape), indexing="ij"))
+    centre = np.linalg.inv(frame)[:3] @ [*TUMOUR[3:6], 1]
+    distance = np.linalg.norm(voxels - centre[:, None, None, None], axis=0)  # mm, as the grid is of 1 mm
+    ramp = replace(canvas, image=(100 + 100 * distance).astype(np.int16)[None], labels=np.zeros_like(canvas.labels))
+    ball = (distance < 11.9).astype(np.uint8)
+    image, labels = module.pushed(ramp.image, ball, ramp, TUMOUR, np.ones(ball.shape))
+    at = [tuple(np.rint(np.add(centre, [r, 0, 0])).astype(int)) for r in (6, 15, 29)]
+    exact = [distance[where] for where in at]
+    scale = 2 ** (-1 / 3)
+    assert (image[0][at[0]] - 100) / 100 == pytest.approx(scale * exact[0], abs=0.15)
+    assert (image[0][at[1]] - 100) / 100 == pytest.approx(scale * 15 + (exact[1] - 15), abs=0.35)
+    assert (image[0][at[2]] - 100) / 100 == pytest.approx(exact[2], abs=0.15)
+    assert labels.sum() == pytest.approx(ball.sum() * 2, rel=0.05)
+    held = replace(ramp, labels=ball)  # a tumour that is kept does not move
+    still, _ = module.pushed(held.image, ball, held, TUMOUR, np.ones(ball.shape))
+    assert np.array_equal(still[0][ball > 0], held.image[0][ball > 0])
 
 
 def test_kept_tumours(cases: dict[float, Path], tmp_path: Path) -> None:
@@ -304,6 +372,8 @@ def test_wrong_words_are_refused(tmp_path: Path, drawn_run: Path) -> None:
     assert "has no `regions`" in one_line(call(*synth, "--canvas", "train"), 2)
     assert "has no `regions`" in one_line(call("train", "regions", "--run", run), 2)
     assert "say CANVAS= as well" in one_line(call(*synth, "--keep", 1), 2)
+    assert "PUSH=1" in one_line(call(*synth, "--push", 1), 2)
+    assert "CONTRAST: can be asked for on canvases alone" in one_line(call(*synth, "--contrast", "1.5"), 2)
 
 
 def test_folders_and_keep(tmp_path: Path, taught_run: Path) -> None:
@@ -346,7 +416,12 @@ def test_pairs_on_canvases(tmp_path: Path, taught_run: Path, phantom_cases: Path
         same = np.asarray(image.dataobj) == original[0]
         assert 0.5 < same.mean() < 1 and same[original[0] == 0].all()
     assert len({row["canvas"] for row in rows}) == len(rows)
-    assert read_json(folder / "synthesis.json")["canvases"] == {"own": "healed", "cases": 6, "from": str(phantom_cases)}
+    assert read_json(folder / "synthesis.json")["canvases"] == {
+        "own": "healed",
+        "pushed": False,
+        "cases": 6,
+        "from": str(phantom_cases),
+    }
     assert "the brains are real" in (folder / "datasheet.md").read_text()
     (folder / "lineage.json").unlink()
     before = {path.name: path.stat().st_mtime_ns for path in (folder / "labelsTr").iterdir()}

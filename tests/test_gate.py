@@ -76,7 +76,7 @@ def test_training_cases_are_copies_and_others_are_not(run: Run, gate: Gate) -> N
 
 
 def test_copied_tumours_are_refused(run: Run, gate: Gate) -> None:
-    """A training tumour in another brain, on a canvas too; there the brain is not looked at, and nearness is its own."""
+    """A training tumour in another brain, also on a canvas, where the brain is not looked at."""
     lists = read_lists(run.folder)
     tumour = drawn_as(run, lists["train"][0])[0].labels
     pair, affine, request = drawn_as(run, lists["validation"][0])

@@ -39,7 +39,7 @@ def test_distance() -> None:
     """Along the axes it is that to the face of the ellipsoid; the direction points outwards."""
     found = volume(0)
     distance, outward = _from_ellipsoid(found.characteristics, found.image.shape, np.array(found.spacing))
-    middle = tuple(int(round(c / 2 + 44.5)) for c in (-CENTRE[0], -CENTRE[1], CENTRE[2]))
+    middle = tuple(round(c / 2 + 44.5) for c in (-CENTRE[0], -CENTRE[1], CENTRE[2]))
     for axis, size in enumerate(SIZE):
         there = list(middle)
         there[axis] += 15

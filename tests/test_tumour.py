@@ -15,7 +15,7 @@ from scipy.stats import ks_2samp, multivariate_normal, spearmanr, wasserstein_di
 from sbldm.errors import InputError
 from sbldm.tumour.characteristics import NAMES, measure, sphere_surface, to_dict
 from sbldm.tumour.normaliser import Normaliser
-from sbldm.tumour.requests import TumourModel, parse_request, read_requests
+from sbldm.tumour.requests import TumourModel, _functions, parse_request, read_requests
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 ISO = (1.0, 1.0, 1.0)
@@ -504,3 +504,13 @@ def test_real_tumours():
     assert np.abs(spearmanr(draws).statistic - spearmanr(values).statistic).mean() < 0.1
     assert draws[:, 0].mean() == pytest.approx(values[:, 0].mean(), rel=0.03)
     np.testing.assert_array_less(distances(draws, values), bootstrap_floor(values))
+
+
+def test_rare_requests(planted):
+    """The rarest of eight lie farther from the training tumours in size and place, within their limits, and by seed."""
+    _, model = planted
+    usual, rare = (np.array([model.complete({}, seed, among) for seed in range(60)]) for among in (1, 8))
+    rarity = [model._rarity(_functions(values)) for values in (usual, rare)]
+    assert np.median(rarity[1]) > 1.3 * np.median(rarity[0])
+    assert not [name for values in rare for name in model.outside(values) if "below" in name or "above" in name]
+    assert np.array_equal(model.complete({}, 7, 8), rare[7]) and model.complete({"volume_ml": 9.0}, 3, 8)[0] == 9

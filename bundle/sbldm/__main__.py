@@ -22,7 +22,7 @@ from sbldm.run.schema import refuse_expressions
 from sbldm.runs import Run, load_preset, within_regions
 
 BUNDLE = Path(__file__).parents[1]
-REQUEST = ("volume_ml", "surface_mm2", "sphericity", "centre_mm", "extents_mm")
+REQUEST = ("volume_ml", "surface_mm2", "sphericity", "centre_mm", "extents_mm", "contrast")
 STAGES = dict.fromkeys(stage for model in MODELS.values() for stage in model.stages)
 
 
@@ -133,16 +133,18 @@ def train(arguments: argparse.Namespace) -> None:
 
 def synth(arguments: argparse.Namespace) -> None:
     """Draw pairs into the nnU-Net raw dataset of the run."""
-    from sbldm.synthesis.requests import count_pairs, read_asked
+    from sbldm.synthesis.requests import GAPS, count_pairs, read_asked
 
     run = Run.at(arguments.run)
     request = {name: getattr(arguments, name) for name in REQUEST}
-    table = user_path(arguments.requests).absolute() if arguments.requests else None
+    table = arguments.requests or None
+    if table not in (None, GAPS):
+        table = user_path(table).absolute()
     asked = read_asked(table, request)
-    count_pairs(arguments.n, len(asked) if table else 0)  # before any model is loaded
+    count_pairs(arguments.n, len(asked) if table not in (None, GAPS) else 0)  # before any model is loaded
     name = arguments.name or run.preset["model"].upper()
     if run.preset["model"] == "copypaste":
-        unheeded = (*SAMPLING, "batch", "tol", "canvas", "keep")
+        unheeded = (*SAMPLING, "batch", "tol", "canvas", "keep", "push")
         refuse_requests(run.preset["model"], asked, {name: getattr(arguments, name) for name in unheeded})
         arguments.name = name
         copypaste(arguments)
@@ -163,6 +165,7 @@ def synth(arguments: argparse.Namespace) -> None:
         tolerance=arguments.tol,
         canvas=_canvas(arguments.canvas),
         keep=arguments.keep or None,
+        push=arguments.push or None,
         dataset_id=arguments.dataset,
         dataset_name=name,
     )
@@ -233,12 +236,13 @@ def parser() -> argparse.ArgumentParser:
         run=run,
         n=("", "number of pairs"),
         seed=("0", "pair i has the seed SEED + i"),
-        requests=("", "CSV table of requests"),
+        requests=("", "CSV table of requests; gaps: drawn where real tumours are rare"),
         volume_ml=("", "one request for all pairs: volume (ml)"),
         surface_mm2=("", "surface (mm2)"),
         sphericity=("", "sphericity, above 0 to 1"),
         centre_mm=("", "R,A,S from the centre of the brain's box (mm)"),
         extents_mm=("", "bounding box along R,A,S (mm)"),
+        contrast=("", "on canvases: brightness above the brain around, in SD of the brain"),
         sampler=("", "ddim, ddpm, dpm_solver, unipc or heun; as the preset says when empty"),
         steps=("", "network evaluations"),
         spacing=("", "of the steps of dpm_solver, unipc and heun: karras or logsnr"),
@@ -254,6 +258,7 @@ def parser() -> argparse.ArgumentParser:
         gate=("on", "off: write copies and implausible pairs too, marked in the manifest"),
         canvas=("", "draw into real brains: train (the run's training cases), or a folder of cases of your own"),
         keep=("", "1: each canvas keeps its own tumour, which is healed otherwise"),
+        push=("", "1: new tumours push aside what lies around them on a canvas"),
         dataset=("501", "nnU-Net dataset number"),
         name=("", "nnU-Net dataset name (default: that of the model)"),
         data=("", "folder of the cases, for MODEL=copypaste; as prepared when empty"),

@@ -28,6 +28,7 @@ from sbldm.cases.layouts import Case, Source, content_hash, find_cases, read_arr
 from sbldm.cases.pipeline import original_cases
 from sbldm.cases.prepare import Gridded
 from sbldm.errors import DataError, InputError
+from sbldm.evaluation.tumours import tumour_contrast
 from sbldm.files import atomic_path, cached_npz, make_folder, user_path
 from sbldm.networks.request_picture import MARGIN_MM, RequestPicture
 from sbldm.run.limits import MOST_SEED
@@ -38,12 +39,14 @@ from sbldm.synthesis.model import Model, PairSampler
 from sbldm.synthesis.pairs import LEAST_ML, OUTSIDE, Pair
 from sbldm.tumour.characteristics import NAMES, measure
 
-__all__ = ["Canvas", "Canvases", "draw_into", "read_canvas"]
+__all__ = ["Canvas", "Canvases", "draw_into", "pushed", "read_canvas", "smaller"]
 
 BLEND_MM = 8.0  # from the rim of a region inwards, over which what is drawn fades into the canvas
 FADE_MM = 4.0  # around the canvas's own tumour, over which its detail goes
 INSIDE = 0.9  # least share of the asked ellipsoid inside the brain
 ALIKE_MM, ALIKE = 15.0, 1.5  # a request this near to the canvas's own tumour, and within this factor of its volume
+STRENGTH = 0.2, 4.0  # of what is drawn, at least and at most, to reach a contrast
+PUSHED = 0.5  # of a pushing tumour's volume takes the place of what it shifts, the rest that of what it replaces
 PLACES = 40  # draws of what a request leaves open, for one canvas
 CANVASES = 10  # that are tried for one request
 STRIDE = 1_000_003  # between the seeds of two of these draws
@@ -141,18 +144,27 @@ class Canvases:
         sampler: heals them.
         folder: where they are kept; it holds real brains, as the run folder does.
         keep: leave each its own tumour in place of healing it.
+        push: let new tumours push aside what lies around them (`pushed`).
     """
 
     def __init__(
-        self, cases: Sequence[Case], model: Model, sampler: PairSampler, folder: Path, keep: bool = False
+        self,
+        cases: Sequence[Case],
+        model: Model,
+        sampler: PairSampler,
+        folder: Path,
+        keep: bool = False,
+        push: bool = False,
     ) -> None:
         self.cases = {case.name: case for case in cases}
-        self.model, self.sampler, self.keep = model, sampler, keep
+        self.model, self.sampler, self.keep, self.push = model, sampler, keep, push
         made = f"{VERSION} {model.sha256} {sampler.settings} {sampler.batch}"
         self.folder = folder / hashlib.sha256(made.encode()).hexdigest()[:16]
 
     @classmethod
-    def of_run(cls, run_dir: str, where: str | None, model: Model, keep: Any = None) -> Canvases | None:
+    def of_run(
+        cls, run_dir: str, where: str | None, model: Model, keep: Any = None, push: Any = None
+    ) -> Canvases | None:
         """Those that `CANVAS=` asks for, or None.
 
         Args:
@@ -160,25 +172,28 @@ class Canvases:
             where: "train", or a folder of cases in any layout that `prepare` reads; None for whole synthesis.
             model: of the run.
             keep: "1" to leave each brain its own tumour.
+            push: "1" to let new tumours push aside what lies around them.
 
         Raises:
-            InputError: KEEP is wrong, or no such folder.
+            InputError: KEEP or PUSH is wrong, or no such folder.
         """
-        if keep not in (None, "", "0", "1", 0, 1):
-            raise InputError(f"KEEP={keep}: write 1 to leave each canvas its own tumour, or leave it out.")
+        switches = {"KEEP": (keep, "leave each canvas its own tumour"), "PUSH": (push, "push the tissue around")}
+        for name, (value, what) in switches.items():
+            if value not in (None, "", "0", "1", 0, 1):
+                raise InputError(f"{name}={value}: write 1 to {what}, or leave it out.")
+            if not where and value not in (None, "", "0", 0):
+                raise InputError(f"{name}=1: says to {what}; say CANVAS= as well.")
         if not where:
-            if keep not in (None, "", "0", 0):
-                raise InputError("KEEP=1: says what becomes of a canvas's own tumour; say CANVAS= as well.")
             return None
         run, source = Run.at(run_dir), Source.from_config(**model.preset["data"])
         cases = original_cases(run, "train") if where == "train" else find_cases(user_path(where), source)
         sampler = model.sampler({"guidance": model.preset["regions"]["healing"]})
-        return cls(cases, model, sampler, run.folder / "canvas", str(keep) == "1")
+        return cls(cases, model, sampler, run.folder / "canvas", str(keep) == "1", str(push) == "1")
 
     @property
     def settings(self) -> dict[str, Any]:
         """What all pairs of a dataset have in common, for `synthesis.json`."""
-        return {"own": "kept" if self.keep else "healed", "cases": len(self.cases)}
+        return {"own": "kept" if self.keep else "healed", "pushed": self.push, "cases": len(self.cases)}
 
     def order(self, seed: int) -> list[str]:
         """The canvases in the order in which a seed tries them: all take their turn before one comes again.
@@ -270,12 +285,12 @@ class Canvases:
     def _picture(self) -> RequestPicture:
         return copy.deepcopy(self.model.network.picture).cpu()
 
-    def place(self, asked: Mapping[str, float], seed: int) -> tuple[str, np.ndarray] | None:
+    def place(self, asked: Mapping[str, float], seed: int, among: int = 1) -> tuple[str, np.ndarray] | None:
         """The name of a canvas and a request `[9]` that fits into its brain; None where no canvas takes it.
 
         What is left open is drawn from the joint model of the training tumours until nine tenths of the ellipsoid lie
         inside the brain, clear of a tumour that is kept, and it is not nearly the canvas's own tumour, from which the
-        model may have learned.
+        model may have learned. `among`: see `TumourModel.complete`.
         """
         for name in self.order(seed):
             try:
@@ -287,7 +302,7 @@ class Canvases:
             if canvas.labels.any():
                 free &= ~_on_working(canvas.labels > 0, canvas)
             for attempt in range(PLACES):
-                request = self.model.tumours.complete(asked, (seed + attempt * STRIDE) % MOST_SEED)
+                request = self.model.tumours.complete(asked, (seed + attempt * STRIDE) % MOST_SEED, among)
                 if canvas.own.size and _alike(request, canvas.own):
                     continue
                 condition = torch.from_numpy(self.model.normaliser.encode(request))[None]
@@ -338,12 +353,18 @@ def _mirrored(detail: np.ndarray, usable: np.ndarray, canvas: Canvas) -> np.ndar
 
 
 def blended(
-    canvas: Canvas, volume: np.ndarray, region: torch.Tensor, model: Model, heal: bool = False
+    canvas: Canvas,
+    volume: np.ndarray,
+    region: torch.Tensor,
+    model: Model,
+    heal: bool = False,
+    strength: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The canvas plus the weighted difference of a decoded volume and its own, inside its brain.
 
     With `heal` the detail that the autoencoder does not hold goes from the canvas's own tumour, where it would draw its
-    outline anew; the detail from across the brain takes its place, where that is healthy.
+    outline anew; the detail from across the brain takes its place, where that is healthy. `strength` multiplies the
+    difference.
 
     Returns:
         image `[C, X, Y, Z]`, and the weight `[X, Y, Z]` of what was drawn: where it is 0 the image is the canvas.
@@ -354,7 +375,7 @@ def blended(
     lost = np.minimum(weight, _soft(tumour, canvas.native.spacing)) if heal else None
     for channel, new, old, limits in zip(image, volume, canvas.volume, canvas.limits, strict=False):
         new, old = (to_scanner((scaled.clip(-1, 1) + 1) / 2, limits, intensity) for scaled in (new, old))
-        difference = weight * from_means(new - old, canvas.working, canvas.native)
+        difference = strength * weight * from_means(new - old, canvas.working, canvas.native)
         if heal:
             detail = np.where(brain, channel - from_means(old, canvas.working, canvas.native), 0)
             difference -= lost * (detail - _mirrored(detail, brain & (lost == 0), canvas))
@@ -366,7 +387,14 @@ def blended(
     return image, weight
 
 
-def draw_into(canvas: Canvas, latents: torch.Tensor, region: torch.Tensor, model: Model) -> Pair:
+def draw_into(
+    canvas: Canvas,
+    latents: torch.Tensor,
+    region: torch.Tensor,
+    model: Model,
+    contrast: float | None = None,
+    pushed_by: np.ndarray | None = None,
+) -> Pair:
     """The pair of a canvas and what was drawn into it; its labels are those of the drawn tumour alone.
 
     Args:
@@ -374,6 +402,8 @@ def draw_into(canvas: Canvas, latents: torch.Tensor, region: torch.Tensor, model
         latents: `[Z, H, W, D]`, those of the canvas outside of the region.
         region: `[1, H, W, D]` of ones and zeros.
         model: decodes.
+        contrast: that the first channel is to have (`evaluation.tumours.tumour_contrast`); None: as it was drawn.
+        pushed_by: request `[9]` whose tumour pushes aside what lies around it (`pushed`).
     """
     images, volume = len(canvas.image), model.decode(latents)
     if not np.isfinite(volume).all():
@@ -386,5 +416,73 @@ def draw_into(canvas: Canvas, latents: torch.Tensor, region: torch.Tensor, model
     if (drawn > 0).sum() * np.prod(canvas.native.spacing) / 1000 < LEAST_ML:
         return Pair(image, np.zeros_like(drawn), None, "empty mask")
     fault = f"{100 * outside:.0f} % of the mask outside the brain" if outside > OUTSIDE else ""
+    if contrast is not None:
+        without, drawn_as = (
+            tumour_contrast(each[0], drawn > 0, canvas.native.spacing) for each in (canvas.image, image)
+        )
+        strength, found = 1.0, drawn_as
+        for _ in range(2):  # the brightest voxels are cut, so once is not quite enough
+            strength *= float(np.divide(contrast - without, found - without))
+            if not STRENGTH[0] <= strength <= STRENGTH[1]:
+                fault = fault or f"contrast {drawn_as:.2g}, which cannot be made {contrast:.2g}"
+                break
+            image, _ = blended(canvas, volume, region, model, strength=strength)
+            found = tumour_contrast(image[0], drawn > 0, canvas.native.spacing)
+    if pushed_by is not None:
+        image, drawn = pushed(image, drawn, canvas, pushed_by, weight)
     measured = measure(drawn, canvas.native.frame(canvas.working))
     return Pair(image, drawn, measured, fault)
+
+
+def smaller(request: np.ndarray) -> np.ndarray:
+    """What is drawn of a request `[9]` whose tumour then pushes: the same shape without `PUSHED` of its volume."""
+    scale = (1 - PUSHED) ** (1 / 3)
+    return request * np.array([scale**3, scale**2, 1, 1, 1, 1, scale, scale, scale])
+
+
+def pushed(
+    image: np.ndarray, labels: np.ndarray, canvas: Canvas, request: np.ndarray, weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mass effect: what was drawn of the `smaller` tumour swells to the size asked for, and shifts what lies around.
+
+    Along each ray from the centre: the drawn ellipsoid grows to the one asked for, and the shift fades to nothing at
+    `MARGIN_MM` from it. Tumours that the canvas keeps do not move, nor does the brain's outline.
+
+    Args:
+        image: `[C, X, Y, Z]` as `draw_into` drew it.
+        labels: `[X, Y, Z]` uint8 of the drawn tumour.
+        canvas: gives grids, and the labels that it keeps.
+        request: `[9]` that was asked for.
+        weight: `[X, Y, Z]`; where it is 0 nothing moves.
+    """
+    window = ndimage.find_objects((weight > 0).astype(np.uint8))[0]
+    frame = canvas.native.frame(canvas.working)
+    voxels = np.stack(np.meshgrid(*(np.arange(part.start, part.stop) for part in window), indexing="ij"))
+    offset = np.tensordot(frame[:3, :3], voxels, axes=1) + (frame[:3, 3] - request[3:6])[:, None, None, None]
+    radii = np.maximum(request[6:9], 1) / 2
+    radius = np.sqrt(np.square(offset / radii[:, None, None, None]).sum(axis=0))
+    edge, rim = (1 - PUSHED) ** (1 / 3), 1 + MARGIN_MM / radii.max()
+    before = np.linspace(0, rim, 500)
+    after = np.where(before < edge, before / edge, before + (1 - edge) * (1 - rise((before - edge) / (rim - edge))))
+    came_from = np.interp(radius, after, before, right=np.inf)
+    share = np.where(np.isfinite(came_from), came_from / np.maximum(radius, 1e-6), 1) - 1
+    share *= rise(2 * weight[window])
+    if canvas.labels.any():
+        share *= 1 - _soft(canvas.labels > 0, canvas.native.spacing)[window]
+    places = voxels + np.tensordot(np.linalg.inv(frame[:3, :3]), share * offset, axes=1)
+    places -= np.array([part.start for part in window])[:, None, None, None]
+
+    brain, moved = (image != 0).any(axis=0)[window], share != 0
+    nearest = ndimage.distance_transform_edt(~brain, return_distances=False, return_indices=True)
+    image, labels = image.copy(), labels.copy()
+    for channel in image:
+        filled = channel[window].astype(np.float32)[tuple(nearest)]  # no background may be drawn in
+        shifted = ndimage.map_coordinates(filled, places, order=3, mode="nearest").clip(filled.min(), filled.max())
+        shifted = np.rint(shifted) if image.dtype == np.int16 else shifted
+        channel[window] = np.where(moved & brain, shifted, channel[window])
+    part = labels[window]
+    kinds = [k for k in np.unique(part) if k]
+    shares = [ndimage.map_coordinates((part == k).astype(np.float32), places, order=1) for k in kinds]
+    whole = np.sum(shares, axis=0)
+    labels[window] = np.where((whole >= 0.5) & brain, np.array(kinds, np.uint8)[np.argmax(shares, axis=0)], 0)
+    return image, labels

@@ -103,6 +103,7 @@ class Verdict:
         near: nearer to a training case than 95 % of the held-back cases are; on a canvas, whose brain is real by
             design, the tumour to a training tumour.
         tumour_dsc, tumour_excess: the same two numbers of the tumour alone (see `TumourMemory`).
+        contrast: of the tumour (`tumour_contrast`); NaN where it was not looked at.
         real_brain: of a canvas.
     """
 
@@ -113,6 +114,7 @@ class Verdict:
     near: bool = False
     tumour_dsc: float = np.nan
     tumour_excess: float = np.nan
+    contrast: float = np.nan
     real_brain: bool = False
 
     def record(self) -> dict[str, Any]:
@@ -216,6 +218,7 @@ class Gate:
             return Verdict(fault, True)
         volume = to_volume("", pair.image[0], pair.labels > 0, affine, self.grid)
         brain = tumour = None
+        measured = _measures(volume, pair, affine)
         if self.memory and not real_brain:
             brain = self.memory.nearest(fingerprint(volume.image, volume.spacing))
         if self.tumours and volume.mask.any():
@@ -225,11 +228,18 @@ class Gate:
         elif tumour and tumour.excess > self.tumours.copy:
             fault = f"copy of a training tumour (DSC {tumour.correlation:.2f}, {tumour.excess:.2f} beyond the next)"
         else:
-            measured = _measures(volume, pair, affine)
             fault = self._implausible(measured, request, real_brain) or _unlike_request(measured, request)
         near = tumour and tumour.excess > self.tumours.near if real_brain else brain and brain.excess > self.memory.near
         numbers = [value for found in (brain, tumour) for value in (found[1:] if found else (np.nan, np.nan))]
-        return Verdict(fault, bool(fault) and self.enforced, *numbers[:2], bool(near), *numbers[2:], real_brain)
+        return Verdict(
+            fault,
+            bool(fault) and self.enforced,
+            *numbers[:2],
+            bool(near),
+            *numbers[2:],
+            measured["contrast"],
+            real_brain,
+        )
 
     def _implausible(self, found: Mapping[str, float], request: Mapping[str, float], real_brain: bool = False) -> str:
         """The first measure that is missing or beyond its real range, if any; nothing without a yardstick."""
@@ -243,7 +253,8 @@ class Gate:
                 return f"implausible: {name} cannot be measured"
             low, high = self.ranges.get(name, (-np.inf, np.inf))
             if name in request:
-                low, high = min(low, request[name] / ASKED), max(high, request[name] * ASKED)
+                ends = request[name] / ASKED, request[name] * ASKED
+                low, high = min(low, *ends), max(high, *ends)
             if not low <= value <= high:
                 limits = f"{name} {value:.3g} is not within {low:.3g} to {high:.3g}"
                 return f"implausible: {UNLIKE[name]}: {limits}" if name in UNLIKE else f"implausible: {limits}"

@@ -14,13 +14,16 @@ from torch.utils.data import Dataset
 from sbldm.errors import InputError
 from sbldm.models import refuse_requests
 from sbldm.run.limits import MOST_PAIRS, MOST_SEED
-from sbldm.synthesis.canvas import Canvases
+from sbldm.synthesis.canvas import Canvases, smaller
 from sbldm.synthesis.model import Model
 from sbldm.synthesis.raw_dataset import RawDataset
 from sbldm.tumour.characteristics import NAMES, to_dict
 from sbldm.tumour.requests import parse_request, read_requests
 
-__all__ = ["PairRequests", "RequestBatch", "count_pairs", "read_asked", "within"]
+__all__ = ["GAPS", "PairRequests", "RequestBatch", "count_pairs", "read_asked", "within"]
+
+GAPS = "gaps"  # in place of a table: what is left open is drawn where real tumours are rare
+AMONG = 8  # draws for each of these, of which the rarest is taken
 
 
 def count_pairs(n: Any, rows: int) -> int:
@@ -45,7 +48,7 @@ def count_pairs(n: Any, rows: int) -> int:
 
 
 def read_asked(table: str | None = None, request: Mapping[str, Any] | None = None) -> list[dict[str, float]]:
-    """What the user fixes: rows of a CSV table, one request, or nothing (an empty list: all is drawn).
+    """What the user fixes: rows of a CSV table, one request, or nothing (an empty list: all is drawn; also for `GAPS`).
 
     Raises:
         InputError: both are given, or one of them is wrong.
@@ -54,9 +57,9 @@ def read_asked(table: str | None = None, request: Mapping[str, Any] | None = Non
     fixed = parse_request(
         **{k: ",".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for k, v in given.items()}
     )
-    if table and fixed:
+    if table and str(table) != GAPS and fixed:
         raise InputError("REQUESTS (a table) and a single request (VOLUME_ML, CENTRE_MM, ...) exclude each other.")
-    return read_requests(Path(table)) if table else [fixed] if fixed else []
+    return read_requests(Path(table)) if table and str(table) != GAPS else [fixed] if fixed else []
 
 
 class PairRequests(Dataset):
@@ -64,7 +67,8 @@ class PairRequests(Dataset):
 
     An item holds `image`, the condition vector `[9]` (MONAI's key for a network's input), the `request` it stands
     for (ml, mm2, mm by name), in what it is `extrapolated`, and its `seed`; with canvases also the `canvas`, and the
-    `region` `[1, H, W, D]` of it that is to be drawn.
+    `region` `[1, H, W, D]` of it that is to be drawn. A tumour that is to push (`Canvases.push`) is drawn smaller than
+    it was asked for.
 
     Pair i has the seed `seed + i` and takes row i of the table (again from its top where N is larger); what its row
     leaves open is drawn from the joint model of the training tumours with that seed. A model that takes no requests
@@ -78,6 +82,7 @@ class PairRequests(Dataset):
         asked: what the user fixes (`read_asked`).
         rows: how many rows of that come from a table, 0 without one.
         canvases: real brains to draw into; None for whole synthesis.
+        gaps: draw what is left open where real tumours are rare.
 
     Raises:
         InputError: N or SEED is no such number, a row contradicts itself, or no canvas takes any of the requests.
@@ -92,7 +97,9 @@ class PairRequests(Dataset):
         asked: Sequence[Mapping[str, float]] = (),
         rows: int = 0,
         canvases: Canvases | None = None,
+        gaps: bool = False,
     ) -> None:
+        self.among = AMONG if gaps else 1
         self.n, self.output, self.model = count_pairs(n, rows), output, model
         try:
             self.seed = int(str(seed))
@@ -103,6 +110,8 @@ class PairRequests(Dataset):
         self.asked = list(asked) or [{}]
         if model.conditional:
             self.tumours, self.normaliser = model.tumours, model.normaliser
+            if not canvases and any("contrast" in row for row in self.asked):
+                raise InputError("CONTRAST: can be asked for on canvases alone; say CANVAS= as well, or leave it out.")
             for row in self.asked:  # a contradiction shows before the first pair, not at the hundredth
                 self.tumours.complete(row, self.seed)
         else:
@@ -123,12 +132,15 @@ class PairRequests(Dataset):
             return {"image": torch.full((len(NAMES),), torch.nan), "request": {}, "extrapolated": "", "seed": seed}
         if self.canvases:
             name, request = self.places[i]
-            canvas = self.canvases.get(name)
+            canvas, asked = self.canvases.get(name), self.asked[i % len(self.asked)]
             on_canvas = {"canvas": canvas, "region": self.canvases.region(canvas, request)}
+            on_canvas |= {"contrast": asked.get("contrast"), "pushed_by": request if self.canvases.push else None}
+            drawn = smaller(request) if self.canvases.push else request
         else:
-            request, on_canvas = self.tumours.complete(self.asked[i % len(self.asked)], seed), {}
+            request, on_canvas = self.tumours.complete(self.asked[i % len(self.asked)], seed, self.among), {}
+            drawn = request
         return {
-            "image": torch.from_numpy(self.normaliser.encode(request)),
+            "image": torch.from_numpy(self.normaliser.encode(drawn)),
             "request": to_dict(request),
             "extrapolated": "; ".join(self.tumours.outside(np.asarray(request))),
             "seed": seed,
@@ -139,7 +151,7 @@ class PairRequests(Dataset):
         """A canvas for each pair still to be drawn; those that find none are said, and not drawn."""
         self.canvases.prepare(sorted({self.canvases.order(self.seed + i)[0] for i in self.pending}))
         for i in self.pending:
-            self.places[i] = self.canvases.place(self.asked[i % len(self.asked)], self.seed + i)
+            self.places[i] = self.canvases.place(self.asked[i % len(self.asked)], self.seed + i, self.among)
         for name in {place[0] for place in self.places.values() if place}:
             self.output.descend(name, self.canvases.get(name).content)
         homeless = [i for i in self.pending if self.places[i] is None]

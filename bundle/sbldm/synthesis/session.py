@@ -118,8 +118,10 @@ class PairWriter:
             if canvas is None:
                 pair, affine = finish_pair(self.model.decode(latent), self.model), self.model.native.affine()
             else:
-                pair, affine = draw_into(canvas, latent, row["region"], self.model), canvas.native.affine()
-            verdict = self.gate.judge(pair, affine, row["request"], real_brain=canvas is not None)
+                more = row["contrast"], row["pushed_by"]
+                pair, affine = draw_into(canvas, latent, row["region"], self.model, *more), canvas.native.affine()
+            request = row["request"] | ({} if row.get("contrast") is None else {"contrast": row["contrast"]})
+            verdict = self.gate.judge(pair, affine, request, real_brain=canvas is not None)
             asked.seconds += sampling + time.perf_counter() - begun
             if verdict.refused:
                 asked.faults.append(verdict.fault)
@@ -147,6 +149,8 @@ class PairWriter:
         if row["request"]:
             request = {f"requested_{name}": row["request"][name] for name in NAMES}
             request["extrapolated"] = row["extrapolated"]
+            if "canvas" in row:
+                request["requested_contrast"] = "" if row["contrast"] is None else row["contrast"]
         else:
             request = {"requests": f"none: {self.model.preset['model']} takes none"}
         settings = self.sampler.settings
@@ -155,6 +159,7 @@ class PairWriter:
             "model": self.model.preset["model"],
             **request,
             **{f"measured_{name}": measured[name] for name in NAMES},
+            **({"measured_contrast": round(verdict.contrast, 3)} if "canvas" in row else {}),
             "redrawn": len(asked.faults),
             "refused_because": "; ".join(asked.faults),
             **verdict.record(),

@@ -45,7 +45,7 @@ from sbldm.errors import InputError
 from sbldm.files import read_text, user_path
 from sbldm.tumour.characteristics import NAMES
 
-__all__ = ["VARIABLES", "TumourModel", "parse_request", "read_requests"]
+__all__ = ["ASKABLE", "VARIABLES", "TumourModel", "parse_request", "read_requests"]
 
 VARIABLES = {
     "VOLUME_ML": NAMES[0:1],
@@ -53,8 +53,11 @@ VARIABLES = {
     "SPHERICITY": NAMES[2:3],
     "CENTRE_MM": NAMES[3:6],
     "EXTENTS_MM": NAMES[6:9],
+    "CONTRAST": ("contrast",),
 }
-"""Variables of the command line and the characteristics that each one gives."""
+"""Variables of the command line and what each one asks for: the nine characteristics, and on canvases the contrast."""
+
+ASKABLE = tuple(name for names in VARIABLES.values() for name in names)
 
 TITLES = {n: v if len(names) == 1 else f"{v} ({n})" for v, names in VARIABLES.items() for n in names}
 TOLERANCE = 0.1  # relative disagreement of surface, volume and sphericity that surface estimators explain
@@ -118,8 +121,8 @@ def _within(functions: np.ndarray, limits: np.ndarray) -> np.ndarray:
 
 def _check(request: Mapping[str, float]) -> dict[str, float]:
     """Plain floats, or an `InputError` that names the variable."""
-    if unknown := [name for name in request if name not in NAMES]:
-        raise InputError(f"{unknown[0]!r} is no tumour characteristic; choose from {', '.join(NAMES)}.")
+    if unknown := [name for name in request if name not in ASKABLE]:
+        raise InputError(f"{unknown[0]!r} is no tumour characteristic; choose from {', '.join(ASKABLE)}.")
     checked = {}
     for name, value in request.items():
         try:
@@ -130,7 +133,7 @@ def _check(request: Mapping[str, float]) -> dict[str, float]:
             raise InputError(f"{TITLES[name]}={value} is not a finite number.")
         if abs(value) > LARGEST:
             raise InputError(f"{TITLES[name]}={value:g} is beyond anything in a head.")
-        if name not in NAMES[POSITION] and value <= 0:
+        if name not in (*NAMES[POSITION], "contrast") and value <= 0:
             raise InputError(f"{TITLES[name]}={value:g} must be greater than 0.")
         if name == "sphericity" and value > 1:
             raise InputError(f"SPHERICITY={value:g} must lie above 0 and not above 1 (a sphere).")
@@ -301,15 +304,18 @@ class TumourModel:
         """Draw plausible tumours [n, 9]; row i is a pure function of this model and `seed + i`."""
         return np.array([self.complete({}, seed + i) for i in range(n)]).reshape(n, len(NAMES))
 
-    def complete(self, partial: Mapping[str, float], seed: int) -> np.ndarray:
+    def complete(self, partial: Mapping[str, float], seed: int, among: int = 1) -> np.ndarray:
         """Fill up a request that is given in part with a draw from the conditional distribution.
 
         Two of volume, surface and sphericity fix the third. Draws stay within the training limits where the given
         values allow it; a request far outside is extrapolated along the fitted correlations.
 
         Args:
-            partial: Characteristics by name, any subset of `NAMES`; they come back as given.
+            partial: Characteristics by name, any subset of `NAMES`; they come back as given. (A contrast may be among
+                them and plays no part.)
             seed: Not negative; equal seeds give equal completions.
+            among: So many are drawn, and the one whose size and place are the rarest among the training tumours is
+                taken; they are within what training saw, as all draws are.
 
         Returns:
             [9] in the order of `NAMES`, ml, mm2, 1, mm.
@@ -324,11 +330,23 @@ class TumourModel:
         known = {i: full[i] for i, name in enumerate(NAMES) if name in given}
         if {0, 1} <= known.keys():
             known.pop(SPHERICITY, None)
-        values = _characteristics(self._draw(known, np.random.default_rng(seed)))
+        rng = np.random.default_rng(seed)
+        drawn = np.array([self._draw(known, rng) for _ in range(among)])
+        values = _characteristics(drawn[self._rarity(drawn).argmax()] if among > 1 else drawn[0])
         values[SPHERICITY] = min(values[SPHERICITY], 1.0)
         for i, name in enumerate(NAMES):
             values[i] = given.get(name, values[i])
         return values
+
+    def _rarity(self, functions: np.ndarray) -> np.ndarray:
+        """`[N]` of the ten functions `[N, 10]`: mean distance to the three nearest training tumours in ln V and centre.
+
+        In SDs of the training tumours.
+        """
+        rows = _ROWS[[0, *range(10)[POSITION]]]
+        known, asked = self.means @ rows.T, _shapes(functions) @ rows.T
+        spread = np.maximum(np.sqrt(np.average(np.square(known - known.mean(0)), axis=0, weights=self.weights)), 1e-3)
+        return np.sort(cdist(asked / spread, known / spread), axis=1)[:, :3].mean(axis=1)
 
     def outside(self, request: np.ndarray) -> list[str]:
         """Say in what a request [9] lies beyond what training saw; an empty list when in nothing.
@@ -356,12 +374,12 @@ class TumourModel:
 
 
 def read_requests(path: Path) -> list[dict[str, float]]:
-    """Read requests from a CSV whose header names any of the nine characteristics; an empty cell means "draw it".
+    """Read requests from a CSV whose header names any of `ASKABLE`; an empty cell means "draw it".
 
     Raises:
         InputError: the file cannot be read or is empty, or a column or cell is wrong; file, line and column are named.
     """
-    legend = f"The columns are any of {', '.join(NAMES)}."
+    legend = f"The columns are any of {', '.join(ASKABLE)}."
     legend_of_file = f"it must be a CSV table of requests. {legend.removesuffix('.')}"
     text = read_text(user_path(path), legend_of_file, remove=False, error=InputError)
     try:
@@ -373,8 +391,8 @@ def read_requests(path: Path) -> list[dict[str, float]]:
         raise InputError(f"{path}: holds no request, a header and at least one row are needed. {legend}")
     header = [name.lower() for name in lines[0][1]]
     for name in header:
-        if name not in NAMES or header.count(name) > 1:
-            problem = "comes twice" if name in NAMES else "is unknown"
+        if name not in ASKABLE or header.count(name) > 1:
+            problem = "comes twice" if name in ASKABLE else "is unknown"
             raise InputError(f"{path}, line {lines[0][0]}: column {name!r} {problem}. {legend}")
     requests = []
     for number, cells in lines[1:]:
