@@ -196,7 +196,7 @@ def test_a_pushing_tumour_has_the_asked_size(cases: dict[float, Path], tmp_path:
     plain, weight = painted(brains, name, drawn, request)
     pair, _ = painted(brains, name, drawn, request, pushed_by=request)
     assert pair.measured[0] == pytest.approx(2 * plain.measured[0], rel=0.1)
-    assert pair.measured[6:9] == pytest.approx(plain.measured[6:9] * 2 ** (1 / 3), abs=2.5)
+    assert pair.measured[6:9] == pytest.approx(plain.measured[6:9] * 2 ** (1 / 3), abs=3)
     assert np.linalg.norm(pair.measured[3:6] - request[3:6]) < 3
     assert np.array_equal(pair.image[0][weight == 0], canvas.image[0][weight == 0])
     assert np.array_equal(pair.image != 0, canvas.image != 0) and pair.image.dtype == np.int16

@@ -43,6 +43,7 @@ __all__ = ["Canvas", "Canvases", "draw_into", "pushed", "read_canvas", "smaller"
 
 BLEND_MM = 8.0  # from the rim of a region inwards, over which what is drawn fades into the canvas
 FADE_MM = 4.0  # around the canvas's own tumour, over which its detail goes
+CALM = 0.9  # quantile of the healthy brain that no healed voxel exceeds
 INSIDE = 0.9  # least share of the asked ellipsoid inside the brain
 ALIKE_MM, ALIKE = 15.0, 1.5  # a request this near to the canvas's own tumour, and within this factor of its volume
 STRENGTH = 0.2, 4.0  # of what is drawn, at least and at most, to reach a contrast
@@ -50,7 +51,7 @@ PUSHED = 0.5  # of a pushing tumour's volume takes the place of what it shifts, 
 PLACES = 40  # draws of what a request leaves open, for one canvas
 CANVASES = 10  # that are tried for one request
 STRIDE = 1_000_003  # between the seeds of two of these draws
-VERSION = 2  # raise it when canvases are made differently
+VERSION = 3  # raise it when canvases are made differently
 
 
 @dataclass(frozen=True)
@@ -363,8 +364,8 @@ def blended(
     """The canvas plus the weighted difference of a decoded volume and its own, inside its brain.
 
     With `heal` the detail that the autoencoder does not hold goes from the canvas's own tumour, where it would draw its
-    outline anew; the detail from across the brain takes its place, where that is healthy. `strength` multiplies the
-    difference.
+    outline anew; the detail from across the brain takes its place, where that is healthy. Nor does anything stay that
+    is brighter than nearly all of the brain around. `strength` multiplies the difference.
 
     Returns:
         image `[C, X, Y, Z]`, and the weight `[X, Y, Z]` of what was drawn: where it is 0 the image is the canvas.
@@ -379,7 +380,10 @@ def blended(
         if heal:
             detail = np.where(brain, channel - from_means(old, canvas.working, canvas.native), 0)
             difference -= lost * (detail - _mirrored(detail, brain & (lost == 0), canvas))
-        mixed = (channel + difference).clip(channel[channel != 0].min(), BRIGHTEST)[changed]
+        mixed = channel + difference
+        if heal:
+            mixed -= lost * (mixed - np.quantile(channel[brain & (lost == 0)], CALM)).clip(0)
+        mixed = mixed.clip(channel[channel != 0].min(), BRIGHTEST)[changed]
         mixed = np.rint(mixed) if image.dtype == np.int16 else mixed
         channel[changed] = np.where(
             mixed == 0, 1e-3 if image.dtype != np.int16 else 1, mixed
