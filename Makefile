@@ -30,7 +30,7 @@ q = '$(subst ','\'',$(value $(1)))'
 o = $(foreach v,$(1),--$(shell echo $v | tr A-Z_ a-z-)=$(call q,$v))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint phantom data prepare train train-autoencoder train-diffusion train-regions synth copypaste sweep verify nnunet-eval plateau evaluate report table1 bench
+.PHONY: help install demo test test-slow lint phantom data prepare train train-autoencoder train-diffusion train-regions synth controls copypaste sweep verify nnunet-eval plateau evaluate report table1 bench
 
 help: ## this page
 	@echo "SBLDM - synthetic FLAIR + tumour-mask pairs for nnU-Net"; echo
@@ -111,6 +111,9 @@ train-regions: ## RUN=..: after both stages: learn to draw into real brains (for
 synth: $(READY) ## RUN=.. N=..: draw N pairs into RUN/nnUNet_raw
 	@$(SBLDM) synth $(call o,RUN N SEED REQUESTS VOLUME_ML SURFACE_MM2 SPHERICITY CENTRE_MM EXTENTS_MM SAMPLER STEPS \
 	  SPACING SIGMA_MIN ETA GUIDANCE GUIDE BATCH CONTRAST CANVAS KEEP PUSH TOL GATE DATASET NAME DATA OWN)
+
+controls: $(READY) ## RUN=.. DATASET=..: of pairs on canvases: healed brains alone, and real tumours pasted into them
+	@$(SBLDM) controls $(call o,RUN DATASET)
 
 sweep: $(READY) ## RUN=..: tumours of five sizes at one place, and of one size at five places; N=5 seeds of noise each
 	@$(SBLDM) sweep $(call o,RUN SEED STEPS N BATCH)

@@ -125,6 +125,7 @@ class Pairs:
         cases: files of each pair, in the order in which arms take them.
         lineage: real cases that the pairs descend from, with content hashes; None when the dataset does not say.
         parents: for pairs that descend from some of those alone, which.
+        scans: those of the lineage that are canvases of the user's own, no case of the evaluation: free for any arm.
     """
 
     generator: str
@@ -133,6 +134,7 @@ class Pairs:
     cases: dict[str, Case]
     lineage: dict[str, str] | None
     parents: dict[str, frozenset[str]]
+    scans: frozenset[str] = frozenset()
 
     def seen(self, held_out: Mapping[str, str]) -> set[str]:
         """Cases among `held_out` (name -> content hash) that the generator learned from, by name or by content."""
@@ -145,7 +147,7 @@ class Pairs:
         if not self.parents:
             return list(self.cases)
         lineage = self.lineage or {}
-        allowed = {name for name, content in training.items() if lineage.get(name) == content}
+        allowed = {name for name, content in training.items() if lineage.get(name) == content} | self.scans
         return [name for name in self.cases if self.parents[name] <= allowed]
 
     @property
@@ -215,6 +217,7 @@ def _read_pairs(generator: str, only: str, folder: Path, real: RealCases) -> Pai
     }
     names = list(found)
     parents: dict[str, frozenset[str]] = {}
+    scans: frozenset[str] = frozenset()
     if lineage is None:
         print(f"Warning: {folder} does not say which real cases it was made from; make sure that none is tested on.")
     elif manifest.is_file():
@@ -222,6 +225,7 @@ def _read_pairs(generator: str, only: str, folder: Path, real: RealCases) -> Pai
         names = [name for name in names if name in rows]  # nothing else in the folder has this lineage
         _check_copies(folder, list(rows.values()))
         parents = {name: frozenset(rows[name]["parents"].split(";")) for name in names if "parents" in rows[name]}
+        scans = _scans(rows.values(), lineage, real)
     tested = {real.identities[name].brightness: name for name in real.test}
     cases = {}
     for name in progress(names, f"Checking the pairs of {generator}", unit="pair"):
@@ -231,7 +235,14 @@ def _read_pairs(generator: str, only: str, folder: Path, real: RealCases) -> Pai
         if twin := tested.get(_check_pair(case, real)):
             raise DataError(f"{case.images[0]}: holds the image of the test case {twin}; leave it out.")
         cases[name] = case
-    return Pairs(generator, only, folder, cases, lineage, parents)
+    return Pairs(generator, only, folder, cases, lineage, parents, scans)
+
+
+def _scans(rows: Iterable[Mapping[str, str]], lineage: Mapping[str, str], real: RealCases) -> frozenset[str]:
+    """Names in a lineage of canvases that are no case of the evaluation, neither by name nor by content."""
+    contents = set(real.content.values())
+    canvases = {row["canvas_content"] for row in rows if row.get("canvas")} - contents
+    return frozenset(n for n, content in lineage.items() if content in canvases and n not in real.content)
 
 
 def _check_copies(folder: Path, rows: list[dict[str, str]]) -> None:
@@ -298,4 +309,6 @@ def pairs_for(
     named = [p for p in of_generator if p.only == exact]
     free = [p for p in of_generator if not p.only]
     allowed = set(training)
-    return next(iter(named + [p for p in free if p.lineage is None or p.parents or set(p.lineage) <= allowed]), None)
+    return next(
+        iter(named + [p for p in free if p.lineage is None or p.parents or set(p.lineage) - p.scans <= allowed]), None
+    )

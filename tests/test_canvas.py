@@ -73,8 +73,8 @@ class Painter:
 
     settings, batch = {"sampler": "paint"}, 3
 
-    def __init__(self, model: Exact) -> None:
-        self.model, self.calls = model, []
+    def __init__(self, model: Exact, healthy: float = 0.0) -> None:
+        self.model, self.healthy, self.calls = model, healthy, []
 
     def __call__(
         self, inputs: Any, network: Any, seeds: Any, region: Any, known: Any, unwanted: Any = None
@@ -85,7 +85,7 @@ class Painter:
     def _painted(self, condition: torch.Tensor, region: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
         volume = self.model.decode(known)
         brain = volume[0] > -0.8
-        volume = np.stack([np.where(brain, 0.0, -1.0), np.full_like(volume[1], -1.0)])
+        volume = np.stack([np.where(brain, self.healthy, -1.0), np.full_like(volume[1], -1.0)])
         if not condition.isnan().any():
             where = self.model.network.picture.region(condition[None], torch.zeros(1, 1, *brain.shape), 0.0)[0, 0]
             ball = (where.numpy() > 0) & brain
@@ -157,6 +157,18 @@ def test_the_old_tumour_s_detail_goes_too(cases: dict[float, Path], tmp_path: Pa
     alone = replace(marked, image=np.where(tumour, marked.image, canvas.image))
     (healed,) = brains._healed([alone])
     assert abs(pattern(ndimage.binary_erosion(tumour))) < 4
+
+
+def test_healed_tissue_is_no_brighter_than_the_brain(cases: dict[float, Path], tmp_path: Path) -> None:
+    """A model that heals with what is as bright as a tumour: it is brought down to the brain's upper tenth."""
+    brains = canvases(cases[2.0], tmp_path)
+    brains.sampler.healthy = 0.8
+    canvas = read_canvas(next(iter(brains.cases.values())), brains.model)
+    (healed,) = brains._healed([canvas])
+    inside, around = canvas.labels > 0, (canvas.image[0] > 0) & (canvas.labels == 0)
+    upper = np.quantile(canvas.image[0][around], 0.9)
+    assert np.quantile(healed.image[0][inside], 0.9) <= upper + 1 < np.quantile(canvas.image[0][inside], 0.5)
+    assert healed.image[0][inside].mean() > 0.9 * upper
 
 
 def painted(brains: Canvases, name: str, request: np.ndarray, asked: np.ndarray, **more: Any) -> tuple[Any, np.ndarray]:
@@ -396,6 +408,46 @@ def test_kept_tumours_stay_in_the_labels(tmp_path: Path, taught_run: Path, phant
         labels = np.asarray(nib.load(folder / "labelsTr" / f"{row['pair']}.nii.gz").dataobj) > 0
         assert labels[own].all() and labels.sum() > own.sum()
     assert read_json(folder / "synthesis.json")["canvases"]["own"] == "kept"
+
+
+def test_controls(tmp_path: Path, taught_run: Path, phantom_cases: Path) -> None:
+    """Of each pair the healed canvas alone, and a real tumour of the asked volume in it; what is there stays."""
+    run = copy_run(taught_run, tmp_path)
+    table = tmp_path / "asked.csv"
+    table.write_text("volume_ml\n30\n45\n60\n")
+    synth = "synth", "--run", run, "--dataset", 504, "--name", "CANVAS", "--canvas", "train", "--gate", "off"
+    assert call(*synth, "--requests", table, "--n", 3).returncode in (0, 4)  # so short a training may give one up
+    root = run / "nnUNet_raw"
+    drawn = manifest(run, "nnUNet_raw/Dataset504_CANVAS")
+    done = call("controls", "--run", run, "--dataset", 504)
+    assert done.returncode == 0, done.stderr
+    healed, pasted = (root / f"Dataset{n}_CANVAS_{kind}" for n, kind in ((505, "HEALED"), (506, "PASTED")))
+    cases = {case.name: case for case in find_cases(phantom_cases, SOURCE)}
+    for row, plain, other in zip(
+        drawn, *(manifest(run, f"nnUNet_raw/{d.name}") for d in (healed, pasted)), strict=True
+    ):
+        assert plain["parents"] == row["canvas"] and other["parents"].endswith(f";{row['canvas']}")
+        assert other["parents"].split(";")[0] in cases and len(set(other["parents"].split(";"))) == 2
+        images, labels = (
+            [
+                np.asarray(nib.load(folder / part / f"{each['pair']}{end}.nii.gz").dataobj)
+                for folder, each in ((healed, plain), (pasted, other))
+            ]
+            for part, end in (("imagesTr", "_0000"), ("labelsTr", ""))
+        )
+        original = read_arrays(cases[row["canvas"]], SOURCE)[0][0]
+        assert not labels[0].any() and 0.5 < (images[0] == original).mean() < 1
+        assert labels[1].any() and (images[0] == images[1])[labels[1] == 0].mean() > 0.8
+        donor = read_arrays(cases[other["parents"].split(";")[0]], SOURCE)
+        volume = (donor[1] > 0).sum() * abs(np.linalg.det(donor[2][:3, :3])) / 1000
+        scale = np.clip(np.cbrt(float(row["requested_volume_ml"]) / volume), 0.75, 1.25)
+        assert float(other["measured_volume_ml"]) == pytest.approx(volume * scale**3, rel=0.15)
+    assert "no tumour was drawn" in (healed / "datasheet.md").read_text()
+    assert "the tumours are those of other cases" in (pasted / "datasheet.md").read_text()
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("*.nii.gz")}
+    assert call("controls", "--run", run, "--dataset", 504).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("*.nii.gz")} == before
+    assert "has no such dataset" in one_line(call("controls", "--run", run, "--dataset", 777), 2)
 
 
 def test_pairs_on_canvases(tmp_path: Path, taught_run: Path, phantom_cases: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import os
@@ -18,10 +19,10 @@ from nnunet_integration.arms import ArmBook, load_budget
 from nnunet_integration.evaluation import Question, _with_amounts, export
 from nnunet_integration.jobs import plan_jobs
 from nnunet_integration.pool import Pool, _write_case
-from nnunet_integration.sources import Pairs, RealCases, find_pairs, find_real, nested_subset
+from nnunet_integration.sources import Pairs, RealCases, find_pairs, find_real, nested_subset, pairs_for
 from sbldm.cases.layouts import content_hash, find_cases
 from sbldm.errors import DataError, InputError, OutputError, StateError
-from sbldm.files import read_json, write_json
+from sbldm.files import read_json, write_csv, write_json
 from sbldm.runs import Run
 from tests.conftest import copy_run
 
@@ -67,6 +68,26 @@ def test_pairs_carry_their_lineage(drawn_run, real):
     assert pairs.lineage == {name: real.content[name] for name in real.train}
     assert pairs.seen({"x": real.content[next(iter(real.train))]}) == {"x"}  # by content, under another name
     assert pairs.seen({name: real.content[name] for name in real.test}) == set()
+
+
+def test_canvases_of_the_user_s_own_are_free(drawn_run, real, tmp_path):
+    """Scans that are no case of the evaluation keep no pairs from an arm; training cases left out of it still do."""
+    run = Path(shutil.copytree(drawn_run, tmp_path / "run"))
+    folder = next((run / "nnUNet_raw").glob("Dataset*"))
+    with open(folder / "manifest.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    first, *_, last = sorted(real.train)
+    lineage = {"Scan 1": "c1", first: real.content[first]}
+    write_json(folder / "lineage.json", {"cases": lineage})
+    write_csv(folder / "manifest.csv", [row | {"canvas": "Scan 1", "canvas_content": "c1"} for row in rows])
+    (pairs,) = pairs_of(run, real)
+    assert pairs.scans == {"Scan 1"}
+    assert pairs_for([pairs], "sbldm", [first], None, [first]) is pairs
+    assert pairs_for([pairs], "sbldm", [last], None, [last]) is None
+    for content in (real.content[last], real.content[min(real.test)]):  # known under another name
+        write_json(folder / "lineage.json", {"cases": {"Scan 1": content}})
+        write_csv(folder / "manifest.csv", [row | {"canvas": "Scan 1", "canvas_content": content} for row in rows])
+        assert pairs_of(run, real)[0].scans == frozenset()
 
 
 def test_test_cases_may_not_be_training_cases(drawn_run, real, tmp_path, phantom_cases):

@@ -192,6 +192,13 @@ def copypaste(arguments: argparse.Namespace) -> None:
     draw_pairs(run, arguments.data, arguments.n, seed, arguments.dataset, arguments.name, own)
 
 
+def controls(arguments: argparse.Namespace) -> None:
+    """Make the controls of a dataset on canvases: healed canvases alone, and real tumours pasted into them."""
+    from sbldm.synthesis.controls import draw_controls
+
+    draw_controls(Run.at(arguments.run), str(_whole("DATASET", arguments.dataset, 1, 999)))
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     top = argparse.ArgumentParser("python -m sbldm", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -282,6 +289,7 @@ def parser() -> argparse.ArgumentParser:
         dataset=("", "nnU-Net dataset number (default: 502; 503 for own=healed)"),
         name=("", "nnU-Net dataset name (default: COPYPASTE, COPYPASTE_HEALED)"),
     )
+    command(controls, run=run, dataset=("501", "number of the dataset on canvases"))
     return top
 
 

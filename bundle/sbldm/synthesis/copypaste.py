@@ -60,7 +60,12 @@ GRID = ("size", "spacing", "direction")  # what cases must share; each may have 
 
 
 def _carve(
-    image: np.ndarray, labels: np.ndarray, brain: np.ndarray, rng: np.random.Generator, spacing: np.ndarray
+    image: np.ndarray,
+    labels: np.ndarray,
+    brain: np.ndarray,
+    rng: np.random.Generator,
+    spacing: np.ndarray,
+    scale: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The tumour with its margin, scaled, turned and bent, in a window of its own whose middle is the tumour's centre.
 
@@ -70,7 +75,8 @@ def _carve(
     """
     points = np.argwhere(labels)
     centre = (points.min(axis=0) + points.max(axis=0)) / 2
-    turn = Rotation.from_euler("xyz", rng.uniform(-TURN, TURN, 3), degrees=True).as_matrix() * rng.uniform(*SCALE)
+    turn = Rotation.from_euler("xyz", rng.uniform(-TURN, TURN, 3), degrees=True).as_matrix()
+    turn = turn * (rng.uniform(*SCALE) if scale is None else scale)
     blend = max(rng.uniform(*BLEND_MM), 1.5 * spacing.max())  # on coarse grids too there is a voxel to fade in
     reach = np.abs((points - centre) * spacing @ turn.T).max(axis=0) + blend
     bend = BEND * reach.min()
@@ -107,6 +113,7 @@ def paste_tumour(
     rng: np.random.Generator,
     spacing: Sequence[float],
     left_right: int = 0,
+    scale: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Paste the tumour of one case into the brain of another, on a common grid (TumorCP, CarveMix; see the module).
 
@@ -121,6 +128,7 @@ def paste_tumour(
         rng: all that is random comes from here.
         spacing: mm a voxel along the array axes.
         left_right: array axis along which the tumour may be mirrored.
+        scale: of the tumour; None for a random one.
 
     Returns:
         image int16 `[C, X, Y, Z]`, which differs from the receiver's only in the tumour and its margin, and labels
@@ -133,7 +141,7 @@ def paste_tumour(
     healthy = [donor_image[:, donor_brain & (donor_labels == 0)], receiver_image[:, brain & ~own]]
     if not donor_labels.any() or not all(h.size for h in healthy):
         return None
-    values, weights, labels, centre = _carve(donor_image, donor_labels, donor_brain, rng, spacing)
+    values, weights, labels, centre = _carve(donor_image, donor_labels, donor_brain, rng, spacing, scale)
     points = np.argwhere(labels)
     if not len(points):
         return None

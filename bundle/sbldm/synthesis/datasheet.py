@@ -12,6 +12,7 @@ from sbldm.models import MODELS
 __all__ = ["SHEET_AGAIN", "write_datasheet"]
 
 SHEET_AGAIN = "run `make synth` and `make evaluate` again"
+TUMOURS = {"none": "no tumour was drawn", "copypaste": "the tumours are those of other cases"}  # on canvases
 UNKNOWN = "not stated; the pairs fall under the terms of the real cases they were made from"
 
 
@@ -34,7 +35,7 @@ def write_datasheet(folder: Path, licence: str = "", findings: list[str] | None 
     lines = [
         f"# Datasheet: {folder.name}",
         "",
-        f"{len(rows)} **synthetic** pairs of image ({channels}) and mask ({labels}); {_brains(rows)}",
+        f"{len(rows)} **synthetic** pairs of image ({channels}) and mask ({labels}); {_brains(rows, settings)}",
         "",
         "## Made from",
         f"- {len(lineage)} real training cases, by name and content hash in `lineage.json`.",
@@ -65,12 +66,13 @@ def write_datasheet(folder: Path, licence: str = "", findings: list[str] | None 
     return path
 
 
-def _brains(rows: list[dict[str, str]]) -> str:
+def _brains(rows: list[dict[str, str]], settings: dict) -> str:
     """Whose brains they show."""
     if not rows or "canvas" not in rows[0]:
         return "nobody was scanned for them."
+    tumours = TUMOURS.get(settings.get("generator"), "the tumours are drawn")
     return (
-        f"the tumours are drawn, **the brains are real**: {len({row['canvas'] for row in rows})} canvases, named in "
+        f"{tumours}, **the brains are real**: {len({row['canvas'] for row in rows})} canvases, named in "
         "`manifest.csv` with the hashes of their scans. Share these pairs only as you may share the scans."
     )
 

@@ -17,7 +17,10 @@ __all__ = ["contact_sheet", "request_plot", "summarise"]
 
 
 def contact_sheet(dataset: Path, path: Path, most: int = 8) -> None:
-    """Draw the first pairs of a raw dataset in three planes through the tumour's centre, the mask as an outline."""
+    """Draw the first pairs of a raw dataset in three planes through the tumour's centre, the mask as an outline.
+
+    A brain without a tumour is cut through its own centre.
+    """
     names = [row["pair"] for row in read_manifest(dataset)][:most]
     figure = Figure(figsize=(1.7 * len(names), 5.4), facecolor="black")
     axes = figure.subplots(3, len(names), squeeze=False)
@@ -26,7 +29,8 @@ def contact_sheet(dataset: Path, path: Path, most: int = 8) -> None:
         label = nib.as_closest_canonical(read_pair_file(dataset / "labelsTr" / f"{name}.nii.gz"))
         image, mask = file.get_fdata(), label.get_fdata() > 0
         box = tuple(slice(b.min(), b.max() + 1) for b in np.nonzero(image))
-        centre = np.rint(np.mean(np.nonzero(mask), axis=1)).astype(int)
+        shown = mask if mask.any() else image > 0
+        centre = np.rint(np.mean(np.nonzero(shown), axis=1)).astype(int)
         top = np.percentile(image[image > 0], 99.8)
         spacing = file.header.get_zooms()
         for axis, panel in zip((2, 1, 0), column, strict=True):

@@ -1,0 +1,155 @@
+"""What pairs on canvases must beat: the same brains without what was drawn, and with a real tumour pasted in its place.
+
+Two datasets are made of one: `NAME_HEALED`, the healed canvases alone (the generator off: an arm that gains as much by
+them owes nothing to the tumours), and `NAME_PASTED`, a training tumour of the asked volume pasted into each healed
+canvas (copy-paste on the same brains with the same volumes: `copypaste`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sbldm.cases.layouts import Source, content_hash, read_arrays
+from sbldm.cases.pipeline import original_cases
+from sbldm.device import choose_device
+from sbldm.errors import DataError, InputError
+from sbldm.manifest import read_description, read_manifest, read_settings
+from sbldm.run.progress import progress
+from sbldm.runs import Run
+from sbldm.synthesis.canvas import Canvas, Canvases
+from sbldm.synthesis.copypaste import SCALE, paste_tumour
+from sbldm.synthesis.datasheet import write_datasheet
+from sbldm.synthesis.figures import contact_sheet
+from sbldm.synthesis.model import Model
+from sbldm.synthesis.raw_dataset import RawDataset
+from sbldm.tumour.characteristics import measure, to_dict
+
+__all__ = ["KINDS", "draw_controls"]
+
+KINDS = ("healed", "pasted")
+ROW = {"seed": int, "canvas": str, "canvas_content": str, "requested_volume_ml": float}
+
+
+def draw_controls(run: Run, dataset_id: str) -> list[Path]:
+    """Make both controls of a run's dataset on canvases, a pair for each of its pairs; what is there already stays.
+
+    They get the next free numbers. A donor is a training case other than the canvas, whose tumour reaches the asked
+    volume with a scale that `copypaste` allows (.75 to 1.25), or comes as near to it as any.
+
+    Args:
+        run: that drew the dataset.
+        dataset_id: its number.
+
+    Raises:
+        InputError: there is no such dataset, or its pairs are not on canvases.
+        StateError: it, the run or a model is not whole.
+        DataError: a case cannot be read, or pairs for which no tumour finds a place (the others are written).
+    """
+    found = sorted((run.folder / "nnUNet_raw").glob(f"Dataset{dataset_id:>03}_*"))
+    if not found:
+        raise InputError(
+            f"DATASET={dataset_id}: {run.folder} has no such dataset; draw it with `make synth CANVAS=..`."
+        )
+    dataset, settings = found[0], read_settings(found[0])
+    if "canvases" not in settings:
+        raise InputError(f"DATASET={dataset_id}: its pairs are not on canvases; these controls are for CANVAS= alone.")
+    rows = read_manifest(dataset, ROW)
+    model = Model.load(str(run.folder), choose_device(), regions=True)
+    keep = "1" if settings["canvases"]["own"] == "kept" else None
+    canvases = Canvases.of_run(str(run.folder), settings["canvases"]["from"], model, keep)
+    canvases.prepare(sorted({row["canvas"] for row in rows}))
+    donors, made, homeless = _Donors(run, model), [], []
+    for kind in KINDS:
+        output = _open(dataset, kind, settings, model)
+        for row in rows:
+            output.descend(row["canvas"], row["canvas_content"])
+        output.begin()
+        for row in progress(rows, f"{kind.capitalize()} canvases", unit="pair"):
+            if output.finished(seed := int(row["seed"])):
+                continue
+            begun, canvas = time.perf_counter(), canvases.get(row["canvas"])
+            if canvas.content != row["canvas_content"]:
+                raise DataError(f"{canvas.name}: holds other voxels than when {dataset.name} was drawn.")
+            pair = (canvas.image, canvas.labels, "") if kind == "healed" else donors.paste(canvas, row)
+            if pair is None:
+                homeless.append(row["pair"])
+                continue
+            image, labels, donor = pair
+            record = {"seed": seed, "parents": ";".join(filter(None, (donor, canvas.name))), "canvas": canvas.name}
+            record |= {"canvas_content": canvas.content, "own": settings["canvases"]["own"], "redrawn": 0}
+            if kind == "pasted":
+                measured = to_dict(measure(labels, canvas.native.frame(canvas.working)))
+                record |= {f"measured_{name}": value for name, value in measured.items()}
+            record["seconds"] = round(time.perf_counter() - begun, 3)
+            output.write(seed, image, labels, record, canvas.native.affine())
+        print(f"{output.folder}: {output.compile()} pairs.")
+        write_datasheet(output.folder)
+        contact_sheet(output.folder, run.folder / "figures" / f"{output.folder.name}.png")
+        made.append(output.folder)
+    if homeless:
+        raise DataError(f"{made[-1]}: {len(homeless)} pair(s) not made ({homeless[0]}): no tumour found a place there.")
+    return made
+
+
+def _open(dataset: Path, kind: str, settings: Mapping[str, Any], model: Model) -> RawDataset:
+    """The dataset of a control, begun before or new."""
+    root, name = dataset.parent, f"{dataset.name.split('_', 1)[1]}_{kind.upper()}"
+    there = sorted(root.glob(f"Dataset*_{name}"))
+    taken = {int(path.name[7:10]) for path in root.glob("Dataset*_*")}
+    number = (
+        int(there[0].name[7:10]) if there else min(set(range(1, 1000)) - taken - set(range(1, int(dataset.name[7:10]))))
+    )
+    description = read_description(dataset)
+    return RawDataset.open(
+        root=str(root),
+        dataset_id=number,
+        name=name,
+        channels=[channel.lower() for channel in description["channel_names"].values()],
+        labels=[label for label in description["labels"] if label != "background"],
+        affine=model.native.affine(),
+        settings={"generator": "copypaste" if kind == "pasted" else "none", "control_of": dataset.name}
+        | {key: settings[key] for key in ("seed", "canvases")},
+        lineage=model.lineage if kind == "pasted" else {},
+    )
+
+
+class _Donors:
+    """Training cases whose tumours are pasted."""
+
+    def __init__(self, run: Run, model: Model) -> None:
+        self.cases = {case.name: case for case in original_cases(run, "train")}
+        self.source, self.content = Source.from_config(**model.preset["data"]), model.lineage
+        self.volumes: dict[str, float] = {}
+        for name, case in self.cases.items():
+            _, labels, affine = read_arrays(case, self.source)
+            if labels.any():
+                self.volumes[name] = float((labels > 0).sum() * abs(np.linalg.det(affine[:3, :3])) / 1000)
+
+    def paste(self, canvas: Canvas, row: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray, str] | None:
+        """Image, labels and donor; None where no donor's tumour finds a place."""
+        asked, rng = float(row["requested_volume_ml"]), np.random.default_rng([int(row["seed"]), 5])
+        spacing, affine = canvas.native.spacing, canvas.native.affine()
+        left_right = int(np.abs(np.reshape(canvas.native.direction, (3, 3))[0]).argmax())
+        for name in self._order(canvas.name, asked, rng):
+            image, labels, where = read_arrays(self.cases[name], self.source)
+            if content_hash(image[0]) != self.content.get(name) or not np.allclose(
+                where[:3, :3], affine[:3, :3], atol=1e-3
+            ):
+                continue
+            scale = float(np.clip(np.cbrt(asked / self.volumes[name]), *SCALE))
+            own = canvas.labels
+            if pair := paste_tumour(image, labels, canvas.image, own, rng, spacing, left_right, scale):
+                return *pair, name
+        return None
+
+    def _order(self, canvas: str, asked: float, rng: np.random.Generator) -> Sequence[str]:
+        """Those that can be scaled to the asked volume in a random order, then the others from the nearest on."""
+        others = [name for name in self.volumes if name != canvas]
+        away = {name: abs(np.log(asked / self.volumes[name]) / 3) for name in others}
+        near = [name for name in others if away[name] <= -np.log(SCALE[0]) and away[name] <= np.log(SCALE[1])]
+        return [*rng.permutation(near), *sorted(set(others) - set(near), key=away.__getitem__)]
