@@ -48,7 +48,7 @@ help: ## this page
 	@echo "           CANVAS=train|folder of cases (draw into real brains)  KEEP=1 (their own tumours stay)"
 	@echo "           PUSH=1 (mass effect)  CONTRAST=SD of the brain above what lies around (faint: 1)"
 	@echo "           TOL=20,10 (draw again until within 20 % of the volume, 10 mm of the centre)  GATE=on|off"
-	@echo "  sweep:   N=seeds of noise for each request (default 5) SEED STEPS BATCH=at once"
+	@echo "  sweep:   N=seeds of noise for each request (default 5) SEED STEPS BATCH=at once CANVAS= (all into one real brain)"
 	@echo "  copypaste: N=pairs  OWN=kept|healed (the receiver's own tumour; healed: the control, one tumour a pair)"
 	@echo "  evaluate, report: DATASET=$(DATASET) FEATURES=imagenet|medicalnet:FILE|radimagenet:FILE NNUNET=trained model"
 	@echo "           FID=1|force SCORES='distribution slices ..' LICENCE='terms of the data' OUT=RUN/evaluation/DATASET"
@@ -116,7 +116,7 @@ controls: $(READY) ## RUN=.. DATASET=..: of pairs on canvases: healed brains alo
 	@$(SBLDM) controls $(call o,RUN DATASET)
 
 sweep: $(READY) ## RUN=..: tumours of five sizes at one place, and of one size at five places; N=5 seeds of noise each
-	@$(SBLDM) sweep $(call o,RUN SEED STEPS N BATCH)
+	@$(SBLDM) sweep $(call o,RUN SEED STEPS N BATCH CANVAS)
 
 verify: $(READY) ## RUN=..: let nnU-Net check, plan and preprocess the pairs of a run
 	@$(PY) -m nnunet_integration verify $(call o,RUN DATASET)

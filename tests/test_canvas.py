@@ -450,6 +450,21 @@ def test_controls(tmp_path: Path, taught_run: Path, phantom_cases: Path) -> None
     assert "has no such dataset" in one_line(call("controls", "--run", run, "--dataset", 777), 2)
 
 
+def test_sweeps_of_one_brain(tmp_path: Path, taught_run: Path) -> None:
+    """All ten requests are drawn into the same canvas, whose other voxels they leave alone."""
+    run = copy_run(taught_run, tmp_path)
+    done = call("sweep", "--run", run, "--n", 1, "--canvas", "train")
+    assert done.returncode == 0, done.stderr
+    folder = run / "evaluation" / "sweeps_canvas"
+    images = [np.asarray(nib.load(path).dataobj) for path in sorted(folder.glob("*_0000.nii.gz"))]
+    assert len(images) == 10 and (run / "figures" / "sweeps_canvas.png").exists()
+    assert all((image == images[0]).mean() > 0.6 for image in images)
+    assert all(np.array_equal(image != 0, images[0] != 0) for image in images)
+    held = read_json(folder / "sweeps.json")
+    assert held["canvas"] in read_json(run / "lists.json")["train"] and len(held["steps"]) == 10
+    assert "10 of 10 images are already there" in call("sweep", "--run", run, "--n", 1, "--canvas", "train").stdout
+
+
 def test_pairs_on_canvases(tmp_path: Path, taught_run: Path, phantom_cases: Path) -> None:
     """From the command line: own grid and affine, canvas and hash in the manifest and lineage, plain words, resumed."""
     run = copy_run(taught_run, tmp_path)

@@ -179,8 +179,8 @@ def sweep(arguments: argparse.Namespace) -> None:
     run, seed = Run.at(arguments.run), _whole("SEED", arguments.seed, 0, MOST_SEED)
     steps = _whole("STEPS", arguments.steps, 1, MOST_ITERATIONS) if arguments.steps else None
     n = _whole("N", arguments.n, 1, MOST_PAIRS) if arguments.n else SEEDS
-    folder = draw_sweeps(run, choose_device(), steps, seed, n, _batch(arguments.batch))
-    sweep_figure(folder, run.folder / "figures" / "sweeps.png")
+    folder = draw_sweeps(run, choose_device(), steps, seed, n, _batch(arguments.batch), _canvas(arguments.canvas))
+    sweep_figure(folder, run.folder / "figures" / f"{folder.name}.png")
 
 
 def copypaste(arguments: argparse.Namespace) -> None:
@@ -278,6 +278,7 @@ def parser() -> argparse.ArgumentParser:
         seed=("0", "of the noise of the pictures, the same for every request"),
         n=("", "seeds of noise for each request, from SEED on; errors are means over them (default: 5)"),
         batch=("", "images drawn at once; as the preset says when empty"),
+        canvas=("", "draw all into one real brain: of train (the training cases), or of a folder of cases"),
     )
     command(
         copypaste,

@@ -12,6 +12,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -298,19 +299,39 @@ class Canvases:
                 canvas = self.get(name)
             except DataError:
                 continue
-            images, floor = canvas.image.shape[0], 2 * self.model.preset["intensity"]["floor"] - 1
-            free = canvas.volume[:images].max(axis=0) > floor
-            if canvas.labels.any():
-                free &= ~_on_working(canvas.labels > 0, canvas)
+            free = self._free(canvas)
             for attempt in range(PLACES):
                 request = self.model.tumours.complete(asked, (seed + attempt * STRIDE) % MOST_SEED, among)
                 if canvas.own.size and _alike(request, canvas.own):
                     continue
-                condition = torch.from_numpy(self.model.normaliser.encode(request))[None]
-                ellipsoid = self._picture.region(condition, torch.zeros(1, 1, *free.shape), 0.0)[0, 0].numpy() > 0
-                if free[ellipsoid].mean() >= INSIDE:
+                if self._share(request, free) >= INSIDE:
                     return name, request
         return None
+
+    def roomiest(self, requests: Sequence[np.ndarray], seed: int) -> Canvas:
+        """Of the canvases that a seed tries the one in which the least fortunate of these requests has the most room.
+
+        Raises:
+            DataError: none can be read.
+        """
+        found: dict[str, float] = {}
+        for name in self.order(seed):
+            with suppress(DataError):
+                free = self._free(self.get(name))
+                found[name] = min(self._share(request, free) for request in requests)
+        return self.get(max(found, key=found.__getitem__) if found else self.order(seed)[0])
+
+    def _free(self, canvas: Canvas) -> np.ndarray:
+        """Where a tumour may lie, `[X, Y, Z]` bool on the working grid: brain without a tumour that is kept."""
+        floor = 2 * self.model.preset["intensity"]["floor"] - 1
+        free = canvas.volume[: len(canvas.image)].max(axis=0) > floor
+        return free & ~_on_working(canvas.labels > 0, canvas) if canvas.labels.any() else free
+
+    def _share(self, request: np.ndarray, free: np.ndarray) -> float:
+        """How much of a request's ellipsoid is free."""
+        condition = torch.from_numpy(self.model.normaliser.encode(request))[None]
+        ellipsoid = self._picture.region(condition, torch.zeros(1, 1, *free.shape), 0.0)[0, 0].numpy() > 0
+        return float(free[ellipsoid].mean())
 
 
 def _alike(request: np.ndarray, own: np.ndarray) -> bool:

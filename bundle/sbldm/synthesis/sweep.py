@@ -5,6 +5,8 @@ draws fresh noise each time. How far a drawing is off what was asked depends on 
 drawn from other noise, the same for all requests: means stand beside their spread over these seeds, and a bias is
 spoken of only where its interval over seeds leaves out 0. Nothing is chosen or drawn again: a failed pair is shown, and
 said to be refused.
+
+With canvases all ten requests are drawn into one real brain.
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
+from sbldm.cases.geometry import NativeGrid
 from sbldm.errors import StateError
 from sbldm.files import atomic_path, clear_partial, read_json, read_nifti, write_csv, write_json, write_nifti
 from sbldm.models import refuse_requests
 from sbldm.run.progress import Progress
 from sbldm.runs import Run
+from sbldm.synthesis.canvas import Canvas, Canvases, draw_into
 from sbldm.synthesis.model import Model
 from sbldm.synthesis.pairs import Pair, finish_pair
 from sbldm.tumour.characteristics import NAMES, sphere_surface, to_dict
@@ -99,7 +103,13 @@ def plan_sweeps(tumours: TumourModel) -> list[dict[str, Any]]:
 
 
 def draw_sweeps(
-    run: Run, device: torch.device, steps: int | None = None, seed: int = 0, n: int = SEEDS, batch: int | None = None
+    run: Run,
+    device: torch.device,
+    steps: int | None = None,
+    seed: int = 0,
+    n: int = SEEDS,
+    batch: int | None = None,
+    canvas: str | None = None,
 ) -> Path:
     """Draw the ten requests of `plan_sweeps` from each of `n` seeds into `evaluation/sweeps` of a run.
 
@@ -114,6 +124,8 @@ def draw_sweeps(
         seed: of the noise of the pictures, the same for every request.
         n: seeds for each request: `seed` to `seed + n - 1`.
         batch: drawn at once; as the preset says when None.
+        canvas: "train" or a folder of cases, as for `synth`: all is drawn into one of these brains, in which the
+            requests have room, and into `evaluation/sweeps_canvas`. The picture shows a real brain then.
 
     Returns:
         The folder: `NAME_0000.nii.gz` (an image channel, `[X, Y, Z]` int16), `NAME_labels.nii.gz` (uint8),
@@ -126,11 +138,14 @@ def draw_sweeps(
         StateError: a checkpoint is missing, or the two do not belong together.
         OutputError: the folder cannot be written.
     """
-    model = Model.load(str(run.folder), device)
+    model = Model.load(str(run.folder), device, regions=canvas is not None)
     if not model.conditional:
         refuse_requests(model.preset["model"], (), {"sweep": "asked for"})
     sampler = model.sampler({"steps": steps, "batch": batch})
-    folder, plan = run.folder / "evaluation" / "sweeps", plan_sweeps(model.tumours)
+    folder, plan = run.folder / "evaluation" / ("sweeps_canvas" if canvas else "sweeps"), plan_sweeps(model.tumours)
+    canvases, brain = Canvases.of_run(str(run.folder), canvas, model), None
+    if canvases:
+        brain = canvases.roomiest([np.array(list(step["requested"].values())) for step in plan], seed)
     settings = {
         "checkpoint_sha256": model.sha256,
         "sampling": sampler.settings,
@@ -138,6 +153,7 @@ def draw_sweeps(
         "channels": list(model.preset["data"]["channels"]),
         "intensities": model.intensities,
     }
+    settings |= {"canvas": brain.name, "canvas_content": brain.content} if brain else {}
     clear_partial(folder)
     records = _finished(folder, settings, plan)
     there = {(name, draw["seed"]) for name, record in records.items() for draw in record["draws"]}
@@ -159,13 +175,21 @@ def draw_sweeps(
             rows = missing[first : first + sampler.batch]
             asked = np.array([list(step["requested"].values()) for step, _ in rows])
             conditions = torch.from_numpy(model.normaliser.encode(asked)).to(device)
-            latents = sampler(conditions, model.network, seeds=[own for _, own in rows])
-            for (step, own), latent in zip(rows, latents, strict=True):
-                pair = finish_pair(model.decode(latent), model)
+            more = {}
+            if brain:
+                region = torch.stack([canvases.region(brain, request) for request in asked]).to(device)
+                known = torch.from_numpy(brain.latents).to(device)
+                more = {"region": region, "known": known.expand(len(rows), *known.shape)}
+            latents = sampler(conditions, model.network, seeds=[own for _, own in rows], **more)
+            for k, ((step, own), latent) in enumerate(zip(rows, latents, strict=True)):
+                if brain:
+                    pair, grids = draw_into(brain, latent, region[k], model), brain
+                else:
+                    pair, grids = finish_pair(model.decode(latent), model), model
                 draws = records.get(step["name"], {"draws": []})["draws"]
                 if own == seed:
-                    _write(folder, step["name"], pair, model)
-                    records[step["name"]] = step | {"frame": _frame(pair, model), "draws": draws}
+                    _write(folder, step["name"], pair, grids.native)
+                    records[step["name"]] = step | {"frame": _frame(pair, grids), "draws": draws}
                 measured = None if pair.measured is None else to_dict(pair.measured)
                 draws.append({"seed": own, "measured": measured, "fault": pair.fault})
                 draws.sort(key=itemgetter("seed"))
@@ -178,14 +202,14 @@ def draw_sweeps(
     return folder
 
 
-def _write(folder: Path, name: str, pair: Pair, model: Model) -> None:
+def _write(folder: Path, name: str, pair: Pair, native: NativeGrid) -> None:
     for path, array in zip(_files(folder, name, len(pair.image)), (pair.labels, *pair.image), strict=True):
-        write_nifti(path, array, model.native.affine(), scratch=folder)
+        write_nifti(path, array, native.affine(), scratch=folder)
 
 
-def _frame(pair: Pair, model: Model) -> list[list[float]]:
+def _frame(pair: Pair, grids: Model | Canvas) -> list[list[float]]:
     """Voxels to mm, in the frame in which the place of a pair was measured."""
-    frame = model.native.frame(model.working)
+    frame = grids.native.frame(grids.working)
     if pair.measured is not None:
         # Whatever point of the brain the place is measured from: there the tumour's centre of mass is as measured.
         middle = nib.affines.apply_affine(frame, np.argwhere(pair.labels).mean(axis=0))
@@ -382,7 +406,8 @@ def _read_summary(folder: Path) -> dict[str, Any]:
 
 
 def _again(folder: Path) -> str:
-    return f"run `make sweep RUN={shlex.quote(str(folder.parents[1]))}` again"
+    more = " CANVAS=.." * (folder.name == "sweeps_canvas")
+    return f"run `make sweep RUN={shlex.quote(str(folder.parents[1]))}{more}` again"
 
 
 def sweep_figure(folder: Path, path: Path) -> None:
