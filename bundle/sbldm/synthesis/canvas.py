@@ -40,7 +40,7 @@ from sbldm.synthesis.model import Model, PairSampler
 from sbldm.synthesis.pairs import LEAST_ML, OUTSIDE, Pair
 from sbldm.tumour.characteristics import NAMES, measure
 
-__all__ = ["Canvas", "Canvases", "draw_into", "pushed", "read_canvas", "smaller"]
+__all__ = ["Canvas", "Canvases", "draw_into", "read_canvas", "settled", "smaller"]
 
 BLEND_MM = 8.0  # from the rim of a region inwards, over which what is drawn fades into the canvas
 FADE_MM = 4.0  # around the canvas's own tumour, over which its detail goes
@@ -49,6 +49,7 @@ INSIDE = 0.9  # least share of the asked ellipsoid inside the brain
 ALIKE_MM, ALIKE = 15.0, 1.5  # a request this near to the canvas's own tumour, and within this factor of its volume
 STRENGTH = 0.2, 4.0  # of what is drawn, at least and at most, to reach a contrast
 PUSHED = 0.5  # of a pushing tumour's volume takes the place of what it shifts, the rest that of what it replaces
+SETTLED = 6.0, 0.7, 1.15  # farthest shift in mm, and least and largest drawn radius over that asked for, of a warp
 PLACES = 40  # draws of what a request leaves open, for one canvas
 CANVASES = 10  # that are tried for one request
 STRIDE = 1_000_003  # between the seeds of two of these draws
@@ -146,7 +147,7 @@ class Canvases:
         sampler: heals them.
         folder: where they are kept; it holds real brains, as the run folder does.
         keep: leave each its own tumour in place of healing it.
-        push: let new tumours push aside what lies around them (`pushed`).
+        push: let new tumours push aside what lies around them (`smaller`, `settled`).
     """
 
     def __init__(
@@ -417,8 +418,8 @@ def draw_into(
     latents: torch.Tensor,
     region: torch.Tensor,
     model: Model,
+    request: np.ndarray,
     contrast: float | None = None,
-    pushed_by: np.ndarray | None = None,
 ) -> Pair:
     """The pair of a canvas and what was drawn into it; its labels are those of the drawn tumour alone.
 
@@ -427,8 +428,8 @@ def draw_into(
         latents: `[Z, H, W, D]`, those of the canvas outside of the region.
         region: `[1, H, W, D]` of ones and zeros.
         model: decodes.
+        request: `[9]`; what was drawn is brought to its volume and centre (`settled`).
         contrast: that the first channel is to have (`evaluation.tumours.tumour_contrast`); None: as it was drawn.
-        pushed_by: request `[9]` whose tumour pushes aside what lies around it (`pushed`).
     """
     images, volume = len(canvas.image), model.decode(latents)
     if not np.isfinite(volume).all():
@@ -453,8 +454,7 @@ def draw_into(
                 break
             image, _ = blended(canvas, volume, region, model, strength=strength)
             found = tumour_contrast(image[0], drawn > 0, canvas.native.spacing)
-    if pushed_by is not None:
-        image, drawn = pushed(image, drawn, canvas, pushed_by, weight)
+    image, drawn = settled(image, drawn, canvas, request, weight)
     measured = measure(drawn, canvas.native.frame(canvas.working))
     return Pair(image, drawn, measured, fault)
 
@@ -465,13 +465,15 @@ def smaller(request: np.ndarray) -> np.ndarray:
     return request * np.array([scale**3, scale**2, 1, 1, 1, 1, scale, scale, scale])
 
 
-def pushed(
+def settled(
     image: np.ndarray, labels: np.ndarray, canvas: Canvas, request: np.ndarray, weight: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mass effect: what was drawn of the `smaller` tumour swells to the size asked for, and shifts what lies around.
+    """Bring what was drawn to the volume and the centre asked for, by a smooth warp within the region.
 
-    Along each ray from the centre: the drawn ellipsoid grows to the one asked for, and the shift fades to nothing at
-    `MARGIN_MM` from it. Tumours that the canvas keeps do not move, nor does the brain's outline.
+    Along each ray from the centre the tumour swells or shrinks, and the shift of what lies around fades to nothing at
+    `MARGIN_MM` from the ellipsoid asked for. A tumour that was drawn `smaller` pushes its surroundings aside in this
+    way (mass effect). Tumours that the canvas keeps do not move, nor does the brain's outline. What is farther off than
+    `SETTLED` is brought no nearer than that.
 
     Args:
         image: `[C, X, Y, Z]` as `draw_into` drew it.
@@ -481,23 +483,26 @@ def pushed(
         weight: `[X, Y, Z]`; where it is 0 nothing moves.
     """
     window = ndimage.find_objects((weight > 0).astype(np.uint8))[0]
-    frame = canvas.native.frame(canvas.working)
+    frame, ml = canvas.native.frame(canvas.working), float(np.prod(canvas.native.spacing)) / 1000
     voxels = np.stack(np.meshgrid(*(np.arange(part.start, part.stop) for part in window), indexing="ij"))
-    offset = np.tensordot(frame[:3, :3], voxels, axes=1) + (frame[:3, 3] - request[3:6])[:, None, None, None]
-    radii = np.maximum(request[6:9], 1) / 2
-    radius = np.sqrt(np.square(offset / radii[:, None, None, None]).sum(axis=0))
-    edge, rim = (1 - PUSHED) ** (1 / 3), 1 + MARGIN_MM / radii.max()
-    before = np.linspace(0, rim, 500)
-    after = np.where(before < edge, before / edge, before + (1 - edge) * (1 - rise((before - edge) / (rim - edge))))
-    came_from = np.interp(radius, after, before, right=np.inf)
-    share = np.where(np.isfinite(came_from), came_from / np.maximum(radius, 1e-6), 1) - 1
-    share *= rise(2 * weight[window])
+    start = np.array([part.start for part in window])[:, None, None, None]
+    brain, part = (image != 0).any(axis=0)[window], labels[window]
+    still = rise(2 * weight[window])
     if canvas.labels.any():
-        share *= 1 - _soft(canvas.labels > 0, canvas.native.spacing)[window]
-    places = voxels + np.tensordot(np.linalg.inv(frame[:3, :3]), share * offset, axes=1)
-    places -= np.array([part.start for part in window])[:, None, None, None]
-
-    brain, moved = (image != 0).any(axis=0)[window], share != 0
+        still *= 1 - _soft(canvas.labels > 0, canvas.native.spacing)[window]
+    inverse, shares = np.linalg.inv(frame[:3, :3]), None
+    kinds = [k for k in np.unique(part) if k]
+    centre, volume = request[3:6].copy(), request[0]
+    for _ in range(2):  # what lies outside the ellipsoid moves less, so once is not quite enough
+        places = _sources(part > 0, voxels, frame, request, centre, volume, ml)
+        places = voxels - start + still * np.tensordot(inverse, places, axes=1)
+        shares = [ndimage.map_coordinates((part == k).astype(np.float32), places, order=1) for k in kinds]
+        found = (np.sum(shares, axis=0) >= 0.5) & brain
+        if not found.any():
+            return image, labels
+        middle = frame[:3, :3] @ (np.argwhere(found).mean(axis=0) + start.ravel()) + frame[:3, 3]
+        volume, centre = volume * request[0] / (found.sum() * ml), centre + request[3:6] - middle
+    moved = np.abs(places - (voxels - start)).max(axis=0) > 1e-3
     nearest = ndimage.distance_transform_edt(~brain, return_distances=False, return_indices=True)
     image, labels = image.copy(), labels.copy()
     for channel in image:
@@ -505,9 +510,34 @@ def pushed(
         shifted = ndimage.map_coordinates(filled, places, order=3, mode="nearest").clip(filled.min(), filled.max())
         shifted = np.rint(shifted) if image.dtype == np.int16 else shifted
         channel[window] = np.where(moved & brain, shifted, channel[window])
-    part = labels[window]
-    kinds = [k for k in np.unique(part) if k]
-    shares = [ndimage.map_coordinates((part == k).astype(np.float32), places, order=1) for k in kinds]
-    whole = np.sum(shares, axis=0)
-    labels[window] = np.where((whole >= 0.5) & brain, np.array(kinds, np.uint8)[np.argmax(shares, axis=0)], 0)
+    labels[window] = np.where(found, np.array(kinds, np.uint8)[np.argmax(shares, axis=0)], 0)
     return image, labels
+
+
+def _sources(
+    tumour: np.ndarray,
+    voxels: np.ndarray,
+    frame: np.ndarray,
+    request: np.ndarray,
+    centre: np.ndarray,
+    volume: float,
+    ml: float,
+) -> np.ndarray:
+    """From where each voxel takes what it shows, `[3, X, Y, Z]` in mm from where it is.
+
+    A tumour is brought to a centre and a volume; its surroundings give way within the margin of a request.
+    """
+    middle = frame[:3, :3] @ voxels[:, tumour].mean(axis=1) + frame[:3, 3]
+    away, farthest = middle - centre, SETTLED[0]
+    away *= min(1.0, farthest / max(float(np.linalg.norm(away)), 1e-6))
+    edge = np.clip(np.cbrt(tumour.sum() * ml / volume), *SETTLED[1:])  # of what was drawn, in radii of the request
+    radii = np.maximum(request[6:9], 1) / 2
+    offset = np.tensordot(frame[:3, :3], voxels, axes=1) + (frame[:3, 3] - (middle - away))[:, None, None, None]
+    radius = np.sqrt(np.square(offset / radii[:, None, None, None]).sum(axis=0))
+    rim = 1 + MARGIN_MM / radii.max()
+    before = np.linspace(0, rim, 500)
+    fading = 1 - rise((before - edge) / (rim - edge))
+    after = np.where(before < edge, before / edge, before + (1 - edge) * fading)
+    came_from = np.interp(radius, after, before, right=rim)
+    ratio = np.where(radius < rim, came_from / np.maximum(radius, 1e-6), 1.0)
+    return (ratio - 1) * offset + np.interp(radius, before, fading, right=0) * away[:, None, None, None]

@@ -134,7 +134,7 @@ class PairRequests(Dataset):
             name, request = self.places[i]
             canvas, asked = self.canvases.get(name), self.asked[i % len(self.asked)]
             on_canvas = {"canvas": canvas, "region": self.canvases.region(canvas, request)}
-            on_canvas |= {"contrast": asked.get("contrast"), "pushed_by": request if self.canvases.push else None}
+            on_canvas |= {"place": request, "contrast": asked.get("contrast")}
             drawn = smaller(request) if self.canvases.push else request
         else:
             request, on_canvas = self.tumours.complete(self.asked[i % len(self.asked)], seed, self.among), {}

@@ -118,8 +118,8 @@ class PairWriter:
             if canvas is None:
                 pair, affine = finish_pair(self.model.decode(latent), self.model), self.model.native.affine()
             else:
-                more = row["contrast"], row["pushed_by"]
-                pair, affine = draw_into(canvas, latent, row["region"], self.model, *more), canvas.native.affine()
+                pair = draw_into(canvas, latent, row["region"], self.model, row["place"], row["contrast"])
+                affine = canvas.native.affine()
             request = row["request"] | ({} if row.get("contrast") is None else {"contrast": row["contrast"]})
             verdict = self.gate.judge(pair, affine, request, real_brain=canvas is not None)
             asked.seconds += sampling + time.perf_counter() - begun

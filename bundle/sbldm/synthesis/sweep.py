@@ -183,7 +183,7 @@ def draw_sweeps(
             latents = sampler(conditions, model.network, seeds=[own for _, own in rows], **more)
             for k, ((step, own), latent) in enumerate(zip(rows, latents, strict=True)):
                 if brain:
-                    pair, grids = draw_into(brain, latent, region[k], model), brain
+                    pair, grids = draw_into(brain, latent, region[k], model, asked[k]), brain
                 else:
                     pair, grids = finish_pair(model.decode(latent), model), model
                 draws = records.get(step["name"], {"draws": []})["draws"]
