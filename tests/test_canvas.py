@@ -212,7 +212,7 @@ def test_a_tumour_has_the_asked_volume_and_centre(cases: dict[float, Path], tmp_
         assert np.array_equal(pair.image[0][weight == 0], canvas.image[0][weight == 0])
         assert np.array_equal(pair.image != 0, canvas.image != 0) and pair.image.dtype == np.int16
         inside = pair.image[0][pair.labels > 0]
-        assert np.mean(inside > 1.5 * np.median(canvas.image[0][canvas.image[0] > 0])) > 0.9  # the mask went along
+        assert np.mean(inside > 1.5 * np.median(canvas.image[0][canvas.image[0] > 0])) > 0.85  # the mask went along
     far, _ = painted(brains, name, np.add(request, 20 * np.eye(9)[3]), request)
     assert 8 < np.linalg.norm(far.measured[3:6] - request[3:6]) < 20  # a warp reaches but so far
 
