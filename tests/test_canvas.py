@@ -19,7 +19,6 @@ from test_synthesis import manifest
 from sbldm.cases.layouts import Source, find_cases, read_arrays
 from sbldm.cases.phantom import write_phantoms
 from sbldm.errors import DataError
-from sbldm.evaluation.tumours import tumour_contrast
 from sbldm.files import read_json
 from sbldm.networks import RequestPicture
 from sbldm.runs import within_regions
@@ -185,12 +184,12 @@ def test_contrast_is_what_was_asked_for(cases: dict[float, Path], tmp_path: Path
     brains = canvases(cases[2.0], tmp_path)
     name = next(iter(brains.cases))
     request = TUMOUR * [1, 1, 1, -1, -1, 1, 1, 1, 1]
-    canvas, spacing = brains.get(name), brains.get(name).native.spacing
+    canvas = brains.get(name)
     plain, weight = painted(brains, name, request, request)
-    usual = tumour_contrast(plain.image[0], plain.labels > 0, spacing)
+    usual = module._contrast(plain.image[0], plain.labels > 0, canvas)
     for contrast in (1.5, 3.0, 0.9 * usual):
         pair, _ = painted(brains, name, request, request, contrast=contrast)
-        assert tumour_contrast(pair.image[0], pair.labels > 0, spacing) == pytest.approx(contrast, abs=0.06)
+        assert module._contrast(pair.image[0], pair.labels > 0, canvas) == pytest.approx(contrast, rel=0.06)
         assert pair.fault == "" and np.array_equal(pair.labels, plain.labels)
         assert np.array_equal(pair.image[0][weight == 0], canvas.image[0][weight == 0])
     pair, _ = painted(brains, name, request, request, contrast=50.0)

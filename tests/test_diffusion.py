@@ -698,6 +698,15 @@ def test_what_a_sampler_cannot_take(preset, asked, message):
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
 
 
+def test_a_preset_s_guide_without_early_weights() -> None:
+    """The best weights of few cases can be older than the early ones would be: then the guide is the network unasked."""
+    preset = {"sampler": "ddim", "steps": 5, "eta": 0.0, "guidance": 2.0, "guide": "early"}
+    found = PairSampler(SCHEDULE, (4, 2, 2, 2), preset)
+    assert found.settings["guide"] == "unasked" and found.settings["guidance"] == 2
+    kept = PairSampler(SCHEDULE, (4, 2, 2, 2), preset, early=torch.nn.Identity())
+    assert kept.settings["guide"] == "early"
+
+
 @pytest.mark.parametrize("sampler", SOLVERS)
 def test_pairs_are_drawn_with_the_settings(sampler):
     """The inferer runs the solver with its steps and spacing from each seed's own noise, a row as if it were alone."""

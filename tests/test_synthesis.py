@@ -108,6 +108,8 @@ def test_manifest(drawn_run: Path) -> None:
         "gate",
         "nearest_correlation",
         "nearest_excess",
+        "tumour_dsc",
+        "tumour_excess",
         "near_copy",
         "checkpoint_sha256",
         "sampler",

@@ -30,6 +30,7 @@ from sbldm.cases.pipeline import original_cases
 from sbldm.cases.prepare import Gridded
 from sbldm.errors import DataError, InputError
 from sbldm.evaluation.tumours import tumour_contrast
+from sbldm.evaluation.volumes import PERCENTILES
 from sbldm.files import atomic_path, cached_npz, make_folder, user_path
 from sbldm.networks.request_picture import MARGIN_MM, RequestPicture
 from sbldm.run.limits import MOST_SEED
@@ -40,7 +41,7 @@ from sbldm.synthesis.model import Model, PairSampler
 from sbldm.synthesis.pairs import LEAST_ML, OUTSIDE, Pair
 from sbldm.tumour.characteristics import NAMES, measure
 
-__all__ = ["Canvas", "Canvases", "draw_into", "read_canvas", "settled", "smaller"]
+__all__ = ["Canvas", "Canvases", "contrast_of", "draw_into", "read_canvas", "settled", "smaller"]
 
 BLEND_MM = 8.0  # from the rim of a region inwards, over which what is drawn fades into the canvas
 FADE_MM = 4.0  # around the canvas's own tumour, over which its detail goes
@@ -381,13 +382,12 @@ def blended(
     region: torch.Tensor,
     model: Model,
     heal: bool = False,
-    strength: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The canvas plus the weighted difference of a decoded volume and its own, inside its brain.
 
     With `heal` the detail that the autoencoder does not hold goes from the canvas's own tumour, where it would draw its
     outline anew; the detail from across the brain takes its place, where that is healthy. Nor does anything stay that
-    is brighter than nearly all of the brain around. `strength` multiplies the difference.
+    is brighter than nearly all of the brain around.
 
     Returns:
         image `[C, X, Y, Z]`, and the weight `[X, Y, Z]` of what was drawn: where it is 0 the image is the canvas.
@@ -398,7 +398,7 @@ def blended(
     lost = np.minimum(weight, _soft(tumour, canvas.native.spacing)) if heal else None
     for channel, new, old, limits in zip(image, volume, canvas.volume, canvas.limits, strict=False):
         new, old = (to_scanner((scaled.clip(-1, 1) + 1) / 2, limits, intensity) for scaled in (new, old))
-        difference = strength * weight * from_means(new - old, canvas.working, canvas.native)
+        difference = weight * from_means(new - old, canvas.working, canvas.native)
         if heal:
             detail = np.where(brain, channel - from_means(old, canvas.working, canvas.native), 0)
             difference -= lost * (detail - _mirrored(detail, brain & (lost == 0), canvas))
@@ -429,7 +429,7 @@ def draw_into(
         region: `[1, H, W, D]` of ones and zeros.
         model: decodes.
         request: `[9]`; what was drawn is brought to its volume and centre (`settled`).
-        contrast: that the first channel is to have (`evaluation.tumours.tumour_contrast`); None: as it was drawn.
+        contrast: that the first channel is to have (`contrast_of`); None: as it was drawn.
     """
     images, volume = len(canvas.image), model.decode(latents)
     if not np.isfinite(volume).all():
@@ -442,21 +442,35 @@ def draw_into(
     if (drawn > 0).sum() * np.prod(canvas.native.spacing) / 1000 < LEAST_ML:
         return Pair(image, np.zeros_like(drawn), None, "empty mask")
     fault = f"{100 * outside:.0f} % of the mask outside the brain" if outside > OUTSIDE else ""
-    if contrast is not None:
-        without, drawn_as = (
-            tumour_contrast(each[0], drawn > 0, canvas.native.spacing) for each in (canvas.image, image)
-        )
-        strength, found = 1.0, drawn_as
-        for _ in range(2):  # the brightest voxels are cut, so once is not quite enough
-            strength *= float(np.divide(contrast - without, found - without))
-            if not STRENGTH[0] <= strength <= STRENGTH[1]:
-                fault = fault or f"contrast {drawn_as:.2g}, which cannot be made {contrast:.2g}"
-                break
-            image, _ = blended(canvas, volume, region, model, strength=strength)
-            found = tumour_contrast(image[0], drawn > 0, canvas.native.spacing)
     image, drawn = settled(image, drawn, canvas, request, weight)
+    if contrast is not None:
+        image, unmet = _with_contrast(contrast, image, drawn > 0, canvas)
+        fault = fault or unmet
     measured = measure(drawn, canvas.native.frame(canvas.working))
     return Pair(image, drawn, measured, fault)
+
+
+def _with_contrast(contrast: float, image: np.ndarray, tumour: np.ndarray, canvas: Canvas) -> tuple[np.ndarray, str]:
+    """All that was changed of a canvas made weaker or stronger, until the tumour has a contrast; or why it cannot."""
+    change, spacing = image.astype(np.float32) - canvas.image, canvas.native.spacing
+    without, drawn_as = (contrast_of(each[0], tumour, spacing) for each in (canvas.image, image))
+    strength, found = 1.0, drawn_as
+    for _ in range(2):  # the brightest voxels are cut, so once is not quite enough
+        strength *= float(np.divide(contrast - without, found - without))
+        if not STRENGTH[0] <= strength <= STRENGTH[1]:
+            return image, f"contrast {drawn_as:.2g}, which cannot be made {contrast:.2g}"
+        mixed = canvas.image + strength * change
+        for channel, own in zip(mixed, canvas.image, strict=True):
+            channel[own != 0] = channel[own != 0].clip(own[own != 0].min(), BRIGHTEST)
+        image = np.rint(mixed).astype(np.int16) if canvas.image.dtype == np.int16 else mixed
+        found = contrast_of(image[0], tumour, spacing)
+    return image, ""
+
+
+def contrast_of(channel: np.ndarray, tumour: np.ndarray, spacing: Sequence[float]) -> float:
+    """`tumour_contrast` as the evaluation measures it, without a brain's darkest and brightest voxels."""
+    ends = np.percentile(channel[channel != 0], PERCENTILES)
+    return tumour_contrast(np.where(channel != 0, channel.clip(*ends), 0), tumour, spacing)
 
 
 def smaller(request: np.ndarray) -> np.ndarray:

@@ -103,7 +103,6 @@ class Verdict:
         near: nearer to a training case than 95 % of the held-back cases are; on a canvas, whose brain is real by
             design, the tumour to a training tumour.
         tumour_dsc, tumour_excess: the same two numbers of the tumour alone (see `TumourMemory`).
-        contrast: of the tumour (`tumour_contrast`); NaN where it was not looked at.
         real_brain: of a canvas.
     """
 
@@ -114,7 +113,6 @@ class Verdict:
     near: bool = False
     tumour_dsc: float = np.nan
     tumour_excess: float = np.nan
-    contrast: float = np.nan
     real_brain: bool = False
 
     def record(self) -> dict[str, Any]:
@@ -218,7 +216,6 @@ class Gate:
             return Verdict(fault, True)
         volume = to_volume("", pair.image[0], pair.labels > 0, affine, self.grid)
         brain = tumour = None
-        measured = _measures(volume, pair, affine)
         if self.memory and not real_brain:
             brain = self.memory.nearest(fingerprint(volume.image, volume.spacing))
         if self.tumours and volume.mask.any():
@@ -228,18 +225,11 @@ class Gate:
         elif tumour and tumour.excess > self.tumours.copy:
             fault = f"copy of a training tumour (DSC {tumour.correlation:.2f}, {tumour.excess:.2f} beyond the next)"
         else:
+            measured = _measures(volume, pair, affine)
             fault = self._implausible(measured, request, real_brain) or _unlike_request(measured, request)
         near = tumour and tumour.excess > self.tumours.near if real_brain else brain and brain.excess > self.memory.near
         numbers = [value for found in (brain, tumour) for value in (found[1:] if found else (np.nan, np.nan))]
-        return Verdict(
-            fault,
-            bool(fault) and self.enforced,
-            *numbers[:2],
-            bool(near),
-            *numbers[2:],
-            measured["contrast"],
-            real_brain,
-        )
+        return Verdict(fault, bool(fault) and self.enforced, *numbers[:2], bool(near), *numbers[2:], real_brain)
 
     def _implausible(self, found: Mapping[str, float], request: Mapping[str, float], real_brain: bool = False) -> str:
         """The first measure that is missing or beyond its real range, if any; nothing without a yardstick."""

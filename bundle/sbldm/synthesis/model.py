@@ -210,7 +210,8 @@ class PairSampler(Inferer):
         schedule: forward process of the training.
         latent_shape: `(Z, H, W, D)`.
         preset: sampling values of the preset: `sampler`, `steps`, `eta`, `guidance`; of solvers `spacing`, `sigma_min`;
-            with a guidance other than 1 `guide`; and `batch`, 1 unless given.
+            with a guidance other than 1 `guide` (unasked in place of early where there are no early weights); and
+            `batch`, 1 unless given.
         overrides: values that take their place (None leaves the preset's, as far as another sampler can take it).
         early: the network with its early weights, for a `guide` of that name.
 
@@ -270,12 +271,15 @@ class PairSampler(Inferer):
         if sampler in SOLVERS:
             self._check_times()
         if self.settings["guidance"] != 1:
-            self._check_guide()
+            self._check_guide("guide" in given)
         elif self.settings.pop("guide", None) and "guide" in given:
             raise InputError(f"GUIDE={given['guide']}: GUIDANCE=1 leads away from nothing; ask for more.")
 
-    def _check_guide(self) -> None:
+    def _check_guide(self, given: bool) -> None:
         guide = self.settings.setdefault("guide", "unasked")
+        if guide == "early" and self.early is None and not given:
+            # Few cases are learnt by heart before the share of the training after which early weights are kept.
+            guide = self.settings["guide"] = "unasked"
         if guide not in ("early", "unasked"):
             raise InputError(f"GUIDE={guide}: unknown; choose one of early, unasked.")
         if guide == "early" and self.early is None:

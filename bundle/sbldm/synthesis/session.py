@@ -19,7 +19,7 @@ from sbldm.files import clear_partial
 from sbldm.manifest import read_manifest
 from sbldm.models import SAMPLING
 from sbldm.run.progress import Progress
-from sbldm.synthesis.canvas import draw_into
+from sbldm.synthesis.canvas import Canvas, contrast_of, draw_into
 from sbldm.synthesis.datasheet import write_datasheet
 from sbldm.synthesis.figures import contact_sheet, request_plot, summarise
 from sbldm.synthesis.gate import Gate, Verdict
@@ -159,7 +159,7 @@ class PairWriter:
             "model": self.model.preset["model"],
             **request,
             **{f"measured_{name}": measured[name] for name in NAMES},
-            **({"measured_contrast": round(verdict.contrast, 3)} if "canvas" in row else {}),
+            **({"measured_contrast": _contrast(pair, row["canvas"])} if "canvas" in row else {}),
             "redrawn": len(asked.faults),
             "refused_because": "; ".join(asked.faults),
             **verdict.record(),
@@ -168,6 +168,10 @@ class PairWriter:
             **{name: settings[name] for name in SAMPLING if name in settings},
             "seconds": round(asked.seconds, 3),
         }
+
+
+def _contrast(pair: Pair, canvas: Canvas) -> float:
+    return round(contrast_of(pair.image[0], pair.labels > 0, canvas.native.spacing), 3)
 
 
 def run(evaluator: Evaluator, requests: PairRequests, writer: PairWriter, output: RawDataset) -> None:
