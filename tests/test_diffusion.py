@@ -699,7 +699,7 @@ def test_what_a_sampler_cannot_take(preset, asked, message):
 
 
 def test_a_preset_s_guide_without_early_weights() -> None:
-    """The best weights of few cases can be older than the early ones would be: then the guide is the network unasked."""
+    """The best weights of few cases can be older than early ones: the guide is the network unasked then."""
     preset = {"sampler": "ddim", "steps": 5, "eta": 0.0, "guidance": 2.0, "guide": "early"}
     found = PairSampler(SCHEDULE, (4, 2, 2, 2), preset)
     assert found.settings["guide"] == "unasked" and found.settings["guidance"] == 2
