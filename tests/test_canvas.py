@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -340,6 +341,29 @@ def test_what_cannot_be_read_is_left_out(cases: dict[float, Path], tmp_path: Pat
     assert late.place({}, 0) is None and not late.cases
     with pytest.raises(DataError, match="none of the scans can be read"):
         late.order(0)
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda image: image + 100, "its background is not 0.*skull-strip it"),
+        (lambda image: np.where(np.indices(image.shape)[2] < 50, 0, image), "what is not 0 takes|a brain has 400 to"),
+        (lambda image: 0 * image, "every voxel is 0"),
+        (lambda image: (image > 0).astype(np.int16), "as those of a mask do"),
+    ],
+    ids=("background", "part of a brain", "nothing", "a mask"),
+)
+def test_scans_that_are_no_brain(cases: dict[float, Path], tmp_path: Path, capsys: Any, harm: Any, said: str) -> None:
+    """As pre-flight would find: one sentence with the mend, and the other scan is used."""
+    folder = shutil.copytree(cases[2.0], tmp_path / "cases")
+    brains = canvases(folder, tmp_path)
+    bad, good = sorted(brains.cases)
+    path = brains.cases[bad].images[0]
+    file = nib.load(path)
+    nib.save(nib.Nifti1Image(harm(np.asarray(file.dataobj)), file.affine), path)
+    brains.prepare([bad, good])
+    output = capsys.readouterr()
+    assert list(brains.cases) == [good] and re.search(said, output.out + output.err)
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ from sbldm.cases.geometry import NativeGrid, WorkingGrid, from_means, to_native
 from sbldm.cases.intensity import BRIGHTEST, to_scanner
 from sbldm.cases.layouts import Case, Source, content_hash, find_cases, read_arrays
 from sbldm.cases.pipeline import original_cases
+from sbldm.cases.preflight import scan_fault
 from sbldm.cases.prepare import Gridded
 from sbldm.errors import DataError, InputError
 from sbldm.evaluation.tumours import tumour_contrast
@@ -103,22 +104,25 @@ class Canvas:
             return None
 
 
-def read_canvas(case: Case, model: Model) -> Canvas:
+def read_canvas(case: Case, model: Model, known: bool = False) -> Canvas:
     """Read, prepare and encode a case as it is, its tumour included.
 
+    Args:
+        case: the scan, with or without a mask.
+        model: encodes.
+        known: that pre-flight has let it pass before (or the user has), so its brain is not doubted again.
+
     Raises:
-        DataError: it cannot be read, or has no brain.
+        DataError: it cannot be read, or what pre-flight finds wrong with it.
     """
     preset = model.preset
     source, grid = Source.from_config(**preset["data"]), WorkingGrid.from_config(**preset["grid"])
     image, labels, affine = read_arrays(case, source, mask_needed=False)
     if image.shape[1:] != labels.shape:
         raise DataError(f"{case.mask}: {labels.shape} voxels where the image has {image.shape[1:]}.")
-    content, brain = content_hash(image[0]), (image != 0).any(axis=0)
-    if not brain.any() or brain.all():
-        raise DataError(
-            f"{case.images[0]}: {'no voxel' if not brain.any() else 'no background'}; it must be skull-stripped."
-        )
+    if not known and (fault := scan_fault(image, affine)):
+        raise DataError(f"{case.images[0]}: {fault}.")
+    content = content_hash(image[0])
     made = Gridded.of(image, labels, affine, len(source.labels), grid, preset["intensity"])
     latents = model.encode(2 * np.concatenate([made.image, made.occupancy / np.float32(255)]) - 1)
     return Canvas(
@@ -149,6 +153,7 @@ class Canvases:
         folder: where they are kept; it holds real brains, as the run folder does.
         keep: leave each its own tumour in place of healing it.
         push: let new tumours push aside what lies around them (`smaller`, `settled`).
+        known: see `read_canvas`.
     """
 
     def __init__(
@@ -159,9 +164,10 @@ class Canvases:
         folder: Path,
         keep: bool = False,
         push: bool = False,
+        known: bool = False,
     ) -> None:
         self.cases = {case.name: case for case in cases}
-        self.model, self.sampler, self.keep, self.push = model, sampler, keep, push
+        self.model, self.sampler, self.keep, self.push, self.known = model, sampler, keep, push, known
         made = f"{VERSION} {model.sha256} {sampler.settings} {sampler.batch}"
         self.folder = folder / hashlib.sha256(made.encode()).hexdigest()[:16]
 
@@ -192,7 +198,7 @@ class Canvases:
         run, source = Run.at(run_dir), Source.from_config(**model.preset["data"])
         cases = original_cases(run, "train") if where == "train" else find_cases(user_path(where), source)
         sampler = model.sampler({"guidance": model.preset["regions"]["healing"]})
-        return cls(cases, model, sampler, run.folder / "canvas", str(keep) == "1", str(push) == "1")
+        return cls(cases, model, sampler, run.folder / "canvas", str(keep) == "1", str(push) == "1", where == "train")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -233,7 +239,7 @@ class Canvases:
         with Progress("Preparing canvases", len(missing), "canvas") as bar:
             for k, name in enumerate(missing):
                 try:
-                    waiting.append(read_canvas(self.cases[name], self.model))
+                    waiting.append(read_canvas(self.cases[name], self.model, self.known))
                 except DataError as error:
                     bar.write(f"Warning: {error} It is left out.")
                     del self.cases[name]
