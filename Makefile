@@ -135,7 +135,7 @@ plateau: $(READY) ## RUN=..: DSC against the number of synthetic pairs for each 
 
 EVALUATE = $(call o,RUN DATASET DATA OUT FEATURES NNUNET FID SCORES LICENCE WORKERS)
 
-evaluate: $(READY) ## RUN=..: what the pairs are worth: metrics with floors, requests, copies, slices, masks
+evaluate: $(READY) ## RUN=..: what the pairs are worth: metrics with floors, requests, seams, copies, slices, masks
 	@$(PY) -m sbldm.evaluation evaluate $(EVALUATE)
 
 report: $(READY) ## RUN=..: the same as one HTML page with pictures

@@ -474,6 +474,23 @@ def test_controls(tmp_path: Path, taught_run: Path, phantom_cases: Path) -> None
     assert "has no such dataset" in one_line(call("controls", "--run", run, "--dataset", 777), 2)
 
 
+def test_gaps_from_the_command_line(tmp_path: Path, taught_run: Path) -> None:
+    """REQUESTS=gaps asks for what is rare, whole and on canvases, and the dataset says so; N is needed then."""
+    run = copy_run(taught_run, tmp_path)
+    synth = "synth", "--run", run, "--requests", "gaps", "--gate", "off"
+    assert "N is missing" in one_line(call(*synth, "--dataset", 502), 2)
+    call(*synth, "--n", 2, "--dataset", 502)
+    call(*synth, "--n", 2, "--dataset", 503, "--canvas", "train", "--name", "RARE")
+    model = TumourModel.from_state(load_checkpoint(run / "diffusion" / "best.pt", "diffusion")["constants"]["tumours"])
+    for folder in ("Dataset502_SBLDM", "Dataset503_RARE"):
+        assert read_json(run / "nnUNet_raw" / folder / "synthesis.json")["asked"] == "gaps"
+        for row in manifest(run, f"nnUNet_raw/{folder}"):
+            asked = np.array([float(row[f"requested_{name}"]) for name in NAMES])
+            if folder == "Dataset502_SBLDM":
+                assert asked == pytest.approx(model.complete({}, int(row["seed"]), 8), abs=0.06)
+            assert not row["extrapolated"] or "below" not in row["extrapolated"]
+
+
 def test_sweeps_of_one_brain(tmp_path: Path, taught_run: Path) -> None:
     """All ten requests are drawn into the same canvas, whose other voxels they leave alone."""
     run = copy_run(taught_run, tmp_path)
