@@ -296,6 +296,26 @@ def test_places(cases: dict[float, Path], tmp_path: Path) -> None:
     assert not module._alike(own + np.eye(9)[4] * 20, own)
 
 
+def test_turns_of_a_canvas_differ(cases: dict[float, Path], tmp_path: Path) -> None:
+    """Eight turns of two canvases: no two requests of a canvas are nearly the same, but where the user fixes them."""
+    brains = canvases(cases[2.0], tmp_path)
+    first = brains.model.tumours.complete
+    common = {"volume_ml": 14.0, "y_mm": -10.0, "z_mm": 12.0}  # leaves little room, so that turns would meet
+    placed = [brains.place(common, seed) for seed in range(8)]
+    for name in brains.cases:
+        requests = [request for chosen, request in placed if chosen == name]
+        seeds = [seed for seed in range(8) if placed[seed][0] == name]
+        plain = [first(common, seed) for seed in seeds]
+        met = [
+            sum(module._alike(each[i], each[j]) for i in range(len(each)) for j in range(i))
+            for each in (plain, requests)
+        ]
+        assert len(requests) == 4 and met[1] < met[0]
+    assert brains.place(common, 7)[0] == placed[7][0] and np.array_equal(brains.place(common, 7)[1], placed[7][1])
+    fixed = {"volume_ml": 14.0, "x_mm": -25.0, "y_mm": 5.0, "z_mm": 12.0}
+    assert all(brains.place(fixed, seed) is not None for seed in range(4))
+
+
 def test_scans_without_masks(cases: dict[float, Path], tmp_path: Path) -> None:
     """They are drawn into as they are: nothing to heal, nothing to stay clear of."""
     folder = shutil.copytree(cases[2.0], tmp_path / "cases")

@@ -211,12 +211,15 @@ class Canvases:
         Raises:
             DataError: none is left that could be read.
         """
-        names = list(self.cases)
-        if not names:
+        if not self.cases:
             raise DataError("CANVAS: none of the scans can be read (see above); name other ones.")
-        rounds, turn = divmod(seed, len(names))
-        order = np.random.default_rng([rounds, 3]).permutation(len(names))
-        return [names[i] for i in np.roll(order, -turn)[:CANVASES]]
+        rounds, turn = divmod(seed, len(self.cases))
+        order = self._round(rounds)
+        return [*order[turn:], *order[:turn]][:CANVASES]
+
+    def _round(self, number: int) -> list[str]:
+        names = list(self.cases)
+        return [names[i] for i in np.random.default_rng([number, 3]).permutation(len(names))]
 
     def get(self, name: str) -> Canvas:
         """A canvas, from the folder or made anew; healed unless its tumour is kept.
@@ -300,21 +303,32 @@ class Canvases:
 
         What is left open is drawn from the joint model of the training tumours until nine tenths of the ellipsoid lie
         inside the brain, clear of a tumour that is kept, and it is not nearly the canvas's own tumour, from which the
-        model may have learned. `among`: see `TumourModel.complete`.
+        model may have learned; nor, where that can be had, nearly what an earlier turn of the canvas is asked for.
+        `among`: see `TumourModel.complete`.
         """
         for name in self.order(seed):
             try:
                 canvas = self.get(name)
             except DataError:
                 continue
-            free = self._free(canvas)
+            free, earlier, fitting = self._free(canvas), self._earlier(name, asked, seed, among), None
             for attempt in range(PLACES):
                 request = self.model.tumours.complete(asked, (seed + attempt * STRIDE) % MOST_SEED, among)
                 if canvas.own.size and _alike(request, canvas.own):
                     continue
                 if self._share(request, free) >= INSIDE:
-                    return name, request
+                    if not any(_alike(request, other) for other in earlier):
+                        return name, request
+                    fitting = request if fitting is None else fitting
+            if fitting is not None:
+                return name, fitting
         return None
+
+    def _earlier(self, name: str, asked: Mapping[str, float], seed: int, among: int) -> list[np.ndarray]:
+        """What the earlier turns of a canvas would be asked for first: a function of the seed alone."""
+        n = len(self.cases)
+        seeds = [r * n + self._round(r).index(name) for r in range(seed // n)]
+        return [self.model.tumours.complete(asked, earlier, among) for earlier in seeds]
 
     def roomiest(self, requests: Sequence[np.ndarray], seed: int) -> Canvas:
         """Of the canvases that a seed tries the one in which the least fortunate of these requests has the most room.
@@ -343,7 +357,7 @@ class Canvases:
 
 
 def _alike(request: np.ndarray, own: np.ndarray) -> bool:
-    """Whether a request, or its left-right mirror image, is nearly the tumour that a brain came with."""
+    """Whether a request, or its left-right mirror image, is nearly another tumour, such as a brain came with."""
     mirrored = request[3:6] * [-1, 1, 1]
     near = min(np.linalg.norm(centre - own[3:6]) for centre in (request[3:6], mirrored)) < ALIKE_MM
     return bool(near and 1 / ALIKE < request[0] / own[0] < ALIKE)
