@@ -187,10 +187,12 @@ def test_contrast_is_what_was_asked_for(cases: dict[float, Path], tmp_path: Path
     request = TUMOUR * [1, 1, 1, -1, -1, 1, 1, 1, 1]
     canvas = brains.get(name)
     plain, weight = painted(brains, name, request, request)
-    usual = module._contrast(plain.image[0], plain.labels > 0, canvas)
+    usual = module.contrast_of(plain.image[0], plain.labels > 0, canvas.native.spacing)
     for contrast in (1.5, 3.0, 0.9 * usual):
         pair, _ = painted(brains, name, request, request, contrast=contrast)
-        assert module._contrast(pair.image[0], pair.labels > 0, canvas) == pytest.approx(contrast, rel=0.06)
+        assert module.contrast_of(pair.image[0], pair.labels > 0, canvas.native.spacing) == pytest.approx(
+            contrast, rel=0.06
+        )
         assert pair.fault == "" and np.array_equal(pair.labels, plain.labels)
         assert np.array_equal(pair.image[0][weight == 0], canvas.image[0][weight == 0])
     pair, _ = painted(brains, name, request, request, contrast=50.0)
@@ -246,7 +248,8 @@ def test_kept_tumours(cases: dict[float, Path], tmp_path: Path) -> None:
     original, labels, _ = read_arrays(brains.cases[name], SOURCE)
     canvas = brains.get(name)
     assert np.array_equal(canvas.image, original) and np.array_equal(canvas.labels, labels)
-    assert brains.sampler.calls == []  # nothing was healed
+    assert brains.sampler.calls == [[int(canvas.content[:8], 16)]]  # what is drawn goes on from the healed brain
+    assert not (canvas.volume[1][module._on_working(labels > 0, canvas)] > 0).any()
     latents = brains.model.encode(canvas.volume)
     pair = draw_into(canvas, latents, brains.region(canvas, canvas.own), brains.model, canvas.own)
     assert pair.labels.shape == labels.shape and not np.array_equal(pair.labels, labels)  # the drawn one alone

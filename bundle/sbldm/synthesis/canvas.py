@@ -55,7 +55,7 @@ SETTLED = 6.0, 0.7, 1.15  # farthest shift in mm, and least and largest drawn ra
 PLACES = 40  # draws of what a request leaves open, for one canvas
 CANVASES = 10  # that are tried for one request
 STRIDE = 1_000_003  # between the seeds of two of these draws
-VERSION = 3  # raise it when canvases are made differently
+VERSION = 4  # raise it when canvases are made differently
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Canvas:
         labels: `[X, Y, Z]` uint8, of the tumours that it holds.
         native, working: its grids.
         limits: `[C, 2]`, where the percentiles of its brain lie in its units.
-        latents: `[Z, H, W, D]` float32, standardised, of `image`.
+        latents: `[Z, H, W, D]` float32, standardised, of the healed brain.
         volume: `[C + L, X, Y, Z]` in [-1, 1] on the working grid: these latents, decoded.
         own: characteristics `[9]` of the tumour that it came with; empty where it had none.
     """
@@ -151,7 +151,7 @@ class Canvases:
         model: that draws within regions.
         sampler: heals them.
         folder: where they are kept; it holds real brains, as the run folder does.
-        keep: leave each its own tumour in place of healing it.
+        keep: leave each its own tumour in image and labels.
         push: let new tumours push aside what lies around them (`smaller`, `settled`).
         known: see `read_canvas`.
     """
@@ -247,7 +247,7 @@ class Canvases:
                     bar.write(f"Warning: {error} It is left out.")
                     del self.cases[name]
                 if waiting and (len(waiting) == self.sampler.batch or k == len(missing) - 1):
-                    for canvas in waiting if self.keep else self._healed(waiting):
+                    for canvas in self._healed(waiting):
                         canvas.save(self._path(canvas.name))
                     waiting = []
                 bar.update()
@@ -261,7 +261,11 @@ class Canvases:
         return self.folder / f"{name}_{mark}.npz"
 
     def _healed(self, canvases: Sequence[Canvas]) -> list[Canvas]:
-        """The canvases with healthy tissue, drawn by the model, in the place of their tumours."""
+        """The canvases with healthy tissue, drawn by the model, in the place of their tumours.
+
+        Where tumours are kept, what is drawn goes on from the healed brain all the same, as the network has learned
+        that a brain has one tumour: beside another it draws none. Image and labels stay as they are then.
+        """
         ill = [canvas for canvas in canvases if canvas.own.size]
         if not ill:
             return list(canvases)
@@ -277,7 +281,9 @@ class Canvases:
             volume = self.model.decode(latents)
             image, _ = blended(canvas, volume, where, self.model, heal=True)
             kept = {"latents": latents.cpu().numpy(), "volume": volume}
-            healed[canvas.name] = replace(canvas, image=image, labels=np.zeros_like(canvas.labels), **kept)
+            if not self.keep:
+                kept |= {"image": image, "labels": np.zeros_like(canvas.labels)}
+            healed[canvas.name] = replace(canvas, **kept)
         return [healed.get(canvas.name, canvas) for canvas in canvases]
 
     def _covering(self, canvas: Canvas) -> torch.Tensor:
