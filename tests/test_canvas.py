@@ -315,6 +315,7 @@ def test_turns_of_a_canvas_differ(cases: dict[float, Path], tmp_path: Path) -> N
         ]
         assert len(requests) == 4 and met[1] < met[0]
     assert brains.place(common, 7)[0] == placed[7][0] and np.array_equal(brains.place(common, 7)[1], placed[7][1])
+    assert len(brains._earlier(next(iter(brains.cases)), {}, 10**6, 1)) == module.TURNS  # not half a million
     fixed = {"volume_ml": 14.0, "x_mm": -25.0, "y_mm": 5.0, "z_mm": 12.0}
     assert all(brains.place(fixed, seed) is not None for seed in range(4))
 

@@ -53,6 +53,7 @@ STRENGTH = 0.2, 4.0  # of what is drawn, at least and at most, to reach a contra
 PUSHED = 0.5  # of a pushing tumour's volume takes the place of what it shifts, the rest that of what it replaces
 SETTLED = 6.0, 0.7, 1.15  # farthest shift in mm, and least and largest drawn radius over that asked for, of a warp
 PLACES = 40  # draws of what a request leaves open, for one canvas
+TURNS = 20  # of a canvas that a request is held against; seeds can begin anywhere
 CANVASES = 10  # that are tried for one request
 STRIDE = 1_000_003  # between the seeds of two of these draws
 VERSION = 4  # raise it when canvases are made differently
@@ -331,9 +332,9 @@ class Canvases:
         return None
 
     def _earlier(self, name: str, asked: Mapping[str, float], seed: int, among: int) -> list[np.ndarray]:
-        """What the earlier turns of a canvas would be asked for first: a function of the seed alone."""
+        """What the last `TURNS` turns of a canvas would be asked for first: a function of the seed alone."""
         n = len(self.cases)
-        seeds = [r * n + self._round(r).index(name) for r in range(seed // n)]
+        seeds = [r * n + self._round(r).index(name) for r in range(max(0, seed // n - TURNS), seed // n)]
         return [self.model.tumours.complete(asked, earlier, among) for earlier in seeds]
 
     def roomiest(self, requests: Sequence[np.ndarray], seed: int) -> Canvas:
