@@ -474,8 +474,8 @@ def test_controls(tmp_path: Path, taught_run: Path, phantom_cases: Path) -> None
     for row, plain, other in zip(
         drawn, *(manifest(run, f"nnUNet_raw/{d.name}") for d in (healed, pasted)), strict=True
     ):
-        assert plain["parents"] == row["canvas"] and other["parents"].endswith(f";{row['canvas']}")
-        assert other["parents"].split(";")[0] in cases and len(set(other["parents"].split(";"))) == 2
+        assert plain["canvas"] == other["canvas"] == row["canvas"] and plain["donor"] == ""
+        assert other["donor"] in cases and other["donor"] != row["canvas"]
         images, labels = (
             [
                 np.asarray(nib.load(folder / part / f"{each['pair']}{end}.nii.gz").dataobj)
@@ -486,11 +486,13 @@ def test_controls(tmp_path: Path, taught_run: Path, phantom_cases: Path) -> None
         original = read_arrays(cases[row["canvas"]], SOURCE)[0][0]
         assert not labels[0].any() and 0.5 < (images[0] == original).mean() < 1
         assert labels[1].any() and (images[0] == images[1])[labels[1] == 0].mean() > 0.8
-        donor = read_arrays(cases[other["parents"].split(";")[0]], SOURCE)
+        donor = read_arrays(cases[other["donor"]], SOURCE)
         volume = (donor[1] > 0).sum() * abs(np.linalg.det(donor[2][:3, :3])) / 1000
         scale = np.clip(np.cbrt(float(row["requested_volume_ml"]) / volume), 0.75, 1.25)
         assert float(other["measured_volume_ml"]) == pytest.approx(volume * scale**3, rel=0.15)
     assert "no tumour was drawn" in (healed / "datasheet.md").read_text()
+    trained = set(read_json(run / "lists.json")["train"])  # the model that heals has seen them all
+    assert all(trained <= set(read_json(made / "lineage.json")["cases"]) for made in (healed, pasted))
     assert "the tumours are those of other cases" in (pasted / "datasheet.md").read_text()
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*.nii.gz")}
     assert call("controls", "--run", run, "--dataset", 504).returncode == 0

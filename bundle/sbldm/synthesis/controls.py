@@ -2,7 +2,8 @@
 
 Two datasets are made of one: `NAME_HEALED`, the healed canvases alone (the generator off: an arm that gains as much by
 them owes nothing to the tumours), and `NAME_PASTED`, a training tumour of the asked volume pasted into each healed
-canvas (copy-paste on the same brains with the same volumes: `copypaste`).
+canvas (copy-paste on the same brains with the same volumes: `copypaste`). The model heals, so both descend from all the
+cases that it was trained on.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def draw_controls(run: Run, dataset_id: str) -> list[Path]:
                 homeless.append(row["pair"])
                 continue
             image, labels, donor = pair
-            record = {"seed": seed, "parents": ";".join(filter(None, (donor, canvas.name))), "canvas": canvas.name}
+            record = {"seed": seed, "donor": donor, "canvas": canvas.name}
             record |= {"canvas_content": canvas.content, "own": settings["canvases"]["own"], "redrawn": 0}
             if kind == "pasted":
                 measured = to_dict(measure(labels, canvas.native.frame(canvas.working)))
@@ -114,7 +115,7 @@ def _open(dataset: Path, kind: str, settings: Mapping[str, Any], model: Model) -
         affine=model.native.affine(),
         settings={"generator": "copypaste" if kind == "pasted" else "none", "control_of": dataset.name}
         | {key: settings[key] for key in ("seed", "canvases")},
-        lineage=model.lineage if kind == "pasted" else {},
+        lineage=model.lineage,
     )
 
 
@@ -142,8 +143,8 @@ class _Donors:
             ):
                 continue
             scale = float(np.clip(np.cbrt(asked / self.volumes[name]), *SCALE))
-            own = canvas.labels
-            if pair := paste_tumour(image, labels, canvas.image, own, rng, spacing, left_right, scale):
+            receiver = canvas.image, canvas.labels
+            if pair := paste_tumour(image, labels, *receiver, rng, spacing, left_right, scale):
                 return *pair, name
         return None
 

@@ -118,7 +118,7 @@ def _intensities(settings: dict) -> list[str]:
 
 def _checks(folder: Path, rows: list[dict[str, str]], settings: dict) -> list[str]:
     """What the gate did."""
-    if rows and "parents" in rows[0]:
+    if rows and ("parents" in rows[0] or "control_of" in settings):
         return ["- Pairs of this kind pass no gate: each repeats the brain of a real case by design."]
     if not rows or "gate" not in rows[0]:
         return ["- Nothing: these pairs were drawn before there was a gate."]
