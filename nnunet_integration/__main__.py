@@ -12,12 +12,16 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from sbldm.errors import InputError, finish, quiet_while_loading
+
+if __name__ == "__main__":
+    quiet_while_loading()
+
 from nnunet_integration.arms import ArmBook, default_budget, load_budget
 from nnunet_integration.evaluation import Question, export, queued
 from nnunet_integration.jobs import FOLDS, read_job, run_jobs
 from nnunet_integration.statistics import LEAST_TRAININGS
 from nnunet_integration.verify import verify_dataset
-from sbldm.errors import InputError, finish
 from sbldm.files import user_path
 from sbldm.run.limits import MOST_ITERATIONS, MOST_PROCESSES, MOST_SEED
 from sbldm.runs import Run

@@ -162,6 +162,27 @@ def test_a_tied_process_gives_its_exit_code(tmp_path):
     assert (tmp_path / "log").read_text() == "['-x', 'y']\n"
 
 
+@pytest.mark.parametrize(
+    "module", ["sbldm", "sbldm.evaluation", "sbldm.evaluation.ablation", "sbldm.evaluation.costs", "nnunet_integration"]
+)
+def test_ctrl_c_while_modules_load_says_one_line_too(tmp_path, module):
+    """A module that takes its time, and swallows what is raised, stands where numpy is looked for first."""
+    slow = "import pathlib, time\nfor _ in range(600):\n    try:\n        pathlib.Path('a').touch(); time.sleep(1)\n"
+    (tmp_path / "numpy.py").write_text(slow + "    except KeyboardInterrupt: pass\n")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, "--help"],
+        env=os.environ | {"PYTHONPATH": path},
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(tmp_path / "a", process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (130, "Stopped; the same command goes on from here.\n")
+
+
 @pytest.mark.parametrize("when", ["loading", "preparing"])
 def test_ctrl_c_says_one_line_and_the_same_command_goes_on(tmp_path, many_phantoms, when):
     """SIGINT to the whole group, as a terminal sends it."""

@@ -14,7 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sbldm.errors import InputError, StateError, finish
+from sbldm.errors import InputError, StateError, finish, quiet_while_loading
+
+if __name__ == "__main__":
+    quiet_while_loading()
+
 from sbldm.files import user_path
 from sbldm.models import MODELS, SAMPLING, check_model, configs_of, kind_of, refuse_requests
 from sbldm.run.limits import MOST_BATCH, MOST_ITERATIONS, MOST_PAIRS, MOST_PROCESSES, MOST_SEED

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,11 +28,13 @@ __all__ = [
     "StateError",
     "finish",
     "mendable",
+    "quiet_while_loading",
     "refused",
     "report",
     "say_in_one_line",
 ]
 
+STOPPED = "Stopped; the same command goes on from here."
 ELSEWHERE = "choose another RUN or OUT"
 DENIED = (errno.EACCES, errno.EPERM)
 REFUSALS = {  # what the system says, in our words, and the mend
@@ -142,15 +145,28 @@ def report(error: Exception) -> int:
     return known.exit_code
 
 
+def quiet_while_loading() -> None:
+    """Until `finish`, end at Ctrl-C as it does: the modules behind a command take seconds to load."""
+
+    def stop(*_: object) -> None:
+        print(STOPPED, file=sys.stderr, flush=True)
+        os._exit(130)  # an exception could be swallowed, or wrapped, by the module that is being loaded
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in the background
+        signal.signal(signal.SIGINT, stop)
+
+
 def finish(command: Callable[[], None]) -> int:
     """Run a command to its exit code: 0, that of a mendable error said in one line, or 130 after Ctrl-C."""
     try:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             command()
         finally:
             Progress.close_all()
     except KeyboardInterrupt:
-        print("Stopped; the same command goes on from here.", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         return 130
     except Exception as error:
         return report(error)

@@ -22,11 +22,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sbldm.errors import InputError, StateError, finish, quiet_while_loading
+
+if __name__ == "__main__":
+    quiet_while_loading()
+
 from sbldm.cases.labels import read_scheme
 from sbldm.cases.layouts import Case, Source, find_cases
 from sbldm.cases.lists import read_case_list, read_lists, read_lists_file
 from sbldm.cases.pipeline import original_cases
-from sbldm.errors import InputError, StateError, finish
 from sbldm.evaluation.evaluate import GROUPS, SCORING, Settings, evaluate, reference_names
 from sbldm.evaluation.protocols import REFERENCES
 from sbldm.evaluation.table import read_evaluation

@@ -34,11 +34,15 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from sbldm.errors import InputError, SbldmError, StateError, finish, quiet_while_loading
+
+if __name__ == "__main__":
+    quiet_while_loading()
+
 import matplotlib
 import yaml
 from matplotlib.figure import Figure
 
-from sbldm.errors import InputError, SbldmError, StateError, finish
 from sbldm.evaluation.figures import GREY, ROLES, STYLE, WIDTH
 from sbldm.files import atomic_path, make_folder, user_path, write_csv
 from sbldm.manifest import read_manifest

@@ -27,13 +27,17 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from sbldm.errors import DataError, InputError, OutputError, StateError, finish, quiet_while_loading
+
+if __name__ == "__main__":
+    quiet_while_loading()
+
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from sbldm.device import choose_device
-from sbldm.errors import DataError, InputError, OutputError, StateError, finish
 from sbldm.files import read_json, sha256, user_path, write_json
 from sbldm.models import SAMPLING, kind_of
 from sbldm.networks import (
