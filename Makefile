@@ -13,7 +13,7 @@ SHARD = 1/1
 CASES_N = 24
 $(foreach v,DATA CASES VALIDATION_CASES LABELS ACCEPT MODEL MINUTES RUNS N STRICT NAME OUT TEST SYNTH ARMS ARMS_FILE N_REAL FOLDS \
   BUDGET ITERATIONS SNAPSHOTS TOL NNUNET FID LICENCE JOBS REQUESTS VOLUME_ML SURFACE_MM2 SPHERICITY CENTRE_MM EXTENTS_MM \
-  SAMPLER STEPS SPACING SIGMA_MIN ETA GUIDANCE GUIDE BATCH CONTRAST CANVAS KEEP PUSH OWN SCORES,$(eval $v =))
+  SAMPLER STEPS SPACING SIGMA_MIN ETA GUIDANCE GUIDE BATCH CONTRAST CANVAS KEEP PUSH SATELLITES OWN SCORES,$(eval $v =))
 DEVICE ?=
 PRECISION ?=
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -47,6 +47,7 @@ help: ## this page
 	@echo "           DATASET=$(DATASET) NAME= (of the dataset; as MODEL)"
 	@echo "           CANVAS=train|folder of cases (draw into real brains)  KEEP=1 (their own tumours stay)"
 	@echo "           PUSH=1 (mass effect)  CONTRAST=SD of the brain above what lies around (faint: 1)"
+	@echo "           SATELLITES=share of pairs with a second, smaller tumour near the first (0.1: as real cases)"
 	@echo "           TOL=20,10 (draw again until within 20 % of the volume, 10 mm of the centre)  GATE=on|off"
 	@echo "  sweep:   N=seeds of noise for each request (default 5) SEED STEPS BATCH=at once CANVAS= (all into one real brain)"
 	@echo "  copypaste: N=pairs  OWN=kept|healed (the receiver's own tumour; healed: the control, one tumour a pair)"
@@ -110,7 +111,7 @@ train-regions: ## RUN=..: after both stages: learn to draw into real brains (for
 
 synth: $(READY) ## RUN=.. N=..: draw N pairs into RUN/nnUNet_raw
 	@$(SBLDM) synth $(call o,RUN N SEED REQUESTS VOLUME_ML SURFACE_MM2 SPHERICITY CENTRE_MM EXTENTS_MM SAMPLER STEPS \
-	  SPACING SIGMA_MIN ETA GUIDANCE GUIDE BATCH CONTRAST CANVAS KEEP PUSH TOL GATE DATASET NAME DATA OWN)
+	  SPACING SIGMA_MIN ETA GUIDANCE GUIDE BATCH CONTRAST CANVAS KEEP PUSH SATELLITES TOL GATE DATASET NAME DATA OWN)
 
 controls: $(READY) ## RUN=.. DATASET=..: of pairs on canvases: healed brains alone, and real tumours pasted into them
 	@$(SBLDM) controls $(call o,RUN DATASET)

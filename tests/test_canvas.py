@@ -255,6 +255,36 @@ def test_kept_tumours(cases: dict[float, Path], tmp_path: Path) -> None:
     assert pair.labels.shape == labels.shape and not np.array_equal(pair.labels, labels)  # the drawn one alone
 
 
+@pytest.mark.parametrize("spacing", [1.0, 2.0])
+def test_satellites(cases: dict[float, Path], tmp_path: Path, spacing: float) -> None:
+    """Smaller than the first, `NEAR_MM` from its edge, in the brain; the first keeps its labels; a share has one."""
+    brains = canvases(cases[spacing], tmp_path)
+    name = next(iter(brains.cases))
+    request = TUMOUR * [1, 1, 1, -1, -1, 1, 1, 1, 1]
+    pair, _ = painted(brains, name, request, request)
+    assert all(brains.satellite(brains.get(name), pair, seed) is None for seed in range(20))
+    brains.satellites = 0.3
+    found = [brains.satellite(brains.get(name), pair, seed) for seed in range(60)]
+    assert 0.15 < np.mean([one is not None for one in found]) < 0.45
+    one, two = (brains.satellite(brains.get(name), pair, 7_000) for brains.satellites in (1.0, 1.0))
+    assert np.array_equal(one[1], two[1])
+    for seed in range(6):
+        canvas, small = brains.satellite(brains.get(name), pair, seed)
+        assert module.SATELLITE_ML[0] <= small[0] <= pair.measured[0] / 2
+        assert np.array_equal(canvas.labels, pair.labels) and canvas.image is pair.image
+        row = brains.row(canvas, small)
+        known = torch.from_numpy(canvas.latents)[None]
+        latents = brains.sampler(row["image"][None], None, [0], region=row["region"][None], known=known)[0]
+        second = draw_into(canvas, latents, row["region"], brains.model, small)
+        first, other = pair.labels > 0, second.labels > 0
+        assert second.fault == "" and not (first & other).any()
+        assert (second.image[0][first] != 0).all()
+        assert second.measured[0] == pytest.approx(small[0], rel=0.25)
+        assert np.linalg.norm(second.measured[3:6] - small[3:6]) < 4
+        gap = ndimage.distance_transform_edt(~first, canvas.native.spacing)[other].min()
+        assert 1 < gap < module.NEAR_MM[1] + 8
+
+
 def test_each_canvas_is_made_once(cases: dict[float, Path], tmp_path: Path) -> None:
     """Both in one batch; they lie in the folder then, and take turns before one comes again."""
     brains = canvases(cases[2.0], tmp_path)
@@ -532,6 +562,25 @@ def test_sweeps_of_one_brain(tmp_path: Path, taught_run: Path) -> None:
     assert "10 of 10 images are already there" in call("sweep", "--run", run, "--n", 1, "--canvas", "train").stdout
 
 
+def test_satellites_from_the_command_line(tmp_path: Path, taught_run: Path, monkeypatch: Any) -> None:
+    """`SATELLITES=1`: the manifest says how large, the labels hold both tumours; what cannot be drawn is left out."""
+    monkeypatch.setattr(module, "SATELLITE_ML", (20.0, 30.0))  # the tiny network draws nothing that is small
+    run = copy_run(taught_run, tmp_path)
+    synth = "synth", "--run", run, "--dataset", 503, "--n", 3, "--gate", "off"
+    assert "SATELLITES=2: write the share" in one_line(call(*synth, "--canvas", "train", "--satellites", 2), 2)
+    assert "SATELLITES=0.5" in one_line(call(*synth, "--satellites", 0.5), 2)
+    done = call(*synth, "--canvas", "train", "--satellites", 1, "--volume-ml", 60)
+    folder = run / "nnUNet_raw" / "Dataset503_SBLDM"
+    rows = manifest(run, folder.relative_to(run))
+    assert rows, done.stderr
+    assert any(row["satellite_ml"] for row in rows)
+    for row in rows:
+        mask = nib.load(folder / "labelsTr" / f"{row['pair']}.nii.gz")
+        volume = (np.asarray(mask.dataobj) > 0).sum() * np.prod(mask.header.get_zooms()) / 1000
+        assert volume == pytest.approx(float(row["measured_volume_ml"]) + float(row["satellite_ml"] or 0), rel=0.02)
+    assert read_json(folder / "synthesis.json")["canvases"]["satellites"] == 1.0
+
+
 def test_pairs_on_canvases(tmp_path: Path, taught_run: Path, phantom_cases: Path) -> None:
     """From the command line: own grid and affine, canvas and hash in the manifest and lineage, plain words, resumed."""
     run = copy_run(taught_run, tmp_path)
@@ -553,6 +602,7 @@ def test_pairs_on_canvases(tmp_path: Path, taught_run: Path, phantom_cases: Path
     assert read_json(folder / "synthesis.json")["canvases"] == {
         "own": "healed",
         "pushed": False,
+        "satellites": 0.0,
         "cases": 6,
         "from": str(phantom_cases),
     }

@@ -148,7 +148,7 @@ def synth(arguments: argparse.Namespace) -> None:
     count_pairs(arguments.n, len(asked) if table not in (None, GAPS) else 0)  # before any model is loaded
     name = arguments.name or run.preset["model"].upper()
     if run.preset["model"] == "copypaste":
-        unheeded = (*SAMPLING, "batch", "tol", "canvas", "keep", "push")
+        unheeded = (*SAMPLING, "batch", "tol", "canvas", "keep", "push", "satellites")
         refuse_requests(run.preset["model"], asked, {name: getattr(arguments, name) for name in unheeded})
         arguments.name = name
         copypaste(arguments)
@@ -170,6 +170,7 @@ def synth(arguments: argparse.Namespace) -> None:
         canvas=_canvas(arguments.canvas),
         keep=arguments.keep or None,
         push=arguments.push or None,
+        satellites=arguments.satellites or None,
         dataset_id=arguments.dataset,
         dataset_name=name,
     )
@@ -270,6 +271,10 @@ def parser() -> argparse.ArgumentParser:
         canvas=("", "draw into real brains: train (the run's training cases), or a folder of cases of your own"),
         keep=("", "1: each canvas keeps its own tumour, which is healed otherwise"),
         push=("", "1: new tumours push aside what lies around them on a canvas"),
+        satellites=(
+            "",
+            "share of pairs that get a second, smaller tumour near the first on a canvas (real: 0.1)",
+        ),
         dataset=("501", "nnU-Net dataset number"),
         name=("", "nnU-Net dataset name (default: that of the model)"),
         data=("", "folder of the cases, for MODEL=copypaste; as prepared when empty"),

@@ -40,7 +40,7 @@ from sbldm.runs import Run
 from sbldm.synthesis.healing import rise
 from sbldm.synthesis.model import Model, PairSampler
 from sbldm.synthesis.pairs import LEAST_ML, OUTSIDE, Pair
-from sbldm.tumour.characteristics import NAMES, measure
+from sbldm.tumour.characteristics import NAMES, measure, to_dict
 
 __all__ = ["Canvas", "Canvases", "contrast_of", "draw_into", "read_canvas", "settled", "smaller"]
 
@@ -52,6 +52,7 @@ ALIKE_MM, ALIKE = 15.0, 1.5  # a request this near to the canvas's own tumour, a
 STRENGTH = 0.2, 4.0  # of what is drawn, at least and at most, to reach a contrast
 PUSHED = 0.5  # of a pushing tumour's volume takes the place of what it shifts, the rest that of what it replaces
 SETTLED = 6.0, 0.7, 1.15  # farthest shift in mm, and least and largest drawn radius over that asked for, of a warp
+SATELLITE_ML, NEAR_MM = (0.7, 10.0), (4.0, 16.0)  # volume, gap to the main tumour (10 of 100 BraTS cases have one)
 PLACES = 40  # draws of what a request leaves open, for one canvas
 TURNS = 20  # of a canvas that a request is held against; seeds can begin anywhere
 CANVASES = 10  # that are tried for one request
@@ -154,6 +155,7 @@ class Canvases:
         folder: where they are kept; it holds real brains, as the run folder does.
         keep: leave each its own tumour in image and labels.
         push: let new tumours push aside what lies around them (`smaller`, `settled`).
+        satellites: share of the pairs that get a second, smaller tumour near the first (`satellite`).
         known: see `read_canvas`.
     """
 
@@ -165,16 +167,24 @@ class Canvases:
         folder: Path,
         keep: bool = False,
         push: bool = False,
+        satellites: float = 0.0,
         known: bool = False,
     ) -> None:
         self.cases = {case.name: case for case in cases}
-        self.model, self.sampler, self.keep, self.push, self.known = model, sampler, keep, push, known
+        self.model, self.sampler, self.known = model, sampler, known
+        self.keep, self.push, self.satellites = keep, push, satellites
         made = f"{VERSION} {model.sha256} {sampler.settings} {sampler.batch}"
         self.folder = folder / hashlib.sha256(made.encode()).hexdigest()[:16]
 
     @classmethod
     def of_run(
-        cls, run_dir: str, where: str | None, model: Model, keep: Any = None, push: Any = None
+        cls,
+        run_dir: str,
+        where: str | None,
+        model: Model,
+        keep: Any = None,
+        push: Any = None,
+        satellites: Any = None,
     ) -> Canvases | None:
         """Those that `CANVAS=` asks for, or None.
 
@@ -184,9 +194,10 @@ class Canvases:
             model: of the run.
             keep: "1" to leave each brain its own tumour.
             push: "1" to let new tumours push aside what lies around them.
+            satellites: share of the pairs that get a second tumour, from 0 to 1.
 
         Raises:
-            InputError: KEEP or PUSH is wrong, or no such folder.
+            InputError: KEEP, PUSH or SATELLITES is wrong, or no such folder.
         """
         switches = {"KEEP": (keep, "leave each canvas its own tumour"), "PUSH": (push, "push the tissue around")}
         for name, (value, what) in switches.items():
@@ -194,17 +205,27 @@ class Canvases:
                 raise InputError(f"{name}={value}: write 1 to {what}, or leave it out.")
             if not where and value not in (None, "", "0", 0):
                 raise InputError(f"{name}=1: says to {what}; say CANVAS= as well.")
+        try:
+            share = float(satellites or 0)
+        except ValueError:
+            share = -1.0
+        if not 0 <= share <= 1:
+            raise InputError(f"SATELLITES={satellites}: write the share of pairs with a second tumour, from 0 to 1.")
+        if not where and share:
+            raise InputError(f"SATELLITES={satellites}: second tumours are drawn on canvases; say CANVAS= as well.")
         if not where:
             return None
         run, source = Run.at(run_dir), Source.from_config(**model.preset["data"])
         cases = original_cases(run, "train") if where == "train" else find_cases(user_path(where), source)
         sampler = model.sampler({"guidance": model.preset["regions"]["healing"]})
-        return cls(cases, model, sampler, run.folder / "canvas", str(keep) == "1", str(push) == "1", where == "train")
+        asked = str(keep) == "1", str(push) == "1", share
+        return cls(cases, model, sampler, run.folder / "canvas", *asked, known=where == "train")
 
     @property
     def settings(self) -> dict[str, Any]:
         """What all pairs of a dataset have in common, for `synthesis.json`."""
-        return {"own": "kept" if self.keep else "healed", "pushed": self.push, "cases": len(self.cases)}
+        own = "kept" if self.keep else "healed"
+        return {"own": own, "pushed": self.push, "satellites": self.satellites, "cases": len(self.cases)}
 
     def order(self, seed: int) -> list[str]:
         """The canvases in the order in which a seed tries them: all take their turn before one comes again.
@@ -301,6 +322,18 @@ class Canvases:
         condition = torch.from_numpy(self.model.normaliser.encode(request))[None]
         return self._picture.region(condition, torch.zeros(1, *canvas.latents.shape), MARGIN_MM)[0]
 
+    def row(self, canvas: Canvas, request: np.ndarray, contrast: float | None = None) -> dict[str, Any]:
+        """What `PairSampler` and `draw_into` need of a request `[9]` for a canvas; one that pushes is drawn smaller."""
+        drawn = smaller(request) if self.push else request
+        return {
+            "image": torch.from_numpy(self.model.normaliser.encode(drawn)),
+            "request": to_dict(request),
+            "canvas": canvas,
+            "region": self.region(canvas, request),
+            "place": request,
+            "contrast": contrast,
+        }
+
     @cached_property
     def _picture(self) -> RequestPicture:
         return copy.deepcopy(self.model.network.picture).cpu()
@@ -349,6 +382,34 @@ class Canvases:
                 free = self._free(self.get(name))
                 found[name] = min(self._share(request, free) for request in requests)
         return self.get(max(found, key=found.__getitem__) if found else self.order(seed)[0])
+
+    def satellite(self, canvas: Canvas, pair: Pair, seed: int) -> tuple[Canvas, np.ndarray] | None:
+        """A pair as the canvas of a second tumour, with a request `[9]` for it; None where a seed has none, or no room.
+
+        It is smaller than the first, `NEAR_MM` from its edge, and clear of the canvas's own.
+        """
+        rng = np.random.default_rng([seed, 5])
+        if rng.random() >= self.satellites:
+            return None
+        labels = np.where(pair.labels > 0, pair.labels, canvas.labels)
+        canvas = replace(canvas, image=pair.image, labels=labels)
+        gap = ndimage.distance_transform_edt(~_on_working(pair.labels > 0, canvas), canvas.working.spacing)
+        free, frame = self._free(canvas), canvas.working.frame(canvas.working)
+        most = min(SATELLITE_ML[1], pair.measured[0] / 2)
+        for _ in range(PLACES):
+            volume = float(np.exp(rng.uniform(*np.log([SATELLITE_ML[0], max(most, SATELLITE_ML[0])]))))
+            radius = np.cbrt(volume * 750 / np.pi)
+            middle = radius + rng.uniform(*NEAR_MM)  # of a ball, from the edge of the first
+            there = np.argwhere(free & (np.abs(gap - middle) < max(canvas.working.spacing)))
+            if not len(there):
+                continue
+            centre = frame[:3, :3] @ there[rng.integers(len(there))] + frame[:3, 3]
+            extents = 2 * radius * rng.uniform(1.0, 1.3, 3)  # small ones are compact
+            asked = {"volume_ml": volume} | dict(zip(NAMES[3:], (*centre, *extents), strict=True))
+            request = self.model.tumours.complete(asked, int(rng.integers(MOST_SEED)))
+            if self._share(request, free) >= INSIDE and not (canvas.own.size and _alike(request, canvas.own)):
+                return canvas, request
+        return None
 
     def _free(self, canvas: Canvas) -> np.ndarray:
         """Where a tumour may lie, `[X, Y, Z]` bool on the working grid: brain without a tumour that is kept."""

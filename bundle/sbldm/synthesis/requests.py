@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from sbldm.errors import InputError
 from sbldm.models import refuse_requests
 from sbldm.run.limits import MOST_PAIRS, MOST_SEED
-from sbldm.synthesis.canvas import Canvases, smaller
+from sbldm.synthesis.canvas import Canvases
 from sbldm.synthesis.model import Model
 from sbldm.synthesis.raw_dataset import RawDataset
 from sbldm.tumour.characteristics import NAMES, to_dict
@@ -67,8 +67,7 @@ class PairRequests(Dataset):
 
     An item holds `image`, the condition vector `[9]` (MONAI's key for a network's input), the `request` it stands
     for (ml, mm2, mm by name), in what it is `extrapolated`, and its `seed`; with canvases also the `canvas`, and the
-    `region` `[1, H, W, D]` of it that is to be drawn. A tumour that is to push (`Canvases.push`) is drawn smaller than
-    it was asked for.
+    `region` `[1, H, W, D]` of it that is to be drawn (`Canvases.row`).
 
     Pair i has the seed `seed + i` and takes row i of the table (again from its top where N is larger); what its row
     leaves open is drawn from the joint model of the training tumours with that seed. A model that takes no requests
@@ -130,22 +129,14 @@ class PairRequests(Dataset):
         seed = self.seed + i
         if not self.model.conditional:
             return {"image": torch.full((len(NAMES),), torch.nan), "request": {}, "extrapolated": "", "seed": seed}
+        asked = self.asked[i % len(self.asked)]
         if self.canvases:
             name, request = self.places[i]
-            canvas, asked = self.canvases.get(name), self.asked[i % len(self.asked)]
-            on_canvas = {"canvas": canvas, "region": self.canvases.region(canvas, request)}
-            on_canvas |= {"place": request, "contrast": asked.get("contrast")}
-            drawn = smaller(request) if self.canvases.push else request
+            row = self.canvases.row(self.canvases.get(name), request, asked.get("contrast"))
         else:
-            request, on_canvas = self.tumours.complete(self.asked[i % len(self.asked)], seed, self.among), {}
-            drawn = request
-        return {
-            "image": torch.from_numpy(self.normaliser.encode(drawn)),
-            "request": to_dict(request),
-            "extrapolated": "; ".join(self.tumours.outside(np.asarray(request))),
-            "seed": seed,
-            **on_canvas,
-        }
+            request = self.tumours.complete(asked, seed, self.among)
+            row = {"image": torch.from_numpy(self.normaliser.encode(request)), "request": to_dict(request)}
+        return row | {"extrapolated": "; ".join(self.tumours.outside(np.asarray(request))), "seed": seed}
 
     def _find_places(self) -> None:
         """A canvas for each pair still to be drawn; those that find none are said, and not drawn."""

@@ -19,7 +19,7 @@ from sbldm.files import clear_partial
 from sbldm.manifest import read_manifest
 from sbldm.models import SAMPLING
 from sbldm.run.progress import Progress
-from sbldm.synthesis.canvas import Canvas, contrast_of, draw_into
+from sbldm.synthesis.canvas import Canvas, Canvases, contrast_of, draw_into
 from sbldm.synthesis.datasheet import write_datasheet
 from sbldm.synthesis.figures import contact_sheet, request_plot, summarise
 from sbldm.synthesis.gate import Gate, Verdict
@@ -37,11 +37,16 @@ GIVEN_UP = 0.1  # share of pairs that may be missing in the end without an error
 
 @dataclass
 class _Asked:
-    """A pair on its way: its row of `PairRequests`, why it was refused so far, and the seconds that it has taken."""
+    """A pair on its way: its row of `PairRequests`, why it was refused so far, and the seconds that it has taken.
+
+    Once its tumour is drawn and `main` is kept, the row may be that of a second one (`Canvases.satellite`).
+    """
 
     row: dict[str, Any]
     faults: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    main: _Asked | None = None
+    drawn: tuple[Pair, Verdict] | None = None
 
 
 class PairWriter:
@@ -57,10 +62,20 @@ class PairWriter:
         output: takes the pairs.
         gate: judges them.
         total: number of pairs this run draws, for the progress bar.
+        canvases: that the pairs are drawn into, if any.
     """
 
-    def __init__(self, model: Model, sampler: Sampler, output: RawDataset, gate: Gate, total: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        sampler: Sampler,
+        output: RawDataset,
+        gate: Gate,
+        total: int,
+        canvases: Canvases | None = None,
+    ) -> None:
         self.model, self.sampler, self.output, self.gate, self.total = model, sampler, output, gate, total
+        self.canvases = canvases
         self.accepted = 0
         self.waiting: list[_Asked] = []  # to be drawn again
         self.refused: list[str] = []
@@ -105,7 +120,8 @@ class PairWriter:
             self._clock(engine)
             rows, device = [asked.row for asked in batch], engine.state.output["pred"].device
             conditions = torch.stack([row["image"] for row in rows]).to(device)
-            seeds, attempts = [row["seed"] for row in rows], [len(asked.faults) for asked in batch]
+            seeds = [row["seed"] for row in rows]
+            attempts = [len(asked.faults) + (ATTEMPTS if asked.main else 0) for asked in batch]
             more = within(rows, device)
             self._judge(batch, self.sampler(conditions, engine.network, seeds=seeds, attempts=attempts, **more))
 
@@ -130,19 +146,43 @@ class PairWriter:
                 if len(asked.faults) < ATTEMPTS:
                     self.waiting.append(asked)
                     continue
-                self.failed.append(f"{self.output.name(row['seed'])}: {verdict.fault}")
-                self.output.give_up(row["seed"], asked.faults)
+                if asked.main is None:
+                    self.failed.append(f"{self.output.name(row['seed'])}: {verdict.fault}")
+                    self.output.give_up(row["seed"], asked.faults)
+                else:  # the pair without the second tumour that cannot be drawn
+                    self._write(asked.main)
             else:
-                record = self._record(asked, pair, verdict)
-                self.written.result()  # one at a time; what went wrong with the last one is said here
-                labels = pair.labels if canvas is None else np.where(pair.labels > 0, pair.labels, canvas.labels)
-                finished = row["seed"], pair.image, labels, record, affine
-                self.written = self.writing.submit(self.output.write, *finished)
-                self.accepted += 1
+                asked.drawn = pair, verdict
+                if asked.main is None and (beside := self._beside(asked)):
+                    self.waiting.append(beside)
+                    continue
+                self._write(asked.main or asked, asked if asked.main else None)
             if row["extrapolated"]:
                 self.extrapolated.append(row["extrapolated"])
             self.bar.update()
             self.told = self.told or self.output.tell_time(self.total - self.bar.done, self.bar.write)
+
+    def _beside(self, asked: _Asked) -> _Asked | None:
+        """A second tumour for a pair, still to be drawn, where its canvas and its seed have one."""
+        row = asked.row
+        if "canvas" not in row:
+            return None
+        found = self.canvases.satellite(row["canvas"], asked.drawn[0], row["seed"])
+        return None if found is None else _Asked(row | self.canvases.row(*found), main=asked)
+
+    def _write(self, asked: _Asked, second: _Asked | None = None) -> None:
+        """Hand a pair to the writing thread; with the tumour beside it, if there is one."""
+        row, (pair, verdict) = asked.row, asked.drawn
+        record = self._record(asked, pair, verdict)
+        if "canvas" in row:
+            record["satellite_ml"] = "" if second is None else to_dict(second.drawn[0].measured)["volume_ml"]
+        last = second or asked
+        canvas, pair = last.row.get("canvas"), last.drawn[0]
+        affine = self.model.native.affine() if canvas is None else canvas.native.affine()
+        labels = pair.labels if canvas is None else np.where(pair.labels > 0, pair.labels, canvas.labels)
+        self.written.result()  # one at a time; what went wrong with the last one is said here
+        self.written = self.writing.submit(self.output.write, row["seed"], pair.image, labels, record, affine)
+        self.accepted += 1
 
     def _record(self, asked: _Asked, pair: Pair, verdict: Verdict) -> dict[str, Any]:
         row, measured = asked.row, to_dict(pair.measured)
