@@ -586,7 +586,11 @@ def test_sweeps_in_numbers(datasets: tuple[Path, Run], monkeypatch: pytest.Monke
     steps = [step, step | {"measured": None, "fault": "", "sweep": "place"}]
     monkeypatch.setattr(report, "read_sweeps", lambda folder: steps)
     monkeypatch.setattr(report, "sweep_figure", lambda folder, path: Image.new("RGB", (90, 60)).save(path))
-    text = " ".join(Page(write_report(out, run)).text.split())
+    page = Page(write_report(out, run))
+    text = " ".join(page.text.split())
+    real = text.index("Other requests in one real brain")  # both are there: of the second the numbers alone
+    assert "The same noise, other requests." in text[:real] and "size 1 10 ml 12 ml 5 mm" in text[real:]
+    assert len([one for one in page.of("img") if "Ten synthetic pairs" in one["alt"]]) == 1
     over = "13 ± 1 ml, centre 2 ± 4 mm off (2 seeds)"  # 12 and 14 ml, 5 and 0 mm
     assert f"size 1 10 ml 12 ml 5 mm refuses: {HOSTILE} {over}" in text
     assert f"size 1 10 ml no tumour - passes {over}" in text

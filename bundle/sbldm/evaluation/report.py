@@ -35,7 +35,7 @@ from sbldm.files import atomic_path, read_rows, read_text, reading, sha256
 from sbldm.manifest import read_manifest, read_settings
 from sbldm.runs import Run
 from sbldm.synthesis.datasheet import SHEET_AGAIN
-from sbldm.synthesis.sweep import biases, drawn_words, read_sweeps, sweep_figure
+from sbldm.synthesis.sweep import SWEEPS, biases, drawn_words, read_sweeps, sweep_figure
 from sbldm.training.checkpoints import load_checkpoint, read_history
 
 __all__ = ["Finding", "summarise", "write_report"]
@@ -722,24 +722,28 @@ def _pictures(out: Path, run: Run | None, provenance: Mapping[str, Any]) -> tupl
             shown["side_by_side"] = _photograph(folder / "side_by_side.png")
         except DataError as error:
             notes.append(f"Pictures of pairs are missing: {_without_folders(str(error))}")
-    if run is not None:
-        shown |= _sweeps(out, run, dataset)
+    shown["sweeps"] = _sweeps(out, run, dataset) if run is not None else []
     return shown, notes
 
 
-def _sweeps(out: Path, run: Run, dataset: Path) -> dict[str, Any]:
-    """Figure 3, where its images have been drawn."""
-    folder, path = run.folder / "evaluation" / "sweeps", out / "figures" / "sweeps.png"
-    try:
-        steps = read_sweeps(folder)
-    except StateError:
-        return {}
-    if _older(path, folder / "sweeps.json"):
-        sweep_figure(folder, path)
+def _sweeps(out: Path, run: Run, dataset: Path) -> list[dict[str, Any]]:
+    """Figure 3, where its images have been drawn; of those in a real brain the numbers alone."""
     pairs_by = {row.get("checkpoint_sha256", "") for row in _manifest(dataset)}
-    other = bool(pairs_by) and pairs_by != {steps[0]["checkpoint_sha256"]}
-    shown = {"sweeps": _photograph(path), "steps": list(map(_swept, steps)), "biases": biases(steps)}
-    return shown | {"other_checkpoint": other}
+    found = []
+    for name in SWEEPS:
+        folder, path = run.folder / "evaluation" / name, out / "figures" / f"{name}.png"
+        try:
+            steps = read_sweeps(folder)
+        except StateError:
+            continue
+        sweep = {"steps": list(map(_swept, steps)), "biases": biases(steps)}
+        sweep["other_checkpoint"] = bool(pairs_by) and pairs_by != {steps[0]["checkpoint_sha256"]}
+        whole = name == SWEEPS[0]
+        if whole and _older(path, folder / "sweeps.json"):
+            sweep_figure(folder, path)
+        sweep["picture"] = _photograph(path) if whole else None
+        found.append(sweep)
+    return found
 
 
 def _swept(step: Mapping[str, Any]) -> dict[str, str]:

@@ -61,6 +61,7 @@ CENTRE = ("x_mm", "y_mm", "z_mm")
 COLOURS = ("#4fc3f7", "#ff9d3b", "#b9e769")  # of the three axes
 WAYS = {"x_mm": ("right", "left"), "y_mm": ("front", "back"), "z_mm": ("top", "bottom")}
 SUMMARY, TABLE = "sweeps.json", "sweeps.csv"
+SWEEPS = "sweeps", "sweeps_canvas"  # folders in RUN/evaluation: whole synthesis, and into one real brain
 PLACED = dict.fromkeys(NAMES, float)
 DRAW = {"seed": int, "measured": dict | None, "fault": str}
 STEP = {"name": str, "sweep": str, "requested": PLACED, "frame": [[float]], "draws": [DRAW]}
@@ -142,7 +143,7 @@ def draw_sweeps(
     if not model.conditional:
         refuse_requests(model.preset["model"], (), {"sweep": "asked for"})
     sampler = model.sampler({"steps": steps, "batch": batch})
-    folder, plan = run.folder / "evaluation" / ("sweeps_canvas" if canvas else "sweeps"), plan_sweeps(model.tumours)
+    folder, plan = run.folder / "evaluation" / SWEEPS[canvas is not None], plan_sweeps(model.tumours)
     canvases, brain = Canvases.of_run(str(run.folder), canvas, model), None
     if canvases:
         brain = canvases.roomiest([np.array(list(step["requested"].values())) for step in plan], seed)
@@ -406,7 +407,7 @@ def _read_summary(folder: Path) -> dict[str, Any]:
 
 
 def _again(folder: Path) -> str:
-    more = " CANVAS=.." * (folder.name == "sweeps_canvas")
+    more = " CANVAS=.." * (folder.name == SWEEPS[1])
     return f"run `make sweep RUN={shlex.quote(str(folder.parents[1]))}{more}` again"
 
 
