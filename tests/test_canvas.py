@@ -199,6 +199,26 @@ def test_contrast_is_what_was_asked_for(cases: dict[float, Path], tmp_path: Path
     assert "which cannot be made 50" in pair.fault
 
 
+def test_strength_varies_the_difference(cases: dict[float, Path], tmp_path: Path) -> None:
+    """The same tumour, shown more weakly or strongly; seeds vary by a third, half of them to each side."""
+    brains = canvases(cases[2.0], tmp_path)
+    name = next(iter(brains.cases))
+    request = TUMOUR * [1, 1, 1, -1, -1, 1, 1, 1, 1]
+    canvas = brains.get(name)
+    plain, weight = painted(brains, name, request, request)
+    usual = plain.image[0].astype(float) - canvas.image[0]
+    inside = ndimage.binary_erosion(plain.labels > 0, iterations=2)
+    for strength in (0.5, 0.8, 1.1):
+        pair, _ = painted(brains, name, request, request, strength=strength)
+        ratio = np.median((pair.image[0].astype(float) - canvas.image[0])[inside] / usual[inside])
+        assert ratio == pytest.approx(strength, abs=0.05)
+        assert np.array_equal(pair.labels, plain.labels) and pair.fault == ""
+        assert np.array_equal(pair.image[0][weight == 0], canvas.image[0][weight == 0])
+    logs = np.log([module.varied(seed) for seed in range(2_000)])
+    assert abs(logs.mean()) < 0.02 and logs.std() == pytest.approx(module.VARIED, rel=0.05)
+    assert module.varied(5) == module.varied(5)
+
+
 @pytest.mark.parametrize("spacing", [1.0, 2.0])
 def test_a_tumour_has_the_asked_volume_and_centre(cases: dict[float, Path], tmp_path: Path, spacing: float) -> None:
     """Drawn too small, as one that is to push, or too large and beside its place: a warp within the region mends it."""

@@ -42,7 +42,7 @@ from sbldm.synthesis.model import Model, PairSampler
 from sbldm.synthesis.pairs import LEAST_ML, OUTSIDE, Pair
 from sbldm.tumour.characteristics import NAMES, measure, to_dict
 
-__all__ = ["Canvas", "Canvases", "contrast_of", "draw_into", "read_canvas", "settled", "smaller"]
+__all__ = ["Canvas", "Canvases", "contrast_of", "draw_into", "read_canvas", "settled", "smaller", "varied"]
 
 BLEND_MM = 8.0  # from the rim of a region inwards, over which what is drawn fades into the canvas
 FADE_MM = 4.0  # around the canvas's own tumour, over which its detail goes
@@ -50,6 +50,7 @@ CALM = 0.9  # quantile of the healthy brain that no healed voxel exceeds
 INSIDE = 0.9  # least share of the asked ellipsoid inside the brain
 ALIKE_MM, ALIKE = 15.0, 1.5  # a request this near to the canvas's own tumour, and within this factor of its volume
 STRENGTH = 0.2, 4.0  # of what is drawn, at least and at most, to reach a contrast
+VARIED = 0.3  # SD of the logarithm of strength, without a contrast asked for
 PUSHED = 0.5  # of a pushing tumour's volume takes the place of what it shifts, the rest that of what it replaces
 SETTLED = 6.0, 0.7, 1.15  # farthest shift in mm, and least and largest drawn radius over that asked for, of a warp
 SATELLITE_ML, NEAR_MM = (0.7, 10.0), (4.0, 16.0)  # volume, gap to the main tumour (10 of 100 BraTS cases have one)
@@ -508,6 +509,7 @@ def draw_into(
     model: Model,
     request: np.ndarray,
     contrast: float | None = None,
+    strength: float = 1.0,
 ) -> Pair:
     """The pair of a canvas and what was drawn into it; its labels are those of the drawn tumour alone.
 
@@ -518,6 +520,7 @@ def draw_into(
         model: decodes.
         request: `[9]`; what was drawn is brought to its volume and centre (`settled`).
         contrast: that the first channel is to have (`contrast_of`); None: as it was drawn.
+        strength: of what was drawn, where no contrast is asked for (`varied`).
     """
     images, volume = len(canvas.image), model.decode(latents)
     if not np.isfinite(volume).all():
@@ -530,6 +533,8 @@ def draw_into(
     if (drawn > 0).sum() * np.prod(canvas.native.spacing) / 1000 < LEAST_ML:
         return Pair(image, np.zeros_like(drawn), None, "empty mask")
     fault = f"{100 * outside:.0f} % of the mask outside the brain" if outside > OUTSIDE else ""
+    if contrast is None and strength != 1:
+        image = _strengthened(image, canvas, strength)
     image, drawn = settled(image, drawn, canvas, request, weight)
     if contrast is not None:
         image, unmet = _with_contrast(contrast, image, drawn > 0, canvas)
@@ -540,19 +545,29 @@ def draw_into(
 
 def _with_contrast(contrast: float, image: np.ndarray, tumour: np.ndarray, canvas: Canvas) -> tuple[np.ndarray, str]:
     """All that was changed of a canvas made weaker or stronger, until the tumour has a contrast; or why it cannot."""
-    change, spacing = image.astype(np.float32) - canvas.image, canvas.native.spacing
+    spacing = canvas.native.spacing
     without, drawn_as = (contrast_of(each[0], tumour, spacing) for each in (canvas.image, image))
     strength, found = 1.0, drawn_as
     for _ in range(2):  # the brightest voxels are cut, so once is not quite enough
         strength *= float(np.divide(contrast - without, found - without))
         if not STRENGTH[0] <= strength <= STRENGTH[1]:
             return image, f"contrast {drawn_as:.2g}, which cannot be made {contrast:.2g}"
-        mixed = canvas.image + strength * change
-        for channel, own in zip(mixed, canvas.image, strict=True):
-            channel[own != 0] = channel[own != 0].clip(own[own != 0].min(), BRIGHTEST)
-        image = np.rint(mixed).astype(np.int16) if canvas.image.dtype == np.int16 else mixed
-        found = contrast_of(image[0], tumour, spacing)
-    return image, ""
+        mixed = _strengthened(image, canvas, strength)
+        found = contrast_of(mixed[0], tumour, spacing)
+    return mixed, ""
+
+
+def _strengthened(image: np.ndarray, canvas: Canvas, strength: float) -> np.ndarray:
+    """All that was changed of a canvas made weaker or stronger, within what its brain and the files can hold."""
+    mixed = canvas.image + strength * (image.astype(np.float32) - canvas.image)
+    for channel, own in zip(mixed, canvas.image, strict=True):
+        channel[own != 0] = channel[own != 0].clip(own[own != 0].min(), BRIGHTEST)
+    return np.rint(mixed).astype(np.int16) if canvas.image.dtype == np.int16 else mixed
+
+
+def varied(seed: int) -> float:
+    """How strongly a seed's tumour shows: drawn ones vary less in contrast than real ones do (`VARIED`)."""
+    return float(np.exp(VARIED * np.random.default_rng([seed, 7]).standard_normal()))
 
 
 def contrast_of(channel: np.ndarray, tumour: np.ndarray, spacing: Sequence[float]) -> float:

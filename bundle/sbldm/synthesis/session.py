@@ -19,7 +19,7 @@ from sbldm.files import clear_partial
 from sbldm.manifest import read_manifest
 from sbldm.models import SAMPLING
 from sbldm.run.progress import Progress
-from sbldm.synthesis.canvas import Canvas, Canvases, contrast_of, draw_into
+from sbldm.synthesis.canvas import Canvas, Canvases, contrast_of, draw_into, varied
 from sbldm.synthesis.datasheet import write_datasheet
 from sbldm.synthesis.figures import contact_sheet, request_plot, summarise
 from sbldm.synthesis.gate import Gate, Verdict
@@ -134,7 +134,8 @@ class PairWriter:
             if canvas is None:
                 pair, affine = finish_pair(self.model.decode(latent), self.model), self.model.native.affine()
             else:
-                pair = draw_into(canvas, latent, row["region"], self.model, row["place"], row["contrast"])
+                asked_of = row["place"], row["contrast"], varied(row["seed"])
+                pair = draw_into(canvas, latent, row["region"], self.model, *asked_of)
                 affine = canvas.native.affine()
             request = row["request"] | ({} if row.get("contrast") is None else {"contrast": row["contrast"]})
             verdict = self.gate.judge(pair, affine, request, real_brain=canvas is not None)
