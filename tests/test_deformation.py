@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sbldm.training import deformation
-from sbldm.training.deformation import deformed, deformed_characteristics
+from sbldm.training.deformation import copies_of_each, deformed, deformed_characteristics
 from sbldm.tumour.characteristics import NAMES, measure, sphere_surface
 
 SIZE, SPACING = np.array([60, 70, 50]), np.array([2.0, 2.0, 3.0])
@@ -22,6 +22,22 @@ def head() -> np.ndarray:
     image = np.where(np.linalg.norm(mm, axis=-1) < 45, 0.3 * np.sin(mm[..., 0] / 4), -1).T
     occupancy = np.clip(0.5 + (RADIUS - np.linalg.norm(mm - CENTRE, axis=-1)) / 2, 0, 1).T
     return np.stack([image, 2 * occupancy - 1]).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("asked", "cases", "copies"),
+    [
+        ({}, 10, 0),
+        ({"deformed": 4}, 10, 4),
+        ({"deformed": 4, "brains": 500}, 100, 4),
+        ({"deformed": 4, "brains": 500}, 10, 49),
+        ({"deformed": 4, "brains": 500}, 12, 41),
+        ({"deformed": 4, "brains": 500}, 1000, 4),
+        ({"brains": 500}, 1, 100),
+    ],
+)
+def test_few_cases_have_more_copies(asked: dict[str, int], cases: int, copies: int) -> None:
+    assert copies_of_each(asked, cases) == copies
 
 
 def test_another_head(head: np.ndarray) -> None:

@@ -523,7 +523,7 @@ def test_latents_are_standardised_and_mirrored(tmp_path: Path, trained_run: Path
 
 def test_deformed_latents(tmp_path: Path, trained_run: Path) -> None:
     """Three copies of each training case, mirrored too, with the characteristics that their own masks have."""
-    diffusion = Run.at(trained_run).preset["diffusion"] | {"deformed": 3}
+    diffusion = Run.at(trained_run).preset["diffusion"] | {"deformed": 1, "brains": 18}  # of five cases
     run = copy_run(trained_run, tmp_path, leave_out="latents diffusion", mirror=True, diffusion=diffusion)
     store, preset = build_store(run)
     images, conditions = items_of(store.dataset("train", 0, "mean"))
@@ -545,7 +545,7 @@ def test_deformed_latents(tmp_path: Path, trained_run: Path) -> None:
     np.testing.assert_allclose(values[2, 0], known[0] * ratio[0])
     assert np.abs(values[1:4, 0] / known[0] - 1).max() < 0.25 and len(np.unique(values[:, 0])) == 4
     with pytest.raises(StateError, match="another value of deformed"):
-        LatentStore.build(str(run), preset | {"diffusion": diffusion | {"deformed": 2}}, store.lists, CPU)
+        LatentStore.build(str(run), preset | {"diffusion": diffusion | {"deformed": 2, "brains": 0}}, store.lists, CPU)
 
 
 def test_sampled_latents(tmp_path: Path, trained_run: Path) -> None:

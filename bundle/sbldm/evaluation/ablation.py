@@ -43,6 +43,7 @@ import matplotlib
 import yaml
 from matplotlib.figure import Figure
 
+from sbldm.cases.lists import read_lists
 from sbldm.evaluation.figures import GREY, ROLES, STYLE, WIDTH
 from sbldm.files import atomic_path, make_folder, user_path, write_csv
 from sbldm.manifest import read_manifest
@@ -50,6 +51,7 @@ from sbldm.run.schema import read_yaml
 from sbldm.run.workers import killed_with_parent
 from sbldm.runs import Run
 from sbldm.training.checkpoints import read_history, unfinished
+from sbldm.training.deformation import copies_of_each
 
 STAGES = ("autoencoder", "diffusion")
 TRIALS = (20, 60)  # iterations of two short trainings, whose difference in time tells the speed
@@ -239,7 +241,8 @@ class Ablation:
         if _mark(run, "autoencoder").is_file():
             return
         first = self._finished(self.first)
-        one, other = (preset["diffusion"].get("deformed", 0) for preset in (first.preset, run.preset))
+        cases = len(read_lists(run.folder)["train"])
+        one, other = (copies_of_each(preset["diffusion"], cases) for preset in (first.preset, run.preset))
         for part in ("autoencoder", *["latents"] * (one == other)):
             shutil.copytree(first.folder / part, run.folder / part, dirs_exist_ok=True)
         for name in ("constants.json", "autoencoder.json"):

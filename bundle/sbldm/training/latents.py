@@ -22,7 +22,7 @@ from sbldm.runs import Run
 from sbldm.training.cases import measure_cases
 from sbldm.training.checkpoints import load_checkpoint, reading_checkpoint, require_same, unfinished
 from sbldm.training.data import LatentDataset
-from sbldm.training.deformation import deformed, deformed_characteristics
+from sbldm.training.deformation import copies_of_each, deformed, deformed_characteristics
 from sbldm.tumour.characteristics import NAMES
 from sbldm.tumour.normaliser import Normaliser
 from sbldm.tumour.requests import TumourModel
@@ -99,7 +99,7 @@ class LatentStore:
         fingerprint = sha256(run.checkpoint("autoencoder"))
         made = {"autoencoder_sha256": fingerprint, "mirror": preset["mirror"], "latent": preset["diffusion"]["latent"]}
         made["centred"] = preset["diffusion"].get("centred", "channel")
-        made["deformed"] = preset["diffusion"].get("deformed", 0)
+        made["deformed"] = copies_of_each(preset["diffusion"], len(lists["train"]))
         mark, finished = run.latents / "autoencoder.json", run.latents / "constants.json"
         held = _read(run, mark.name, {"autoencoder_sha256": str}) if os.path.lexists(mark) else made
         if other := [key for key in held if held[key] != made.get(key)]:
@@ -136,6 +136,7 @@ def _encode_cases(
 ) -> None:
     """Encode the cases that are missing; score the held-back ones and leave a table of that."""
     images, scores = len(preset["data"]["channels"]), []
+    copies = copies_of_each(preset["diffusion"], len(lists["train"]))
     for name in progress(lists["train"] + lists["validation"], "Encoding cases"):
         held_back, path = name in lists["validation"], run.latents / f"{name}.npz"
         if path.exists() and not held_back:
@@ -143,7 +144,7 @@ def _encode_cases(
         volume, sidecar = load_prepared(run.prepared, name)
         brains = [(volume, _characteristics(run, name))]
         if not held_back:
-            brains += _deformed(preset, volume, sidecar, brains[0][1])
+            brains += _deformed(preset, volume, sidecar, brains[0][1], copies)
             if preset["mirror"]:
                 brains += [(brain[:, ::-1], values * MIRRORED) for brain, values in brains]
         encoded = np.stack([network.encode_volume(brain, device) for brain, _ in brains])
@@ -164,11 +165,11 @@ def _characteristics(run: Run, name: str) -> np.ndarray:
 
 
 def _deformed(
-    preset: dict[str, Any], volume: np.ndarray, sidecar: dict[str, Any], values: np.ndarray
+    preset: dict[str, Any], volume: np.ndarray, sidecar: dict[str, Any], values: np.ndarray, count: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The deformed copies of a training case with their characteristics; none of a tumour that the grid loses."""
     grid, images, copies = NativeGrid.from_state(sidecar["working"]), len(preset["data"]["channels"]), []
-    for number in range(preset["diffusion"].get("deformed", 0)):
+    for number in range(count):
         rng = np.random.default_rng([zlib.crc32(sidecar["case"].encode()), number])
         copy = deformed(volume, grid.spacing, rng)
         masks = ((v[images:] > 0).any(axis=0) for v in (volume, copy))
