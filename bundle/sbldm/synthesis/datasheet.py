@@ -71,6 +71,8 @@ def _brains(rows: list[dict[str, str]], settings: dict) -> str:
     if not rows or "canvas" not in rows[0]:
         return "nobody was scanned for them."
     tumours = TUMOURS.get(settings.get("generator"), "the tumours are drawn")
+    if second := sum(bool(row.get("satellite_ml")) for row in rows):
+        tumours += f" (a second one in {second} of {len(rows)})"
     return (
         f"{tumours}, **the brains are real**: {len({row['canvas'] for row in rows})} canvases, named in "
         "`manifest.csv` with the hashes of their scans. Share these pairs only as you may share the scans."
