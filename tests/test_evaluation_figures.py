@@ -21,7 +21,7 @@ from sbldm.evaluation.protocols import Score
 from sbldm.files import write_csv, write_json
 from sbldm.tumour.characteristics import NAMES
 
-ALL = ("tumours", "place", "slices", "copies", "worst", "requests", "fit")
+ALL = ("tumours", "place", "slices", "seam", "copies", "worst", "requests", "fit")
 ROLES = {"synthetic": 12, "train": 10, "heldout": 8}
 RED, ORANGE = "#cc3311", (255, 157, 59)
 HOT = (27, 30, 25)  # of the heat map: left, posterior, superior
@@ -52,6 +52,7 @@ def whole() -> dict[str, np.ndarray]:
         arrays[f"heat.{role}"][HOT] = share
         arrays[f"curves.{role}"] = np.repeat([*np.arange(11) / 10, np.nan], 21).reshape(12, 21)
         arrays[f"slices.banding.{role}"] = random.random(n)
+        arrays[f"seam.step.{role}"] = random.random(n)
     difference = np.zeros((2, 6, 8, 4))
     difference[:, 3:], difference[:, :3] = 1, -1  # brighter on the patient's left
     requested = random.uniform(1, 2, (6, len(NAMES)))
@@ -131,6 +132,7 @@ def test_absent_arrays_leave_figures_out_and_remove_old_ones(tmp_path: Path) -> 
         ("place", ["heat.synthetic"]),
         ("slices", ["curves.heldout"]),
         ("slices", ["slices.banding.train"]),
+        ("seam", ["seam.step.synthetic"]),
         ("copies", ["copies.excess.synthetic"]),
         ("requests", ["requested.extrapolated", "measured.extrapolated"]),
         ("fit", ["fit.dsc.heldout"]),
@@ -225,11 +227,15 @@ def test_curve_and_band(drawn: tuple[list[Path], dict[str, Figure]]) -> None:
 
 def test_strips_show_every_case(drawn: tuple[list[Path], dict[str, Figure]]) -> None:
     """As many points as cases at their values; the bars run from the first to the third quartile."""
-    panel = drawn[1]["slices"].axes[1]
+    for panel, measure in ((drawn[1]["slices"].axes[1], "slices.banding"), (drawn[1]["seam"].axes[0], "seam.step")):
+        strips_show(panel, measure)
+
+
+def strips_show(panel: Axes, measure: str) -> None:
     points = [c.get_offsets()[:, 0] for c in panel.collections if isinstance(c, PathCollection)]
     bars = [c.get_segments()[0] for c in panel.collections if not isinstance(c, PathCollection)][::2]
     for role, shown, bar in zip(ROLES, points, bars, strict=True):
-        values = whole()[f"slices.banding.{role}"]
+        values = whole()[f"{measure}.{role}"]
         assert np.asarray(shown) == pytest.approx(values)
         assert bar[:, 0] == pytest.approx(np.percentile(values, [25, 75]))
     assert [label.get_text() for label in panel.get_yticklabels()] == ["synthetic", "training", "held-back"]
@@ -256,7 +262,7 @@ def test_copies_are_counted(drawn: tuple[list[Path], dict[str, Figure]]) -> None
 def test_differences_by_side(drawn: tuple[list[Path], dict[str, Figure]]) -> None:
     """Brighter on the patient's left is red on the left; each title names pair and correlation."""
     paths, figures = drawn
-    figure, picture = figures["worst"], pixels(paths[4])
+    figure, picture = figures["worst"], pixels(paths[5])
     panels = [axes for axes in figure.axes if axes.images]
     assert [panel.get_title() for panel in panels] == ["PAIR_11: 0.95", "PAIR_10: 0.85"]
     red, blue = (np.array(colormaps["RdBu_r"](end)[:3]) * 255 for end in (1.0, 0.0))

@@ -32,7 +32,7 @@ from sbldm.runs import Run
 from sbldm.training.checkpoints import FORMAT
 
 HOSTILE = "<script>alert(1)</script>"
-PLOTS = ("slices", "tumours", "place", "requests", "fit", "copies", "worst")
+PLOTS = ("slices", "seam", "tumours", "place", "requests", "fit", "copies", "worst")
 
 
 def score(
@@ -429,7 +429,7 @@ def test_nothing_is_fetched(full: Path) -> None:
 
 
 def test_every_figure_is_shown_and_described(full: Path) -> None:
-    """Seven plots, the animation with its still, and the methods side by side, each with a text in its place."""
+    """Eight plots, the animation with its still, and the methods side by side, each with a text in its place."""
     page = Page(full)
     assert len(page.of("img")) == len(PLOTS) + 3 and len(page.of("figure")) == len(PLOTS) + 2
     assert all(len(image["alt"]) > 20 and int(image["width"]) > 0 for image in page.of("img"))

@@ -130,8 +130,8 @@ def draw_figures(out: Path) -> list[Path]:
         out: folder with `arrays.npz` and `evaluation.json` (and `pairs.csv`, for the names of pairs).
 
     Returns:
-        Files written, of `tumours.png`, `place.png`, `slices.png`, `copies.png`, `worst.png`, `requests.png` and
-        `fit.png`, 900 pixels wide. One of an earlier evaluation that has no data any more is removed.
+        Files written, of `tumours.png`, `place.png`, `slices.png`, `seam.png`, `copies.png`, `worst.png`,
+        `requests.png` and `fit.png`, 900 pixels wide. One of an earlier evaluation without data now is removed.
 
     Raises:
         StateError: the folder holds no evaluation.
@@ -142,6 +142,7 @@ def draw_figures(out: Path) -> list[Path]:
         "tumours": _tumours,
         "place": _place,
         "slices": _slices,
+        "seam": _seam,
         "copies": _copies,
         "worst": _worst,
         "requests": _requests,
@@ -288,14 +289,30 @@ def _slices(found: _Found) -> Figure | None:
     panels = [*figure.subplots(len(tall), squeeze=False, height_ratios=tall).flat]
     if curves:
         _curves(panels.pop(0), curves)
-    for panel, name in zip(panels, names, strict=True):
-        _strips(panel, found.by_role(f"slices.{name}"))
-        effect = found.beside_floor(f"{name}.effect", "effect")
+    _effects(found, "slices", "{}.effect", figure, panels)
+    _legend(figure, found.roles("curves", "slices"))
+    return figure
+
+
+def _seam(found: _Found) -> Figure | None:
+    """Each measure of how tumours fit into their brains."""
+    names = found.measures("seam")
+    if not names:
+        return None
+    figure = Figure(figsize=(WIDTH, 1.15 * len(names) + 0.7), layout="constrained")
+    _effects(found, "seam", "seam.{}", figure, [*figure.subplots(len(names), squeeze=False).flat])
+    _legend(figure, found.roles("seam"))
+    return figure
+
+
+def _effects(found: _Found, group: str, protocol: str, figure: Figure, panels: Sequence[Axes]) -> None:
+    """All cases in each measure of a group that has no good value of its own, and how far they differ."""
+    for panel, name in zip(panels, found.measures(group), strict=True):
+        _strips(panel, found.by_role(f"{group}.{name}"))
+        effect = found.beside_floor(protocol.format(name), "effect")
         panel.set_title(": ".join(filter(None, [_words(name, 80), effect])))
     note = "Bars: median and quartiles. Effect: mean minus that of held-back cases, in their SD;"
     figure.supxlabel(f"{note}\nfloor: that of the training cases.", fontsize=8)
-    _legend(figure, found.roles("curves", "slices"))
-    return figure
 
 
 def _curves(panel: Axes, curves: Mapping[str, np.ndarray]) -> None:

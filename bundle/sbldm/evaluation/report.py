@@ -62,6 +62,7 @@ SUBJECTS = {
 }
 FIGURES = {
     "slices": ("slices",),
+    "seam": ("seam",),
     "tumours": ("tumours", "place"),
     "requests": ("requests",),
     "fit": ("fit",),

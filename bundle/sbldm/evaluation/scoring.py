@@ -317,6 +317,9 @@ def score_seam(found: Evaluation, sides: Mapping[str, Cohort], heldout: Cohort) 
     """How what was drawn fits into its brain, over cases with a tumour."""
     measured, rows = {side: c.seams for side, c in sides.items()}, _equal(sides, tumour=True)
     yield from _effects(found, "seam", "seam.{}", measured, heldout.seams, rows)
+    for c in (sides["synthetic"], sides["floor"], heldout):
+        for name, values in c.seams.items():
+            found.arrays[f"seam.{name}.{c.role}"] = values
 
 
 def _effects(
