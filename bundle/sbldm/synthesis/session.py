@@ -32,6 +32,7 @@ from sbldm.tumour.characteristics import NAMES, to_dict
 __all__ = ["PairWriter", "run"]
 
 ATTEMPTS = 20
+BESIDE = 5  # attempts at a second tumour, which a pair can do without
 GIVEN_UP = 0.1  # share of pairs that may be missing in the end without an error
 
 
@@ -139,12 +140,13 @@ class PairWriter:
                 affine = canvas.native.affine()
             request = row["request"] | ({} if row.get("contrast") is None else {"contrast": row["contrast"]})
             verdict = self.gate.judge(pair, affine, request, real_brain=canvas is not None)
-            asked.seconds += sampling + time.perf_counter() - begun
+            (asked.main or asked).seconds += sampling + time.perf_counter() - begun
             if verdict.refused:
                 asked.faults.append(verdict.fault)
-                self.refused.append(verdict.fault)
-                self.bar.note(redrawn=len(self.refused))
-                if len(asked.faults) < ATTEMPTS:
+                if asked.main is None:
+                    self.refused.append(verdict.fault)
+                    self.bar.note(redrawn=len(self.refused))
+                if len(asked.faults) < (BESIDE if asked.main else ATTEMPTS):
                     self.waiting.append(asked)
                     continue
                 if asked.main is None:
