@@ -23,8 +23,11 @@ from sbldm.errors import DataError
 from sbldm.files import read_json
 from sbldm.networks import RequestPicture
 from sbldm.runs import within_regions
-from sbldm.synthesis import canvas as module
-from sbldm.synthesis.canvas import Canvas, Canvases, draw_into, read_canvas
+from sbldm.synthesis import blending
+from sbldm.synthesis import canvases as module
+from sbldm.synthesis.blending import draw_into
+from sbldm.synthesis.canvas import Canvas, read_canvas
+from sbldm.synthesis.canvases import Canvases
 from sbldm.training import continued
 from sbldm.training.checkpoints import load_checkpoint
 from sbldm.tumour.characteristics import NAMES
@@ -119,7 +122,7 @@ def test_every_voxel_beyond_the_region_is_the_canvas_s_own(
     canvas = brains.get(name)
     assert np.array_equal(canvas.native.affine(), affine) and canvas.image.dtype == np.int16
     assert not canvas.labels.any() and labels.any()  # healed
-    own = module._weight(brains._covering(read_canvas(brains.cases[name], model)), canvas) > 0
+    own = blending._weight(brains._covering(read_canvas(brains.cases[name], model)), canvas) > 0
     assert own[labels > 0].all() and np.array_equal(canvas.image[0][~own], original[0][~own])
     middle = labels.astype(bool) & (canvas.image[0] != original[0])
     assert middle.sum() > 0.9 * labels.sum()
@@ -129,7 +132,7 @@ def test_every_voxel_beyond_the_region_is_the_canvas_s_own(
     condition, known = torch.from_numpy(model.normaliser.encode(request)), torch.from_numpy(canvas.latents)
     latents = brains.sampler(condition[None], None, [0], region=region[None], known=known[None])[0]
     pair = draw_into(canvas, latents, region, model, request)
-    drawn = module._weight(region, canvas) > 0
+    drawn = blending._weight(region, canvas) > 0
     assert 0.003 < drawn.mean() < 0.1 and pair.fault == ""
     assert np.array_equal(pair.image[0][~drawn], canvas.image[0][~drawn])
     assert np.array_equal(pair.image[0][~drawn & ~own], original[0][~drawn & ~own])
@@ -177,7 +180,7 @@ def painted(brains: Canvases, name: str, request: np.ndarray, asked: np.ndarray,
     region, known = brains.region(canvas, asked), torch.from_numpy(canvas.latents)
     condition = torch.from_numpy(model.normaliser.encode(request))
     latents = brains.sampler(condition[None], None, [0], region=region[None], known=known[None])[0]
-    return draw_into(canvas, latents, region, model, asked, **more), module._weight(region, canvas)
+    return draw_into(canvas, latents, region, model, asked, **more), blending._weight(region, canvas)
 
 
 def test_contrast_is_what_was_asked_for(cases: dict[float, Path], tmp_path: Path) -> None:
@@ -187,10 +190,10 @@ def test_contrast_is_what_was_asked_for(cases: dict[float, Path], tmp_path: Path
     request = TUMOUR * [1, 1, 1, -1, -1, 1, 1, 1, 1]
     canvas = brains.get(name)
     plain, weight = painted(brains, name, request, request)
-    usual = module.contrast_of(plain.image[0], plain.labels > 0, canvas.native.spacing)
+    usual = blending.contrast_of(plain.image[0], plain.labels > 0, canvas.native.spacing)
     for contrast in (1.5, 3.0, 0.9 * usual):
         pair, _ = painted(brains, name, request, request, contrast=contrast)
-        assert module.contrast_of(pair.image[0], pair.labels > 0, canvas.native.spacing) == pytest.approx(
+        assert blending.contrast_of(pair.image[0], pair.labels > 0, canvas.native.spacing) == pytest.approx(
             contrast, rel=0.06
         )
         assert pair.fault == "" and np.array_equal(pair.labels, plain.labels)
@@ -214,9 +217,9 @@ def test_strength_varies_the_difference(cases: dict[float, Path], tmp_path: Path
         assert ratio == pytest.approx(strength, abs=0.05)
         assert np.array_equal(pair.labels, plain.labels) and pair.fault == ""
         assert np.array_equal(pair.image[0][weight == 0], canvas.image[0][weight == 0])
-    logs = np.log([module.varied(seed) for seed in range(2_000)])
-    assert abs(logs.mean()) < 0.02 and logs.std() == pytest.approx(module.VARIED, rel=0.05)
-    assert module.varied(5) == module.varied(5)
+    logs = np.log([blending.varied(seed) for seed in range(2_000)])
+    assert abs(logs.mean()) < 0.02 and logs.std() == pytest.approx(blending.VARIED, rel=0.05)
+    assert blending.varied(5) == blending.varied(5)
 
 
 @pytest.mark.parametrize("spacing", [1.0, 2.0])
@@ -224,7 +227,7 @@ def test_a_tumour_has_the_asked_volume_and_centre(cases: dict[float, Path], tmp_
     """Drawn too small, as one that is to push, or too large and beside its place: a warp within the region mends it."""
     brains = canvases(cases[spacing], tmp_path)
     name, request = next(iter(brains.cases)), TUMOUR * [1, 1, 1, -1, -1, 1, 1, 1, 1]
-    canvas, half = brains.get(name), module.smaller(request)
+    canvas, half = brains.get(name), blending.smaller(request)
     assert half[0] == pytest.approx(7) and half[6] == pytest.approx(30 / 2 ** (1 / 3))
     large = np.add(request, [0, 0, 0, 3, -2, 2, 3, 3, 3])
     for drawn in (half, request, large):
@@ -249,7 +252,7 @@ def test_what_lies_around_gives_way_along_rays(cases: dict[float, Path], tmp_pat
     distance = np.linalg.norm(voxels - centre[:, None, None, None], axis=0)  # mm, as the grid is of 1 mm
     ramp = replace(canvas, image=(100 + 100 * distance).astype(np.int16)[None], labels=np.zeros_like(canvas.labels))
     ball = (distance < 11.9).astype(np.uint8)
-    image, labels = module.settled(ramp.image, ball, ramp, TUMOUR, np.ones(ball.shape))
+    image, labels = blending.settled(ramp.image, ball, ramp, TUMOUR, np.ones(ball.shape))
     at = [tuple(np.rint(np.add(centre, [r, 0, 0])).astype(int)) for r in (6, 14, 29)]
     exact, scale = [distance[where] for where in at], np.cbrt(ball.sum() / 14000)
     assert (image[0][at[0]] - 100) / 100 == pytest.approx(scale * exact[0], abs=0.2)
@@ -257,7 +260,7 @@ def test_what_lies_around_gives_way_along_rays(cases: dict[float, Path], tmp_pat
     assert (image[0][at[2]] - 100) / 100 == pytest.approx(exact[2], abs=0.1)
     assert int(labels.sum()) == pytest.approx(14000, rel=0.02)
     held = replace(ramp, labels=ball)  # a tumour that is kept does not move
-    still, _ = module.settled(held.image, ball, held, TUMOUR, np.ones(ball.shape))
+    still, _ = blending.settled(held.image, ball, held, TUMOUR, np.ones(ball.shape))
     assert np.array_equal(still[0][ball > 0], held.image[0][ball > 0])
 
 

@@ -1,7 +1,7 @@
 """Whether what was drawn fits into its brain: the edge of the region, and the grain on either side of it.
 
-A tumour that is drawn into a real brain (`synthesis.canvas`) is drawn together with a margin around it, and fades into
-what is real. A seam would show as a step there, as blur or as another noise within. None of the numbers has a good
+A tumour that is drawn into a real brain (`synthesis.blending`) is drawn with a margin around it, and fades into what
+is real. A seam would show as a step there, as blur or as another noise within. None of the numbers has a good
 value of its own: real tumours push and swell what lies around them too, so each is read beside that of real tumours at
 the same distances, as an effect size. On 60 BraTS cases a step of .15 SD of the brain 15 mm around each tumour raises
 the first by 2.7 SD of the real cases, a blur of half a voxel there lowers the second by 4.5. (The ratio of slopes along

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sbldm.synthesis.canvas import Canvases
+from sbldm.synthesis.canvases import Canvases
 from sbldm.synthesis.gate import Gate
 from sbldm.synthesis.model import Model, PairSampler
 from sbldm.synthesis.pairs import Pair, finish_pair

@@ -22,7 +22,8 @@ from sbldm.errors import DataError, InputError
 from sbldm.manifest import read_description, read_manifest, read_settings
 from sbldm.run.progress import progress
 from sbldm.runs import Run
-from sbldm.synthesis.canvas import Canvas, Canvases
+from sbldm.synthesis.canvas import Canvas
+from sbldm.synthesis.canvases import Canvases
 from sbldm.synthesis.copypaste import SCALE, paste_tumour
 from sbldm.synthesis.datasheet import write_datasheet
 from sbldm.synthesis.figures import contact_sheet

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from sbldm.errors import InputError
 from sbldm.models import refuse_requests
 from sbldm.run.limits import MOST_PAIRS, MOST_SEED
-from sbldm.synthesis.canvas import Canvases
+from sbldm.synthesis.canvases import Canvases
 from sbldm.synthesis.model import Model
 from sbldm.synthesis.raw_dataset import RawDataset
 from sbldm.tumour.characteristics import NAMES, to_dict

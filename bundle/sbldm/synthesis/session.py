@@ -19,7 +19,9 @@ from sbldm.files import clear_partial
 from sbldm.manifest import read_manifest
 from sbldm.models import SAMPLING
 from sbldm.run.progress import Progress
-from sbldm.synthesis.canvas import Canvas, Canvases, contrast_of, draw_into, varied
+from sbldm.synthesis.blending import contrast_of, draw_into, varied
+from sbldm.synthesis.canvas import Canvas
+from sbldm.synthesis.canvases import Canvases
 from sbldm.synthesis.datasheet import write_datasheet
 from sbldm.synthesis.figures import contact_sheet, request_plot, summarise
 from sbldm.synthesis.gate import Gate, Verdict

@@ -33,7 +33,9 @@ from sbldm.files import atomic_path, clear_partial, read_json, read_nifti, write
 from sbldm.models import refuse_requests
 from sbldm.run.progress import Progress
 from sbldm.runs import Run
-from sbldm.synthesis.canvas import Canvas, Canvases, draw_into
+from sbldm.synthesis.blending import draw_into
+from sbldm.synthesis.canvas import Canvas
+from sbldm.synthesis.canvases import Canvases
 from sbldm.synthesis.model import Model
 from sbldm.synthesis.pairs import Pair, finish_pair
 from sbldm.tumour.characteristics import NAMES, sphere_surface, to_dict
