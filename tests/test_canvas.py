@@ -6,6 +6,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -23,11 +24,12 @@ from sbldm.errors import DataError
 from sbldm.files import read_json
 from sbldm.networks import RequestPicture
 from sbldm.runs import within_regions
-from sbldm.synthesis import blending
+from sbldm.synthesis import blending, session
 from sbldm.synthesis import canvases as module
 from sbldm.synthesis.blending import draw_into
 from sbldm.synthesis.canvas import Canvas, read_canvas
 from sbldm.synthesis.canvases import Canvases
+from sbldm.synthesis.model import PairSampler
 from sbldm.training import continued
 from sbldm.training.checkpoints import load_checkpoint
 from sbldm.tumour.characteristics import NAMES
@@ -308,6 +310,32 @@ def test_satellites(cases: dict[float, Path], tmp_path: Path, spacing: float) ->
         assert 1 < gap < module.NEAR_MM[1] + 8
 
 
+def test_small_tumours_have_no_satellite(cases: dict[float, Path], tmp_path: Path) -> None:
+    """Half of a tumour below 1.4 ml is less than the smallest one that is drawn beside another."""
+    brains = canvases(cases[2.0], tmp_path)
+    brains.satellites = 1.0
+    name = next(iter(brains.cases))
+    request = TUMOUR * [1, 1, 1, -1, -1, 1, 1, 1, 1]
+    pair, _ = painted(brains, name, request, request)
+    small = replace(pair, measured=pair.measured * [1.3 / pair.measured[0], *[1] * 8])
+    assert brains.satellite(brains.get(name), small, 1) is None
+    assert brains.satellite(brains.get(name), pair, 1) is not None
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_strength_changes_nothing_else(dtype: type) -> None:
+    """Voxels that were not drawn stay, above the largest whole number too; those that were never become background."""
+    own = np.array([[0, 5, 100, 30_000, 40_000 if dtype == np.float32 else 32_767, 4]], dtype)
+    drawn = own.copy()
+    drawn[0, 1:3] += np.array([-3, 50], dtype)
+    drawn[0, 5] = 6
+    canvas = SimpleNamespace(image=own)
+    assert blending._strengthened(drawn, canvas, 2.0)[0].tolist() == [0, 4, 200, *own[0, 3:5], 8]
+    below = np.array([[0, -8, -2, 7]], dtype)  # a brain with negative values: rounding to 0 would be background
+    weak = blending._strengthened(below + np.array([0, 0, 4, 0], dtype), SimpleNamespace(image=below), 0.5)[0]
+    assert weak[2] != 0 and abs(weak[2]) <= 1 and weak[[0, 1, 3]].tolist() == [0, -8, 7]
+
+
 def test_each_canvas_is_made_once(cases: dict[float, Path], tmp_path: Path) -> None:
     """Both in one batch; they lie in the folder then, and take turns before one comes again."""
     brains = canvases(cases[2.0], tmp_path)
@@ -585,8 +613,46 @@ def test_sweeps_of_one_brain(tmp_path: Path, taught_run: Path) -> None:
     assert "10 of 10 images are already there" in call("sweep", "--run", run, "--n", 1, "--canvas", "train").stdout
 
 
+def test_second_tumours_that_cannot_be_drawn(tmp_path: Path, taught_run: Path, monkeypatch: Any) -> None:
+    """Five attempts with noise of their own; then the pair is what it is without `SATELLITES`, and says why."""
+    run, seeds, attempts = copy_run(taught_run, tmp_path), [], []
+    call_sampler, strength = PairSampler.__call__, session.varied
+    monkeypatch.setattr(session, "varied", lambda seed: seeds.append(seed) or strength(seed))
+
+    def noted(self: PairSampler, *inputs: Any, **more: Any) -> torch.Tensor:
+        attempts.extend(more.get("attempts") or [])
+        return call_sampler(self, *inputs, **more)
+
+    monkeypatch.setattr(PairSampler, "__call__", noted)
+    synth = "synth", "--run", run, "--n", 2, "--canvas", "train", "--volume-ml", 60, "--gate", "off"
+    call(*synth, "--dataset", 503)
+    assert seeds[:2] == [0, 1]
+    seeds.clear()
+    draw = session.draw_into
+
+    def drawn(canvas: Canvas, *rest: Any) -> Any:
+        pair = draw(canvas, *rest)
+        return replace(pair, measured=None, fault="nothing") if canvas.labels.any() else pair
+
+    monkeypatch.setattr(session, "draw_into", drawn)
+    monkeypatch.setattr(module, "SATELLITE_ML", (20.0, 30.0))
+    attempts.clear()
+    done = call(*synth, "--dataset", 504, "--satellites", 1)
+    alone, tried = (run / "nnUNet_raw" / f"Dataset{number}_SBLDM" for number in (503, 504))
+    rows = manifest(run, tried.relative_to(run))
+    assert len(rows) == 2, done.stderr
+    for row in rows:
+        assert row["satellite_ml"] == "" and row["refused_because"] == "" and row["redrawn"] == "0"
+        assert row["satellite_refused_because"] == "; ".join(["nothing"] * session.BESIDE)
+        for part in ("imagesTr", "labelsTr"):
+            file = f"{row['pair']}{'_0000' * (part == 'imagesTr')}.nii.gz"
+            one, two = (np.asarray(nib.load(folder / part / file).dataobj) for folder in (alone, tried))
+            assert np.array_equal(one, two)
+    assert sorted(attempts) == sorted(2 * [session.ATTEMPTS + k for k in range(session.BESIDE)])
+
+
 def test_satellites_from_the_command_line(tmp_path: Path, taught_run: Path, monkeypatch: Any) -> None:
-    """`SATELLITES=1`: the manifest says how large, the labels hold both tumours; what cannot be drawn is left out."""
+    """`SATELLITES=1`: the manifest says how large, the labels hold both tumours, resumed or not."""
     monkeypatch.setattr(module, "SATELLITE_ML", (20.0, 30.0))  # the tiny network draws nothing that is small
     run = copy_run(taught_run, tmp_path)
     synth = "synth", "--run", run, "--dataset", 503, "--n", 3, "--gate", "off"
@@ -603,6 +669,13 @@ def test_satellites_from_the_command_line(tmp_path: Path, taught_run: Path, monk
         volume = (np.asarray(mask.dataobj) > 0).sum() * np.prod(mask.header.get_zooms()) / 1000
         assert volume == pytest.approx(float(row["measured_volume_ml"]) + float(row["satellite_ml"] or 0), rel=0.02)
     assert read_json(folder / "synthesis.json")["canvases"]["satellites"] == 1.0
+    again = "synth", "--run", run, "--dataset", 504, "--gate", "off", "--canvas", "train", "--satellites", 1
+    for n in (2, 3):
+        call(*again, "--volume-ml", 60, "--n", n)
+    for row in rows:
+        file = f"labelsTr/{row['pair']}.nii.gz"
+        one, two = (nib.load(folder.with_name(f"Dataset{number}_SBLDM") / file) for number in (503, 504))
+        assert np.array_equal(np.asarray(one.dataobj), np.asarray(two.dataobj))
 
 
 def test_pairs_on_canvases(tmp_path: Path, taught_run: Path, phantom_cases: Path) -> None:

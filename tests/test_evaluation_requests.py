@@ -179,7 +179,7 @@ def _manifest(path, columns=None, **changes):
     base = {"pair": "A_000003", "seed": 3} | {f"requested_{n}": 0.5 + i for i, n in enumerate(NAMES)}
     base |= {f"measured_{n}": 1.5 for n in NAMES} | {"extrapolated": "", "redrawn": 0, "sampler": "ddim"}
     rows = [base, base | {"pair": "A_000004", "seed": 4} | changes]
-    columns = [c for c in base if columns is None or c in columns]
+    columns = [c for c in rows[1] if columns is None or c in columns]
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
@@ -195,6 +195,16 @@ def test_manifest(tmp_path):
     assert [(row["seed"], row["redrawn"], row["extrapolated"]) for row in rows] == [(3, 0, ""), (4, 2, far)]
     requests = np.array([[row[f"requested_{n}"] for n in NAMES] for row in rows])
     assert requests[0].tolist() == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5, 8.5] and requests[1, 3] == -12.25
+
+
+def test_on_canvases_the_drawn_tumour_counts(tmp_path):
+    """The labels may hold others too, so what was measured when it was drawn comes along; of whole pairs nothing."""
+    assert "measured" not in read_manifest(_manifest(tmp_path / "whole.csv"))[0]
+    row = read_manifest(_manifest(tmp_path / "manifest.csv", canvas="C", measured_x_mm=-7.0))[1]
+    assert row["measured"].tolist() == [1.5, 1.5, 1.5, -7.0, 1.5, 1.5, 1.5, 1.5, 1.5]
+    requested = ("pair", "seed", "redrawn", "extrapolated", "canvas", *(f"requested_{n}" for n in NAMES))
+    with pytest.raises(DataError, match="'measured_volume_ml' is missing"):
+        read_manifest(_manifest(tmp_path / "few.csv", columns=requested, canvas="C"))
 
 
 def test_manifest_without_requests(tmp_path):

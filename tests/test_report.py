@@ -513,11 +513,12 @@ def test_missing_figures_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def datasets(tmp_path: Path) -> Iterator[tuple[Path, Run]]:
-    """An evaluated dataset in a run, beside one of another method and three that could show a real case."""
+    """An evaluated dataset in a run, beside one of another method and four that could show a real case."""
     raw = tmp_path / "run" / "nnUNet_raw"
     dataset = write_dataset(raw / "Dataset501_A", ["A_0", "A_1"])
     write_dataset(raw / "Dataset502_B", ["B_0"])
     write_dataset(raw / "Dataset503_PASTE", ["C_0"], parents="BraTS_1;BraTS_2")
+    write_dataset(raw / "Dataset506_CANVAS", ["F_0"], canvas="BraTS_3")
     (write_dataset(raw / "Dataset504_REAL", ["D_0"]) / "manifest.csv").unlink()
     mixed = write_dataset(raw / "Dataset505_MIXED", ["E_0"])
     for name in ("labelsTr/BraTS_1.nii.gz", "imagesTr/BraTS_1_0000.nii.gz"):
@@ -539,6 +540,7 @@ def test_no_real_case_is_shown(datasets: tuple[Path, Run], monkeypatch: pytest.M
     page = Page(write_report(out, run))
     assert shown == [["Dataset501_A", "Dataset502_B"]] and len(page.of("img")) == 5
     assert "Dataset503_PASTE: no pictures, as each of its pairs repeats the brain of a real case." in page.text
+    assert "Dataset506_CANVAS: no pictures, as the brains of its pairs are real ones." in page.text
     assert "Dataset504_REAL: no pictures, as no manifest says that its pairs are synthetic." in page.text
     assert "Dataset505_MIXED: no pictures, as its manifest does not name BraTS_1.nii.gz" in page.text
 
@@ -596,7 +598,10 @@ def test_sweeps_in_numbers(datasets: tuple[Path, Run], monkeypatch: pytest.Monke
     assert f"size 1 10 ml no tumour - passes {over}" in text
     # 12 / 10.2 and 14 / 10.2 less 1: mean .275, SD .139, and 12.7 times that over the root of 2
     assert "Volume over the sizes: +27 % [-97, +152] over 2 seeds, no bias shown." in text
-    assert "Drawn by another checkpoint of the generator" in text
+    assert (
+        text.count("Drawn by another checkpoint of the generator") == 1
+    )  # of whole pairs; canvases have other weights
+    assert "Drawn by another checkpoint of the generator" in text[:real]
     monkeypatch.undo()
     assert "The same noise" not in Page(write_report(out, run)).text
 

@@ -665,6 +665,8 @@ def _shows_real(folder: Path, declared: bool) -> str:
     rows = _manifest(folder)
     if rows and "parents" in rows[0]:
         return "each of its pairs repeats the brain of a real case"
+    if rows and "canvas" in rows[0]:
+        return "the brains of its pairs are real ones"
     made = {f"{row.get('pair')}.nii.gz" for row in rows}
     if others := [path.name for path in (folder / "labelsTr").glob("*.nii.gz") if path.name not in made]:
         return f"its manifest does not name {sorted(others)[0]}, which may be a real case"
@@ -729,8 +731,8 @@ def _pictures(out: Path, run: Run | None, provenance: Mapping[str, Any]) -> tupl
 
 def _sweeps(out: Path, run: Run, dataset: Path) -> list[dict[str, Any]]:
     """Figure 3, where its images have been drawn; of those in a real brain the numbers alone."""
-    pairs_by = {row.get("checkpoint_sha256", "") for row in _manifest(dataset)}
-    found = []
+    rows, found = _manifest(dataset), []
+    pairs_by = {row.get("checkpoint_sha256", "") for row in rows}
     for name in SWEEPS:
         folder, path = run.folder / "evaluation" / name, out / "figures" / f"{name}.png"
         try:
@@ -738,8 +740,9 @@ def _sweeps(out: Path, run: Run, dataset: Path) -> list[dict[str, Any]]:
         except StateError:
             continue
         sweep = {"steps": list(map(_swept, steps)), "biases": biases(steps)}
-        sweep["other_checkpoint"] = bool(pairs_by) and pairs_by != {steps[0]["checkpoint_sha256"]}
         whole = name == SWEEPS[0]
+        alike = bool(rows) and ("canvas" not in rows[0]) == whole  # else two networks by design
+        sweep["other_checkpoint"] = alike and pairs_by != {steps[0]["checkpoint_sha256"]}
         if whole and _older(path, folder / "sweeps.json"):
             sweep_figure(folder, path)
         sweep["picture"] = _photograph(path) if whole else None
@@ -789,7 +792,8 @@ def _costs(run: Run | None, rows: Sequence[Mapping[str, str]], minutes: float | 
     if run is not None:
         stages = ((title, _stage(run, stage)) for stage, title in STAGES.items())
         found["stages"] = [{"title": title} | stage for title, stage in stages if stage]
-        made = [run.checkpoint(stage) for stage in ("diffusion", "gan") if run.checkpoint(stage).is_file()]
+        drawers = ("regions",) if rows and "canvas" in rows[0] else ("diffusion", "gan")
+        made = [run.checkpoint(stage) for stage in drawers if run.checkpoint(stage).is_file()]
         drawn_by = {row.get("checkpoint_sha256", "") for row in rows}
         found["other_checkpoint"] = any(drawn_by) and bool(made) and drawn_by != {sha256(made[0])}
     return found

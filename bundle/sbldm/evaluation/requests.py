@@ -31,8 +31,9 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
     """Read what was asked for from the `manifest.csv` of a raw dataset.
 
     Returns:
-        One dictionary a pair: pair (its name), seed and redrawn (int), extrapolated (text, empty in range) and the nine
-        `requested_*` (float; ml, mm2, 1, mm). An empty list for datasets made without requests (copy-paste).
+        One dictionary a pair: pair (its name), seed and redrawn (int), extrapolated (text, empty in range), the nine
+        `requested_*` (float; ml, mm2, 1, mm), and of pairs on canvases `measured` `[9]`, as the drawn tumour was when
+        it was drawn: the labels may hold others too. An empty list for datasets made without requests (copy-paste).
 
     Raises:
         DataError: the file cannot be read, holds no pairs, or a column or cell is missing or wrong; it is named.
@@ -51,6 +52,8 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
     if not any(column.startswith("requested_") for column in columns):
         return []
     needed = ("seed", "redrawn", "extrapolated", *(f"requested_{name}" for name in NAMES))
+    if "canvas" in columns:
+        needed += tuple(f"measured_{name}" for name in NAMES)
     if missing := [column for column in needed if column not in columns]:
         raise DataError(f"{path}: column {missing[0]!r} is missing. {mend}")
     found: dict[str, dict[str, Any]] = {}
@@ -74,7 +77,8 @@ def _parse(row: dict[str, Any]) -> dict[str, Any]:
     if not np.isfinite(values).all() or (values[SIZES] <= 0).any():
         raise ValueError("holds an impossible request")
     counts = {name: int(row[name]) for name in ("seed", "redrawn")}
-    return {"pair": row["pair"], "extrapolated": row["extrapolated"]} | counts | request
+    more = {"measured": np.array([float(row[f"measured_{name}"]) for name in NAMES])} if "canvas" in row else {}
+    return {"pair": row["pair"], "extrapolated": row["extrapolated"]} | counts | request | more
 
 
 def fidelity(requested: np.ndarray, measured: np.ndarray) -> dict[str, Estimate]:

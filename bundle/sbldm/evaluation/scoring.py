@@ -521,7 +521,7 @@ def score_requests(found: Evaluation, synthetic: Cohort, manifest: Path | None) 
                 found.left_out.append((f"requests{part}", f"{few}; {LEAST['requests']} are the least."))
             continue
         requested = np.array([[asked[k][f"requested_{name}"] for name in NAMES] for k in chosen])
-        measured = synthetic.characteristics[chosen]
+        measured = np.array([asked[k].get("measured", synthetic.characteristics[k]) for k in chosen])
         found.arrays |= {f"requested{part}": requested, f"measured{part}": measured}
         control, n = requests.shuffled(requested, measured), (len(chosen), len(chosen))
         for key, value in requests.fidelity(requested, measured).items():

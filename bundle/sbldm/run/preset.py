@@ -312,7 +312,7 @@ class Diffusion(Stage):
     noise_levels: NoiseLevels = NoiseLevels(distribution="uniform")
     centred: Literal["channel", "position"] = "channel"
     deformed: Annotated[int, Field(ge=0, le=100)] = 0  # copies of each training case, turned, scaled and bent
-    brains: Annotated[int, Field(ge=0, le=10_000)] = 0  # with more copies of few cases: at least so many in all
+    brains: Annotated[int, Field(ge=0, le=10_000)] = 0  # of few cases up to 100, until there are so many
     condition_dropout: Share
     optimizer: Literal["adam", "adamw", "muon"] = "adamw"
     ema_decay: Annotated[float, Field(ge=0, lt=1)]

@@ -93,12 +93,16 @@ def blended(
         mixed = channel + difference
         if heal:
             mixed -= lost * (mixed - np.quantile(channel[brain & (lost == 0)], CALM)).clip(0)
-        mixed = mixed.clip(channel[channel != 0].min(), BRIGHTEST)[changed]
-        mixed = np.rint(mixed) if image.dtype == np.int16 else mixed
-        channel[changed] = np.where(
-            mixed == 0, 1e-3 if image.dtype != np.int16 else 1, mixed
-        )  # brain is not background
+        channel[changed] = _of_brain(mixed[changed], channel)
     return image, weight
+
+
+def _of_brain(values: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Values of brain voxels, within what a channel's brain and file can hold; none becomes background."""
+    values = values.clip(own[own != 0].min(), max(BRIGHTEST, own.max()))
+    whole = own.dtype == np.int16
+    values = np.rint(values) if whole else values
+    return np.where(values == 0, 1 if whole else 1e-3, values)
 
 
 def draw_into(
@@ -129,12 +133,16 @@ def draw_into(
     shares = (volume[images:].clip(-1, 1) + 1) / 2
     drawn, outside = native_labels(shares, brain, canvas.working, canvas.native)
     drawn[weight < 0.5] = 0
-    if (drawn > 0).sum() * np.prod(canvas.native.spacing) / 1000 < LEAST_ML:
+    voxel_ml = np.prod(canvas.native.spacing) / 1000
+    if (drawn > 0).sum() * voxel_ml < LEAST_ML:
         return Pair(image, np.zeros_like(drawn), None, "empty mask")
     fault = f"{100 * outside:.0f} % of the mask outside the brain" if outside > OUTSIDE else ""
     if contrast is None and strength != 1:
         image = _strengthened(image, canvas, strength)
     image, drawn = settled(image, drawn, canvas, request, weight)
+    drawn[canvas.labels > 0] = 0  # what the canvas keeps keeps its labels
+    if (drawn > 0).sum() * voxel_ml < LEAST_ML:
+        return Pair(image, np.zeros_like(drawn), None, "empty mask")
     if contrast is not None:
         image, unmet = _with_contrast(contrast, image, drawn > 0, canvas)
         fault = fault or unmet
@@ -158,10 +166,12 @@ def _with_contrast(contrast: float, image: np.ndarray, tumour: np.ndarray, canva
 
 def _strengthened(image: np.ndarray, canvas: Canvas, strength: float) -> np.ndarray:
     """All that was changed of a canvas made weaker or stronger, within what its brain and the files can hold."""
-    mixed = canvas.image + strength * (image.astype(np.float32) - canvas.image)
+    mixed = image.copy()
     for channel, own in zip(mixed, canvas.image, strict=True):
-        channel[own != 0] = channel[own != 0].clip(own[own != 0].min(), BRIGHTEST)
-    return np.rint(mixed).astype(np.int16) if canvas.image.dtype == np.int16 else mixed
+        changed = channel != own
+        before = own[changed].astype(np.float32)
+        channel[changed] = _of_brain(before + strength * (channel[changed] - before), own)
+    return mixed
 
 
 def varied(seed: int) -> float:

@@ -288,7 +288,7 @@ class Canvases:
     def satellite(self, canvas: Canvas, pair: Pair, seed: int) -> tuple[Canvas, np.ndarray] | None:
         """A pair as the canvas of a second tumour, with a request `[9]` for it; None where a seed has none, or no room.
 
-        It is smaller than the first, `NEAR_MM` from its edge, and clear of the canvas's own.
+        It has half of the first's volume at most, lies `NEAR_MM` from its edge, and is nearly in free brain.
         """
         rng = np.random.default_rng([seed, 5])
         if rng.random() >= self.satellites:
@@ -297,9 +297,11 @@ class Canvases:
         canvas = replace(canvas, image=pair.image, labels=labels)
         gap = ndimage.distance_transform_edt(~_on_working(pair.labels > 0, canvas), canvas.working.spacing)
         free, frame = self._free(canvas), canvas.working.frame(canvas.working)
-        most = min(SATELLITE_ML[1], pair.measured[0] / 2)
+        least, most = SATELLITE_ML[0], min(SATELLITE_ML[1], pair.measured[0] / 2)
+        if most < least:
+            return None
         for _ in range(PLACES):
-            volume = float(np.exp(rng.uniform(*np.log([SATELLITE_ML[0], max(most, SATELLITE_ML[0])]))))
+            volume = float(np.exp(rng.uniform(*np.log([least, most]))))
             radius = np.cbrt(volume * 750 / np.pi)
             middle = radius + rng.uniform(*NEAR_MM)  # of a ball, from the edge of the first
             there = np.argwhere(free & (np.abs(gap - middle) < max(canvas.working.spacing)))

@@ -115,7 +115,7 @@ def _open(dataset: Path, kind: str, settings: Mapping[str, Any], model: Model) -
         labels=[label for label in description["labels"] if label != "background"],
         affine=model.native.affine(),
         settings={"generator": "copypaste" if kind == "pasted" else "none", "control_of": dataset.name}
-        | {key: settings[key] for key in ("seed", "canvases")},
+        | {"seed": settings["seed"], "canvases": settings["canvases"] | {"satellites": 0.0}},
         lineage=model.lineage,
     )
 
@@ -134,7 +134,8 @@ class _Donors:
 
     def paste(self, canvas: Canvas, row: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray, str] | None:
         """Image, labels and donor; None where no donor's tumour finds a place."""
-        asked, rng = float(row["requested_volume_ml"]), np.random.default_rng([int(row["seed"]), 5])
+        asked = float(row["requested_volume_ml"]) + float(row.get("satellite_ml") or 0)
+        rng = np.random.default_rng([int(row["seed"]), 5])
         spacing, affine = canvas.native.spacing, canvas.native.affine()
         left_right = int(np.abs(np.reshape(canvas.native.direction, (3, 3))[0]).argmax())
         for name in self._order(canvas.name, asked, rng):

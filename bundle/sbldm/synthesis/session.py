@@ -155,7 +155,7 @@ class PairWriter:
                     self.failed.append(f"{self.output.name(row['seed'])}: {verdict.fault}")
                     self.output.give_up(row["seed"], asked.faults)
                 else:  # the pair without the second tumour that cannot be drawn
-                    self._write(asked.main)
+                    self._write(asked.main, asked)
             else:
                 asked.drawn = pair, verdict
                 if asked.main is None and (beside := self._beside(asked)):
@@ -173,15 +173,20 @@ class PairWriter:
         if "canvas" not in row:
             return None
         found = self.canvases.satellite(row["canvas"], asked.drawn[0], row["seed"])
-        return None if found is None else _Asked(row | self.canvases.row(*found), main=asked)
+        return None if found is None else _Asked(row | self.canvases.row(*found, row["contrast"]), main=asked)
 
     def _write(self, asked: _Asked, second: _Asked | None = None) -> None:
-        """Hand a pair to the writing thread; with the tumour beside it, if there is one."""
+        """Hand a pair to the writing thread; with the second tumour that was asked for beside it, if it was drawn."""
         row, (pair, verdict) = asked.row, asked.drawn
         record = self._record(asked, pair, verdict)
+        last = second if second and second.drawn else asked
         if "canvas" in row:
-            record["satellite_ml"] = "" if second is None else to_dict(second.drawn[0].measured)["volume_ml"]
-        last = second or asked
+            record["satellite_ml"] = "" if last is asked else to_dict(last.drawn[0].measured)["volume_ml"]
+            record["satellite_refused_because"] = "; ".join(second.faults) if second else ""
+            if last is not asked:
+                own = last.drawn[1].record()
+                record["gate"] = own["gate"] if last.drawn[1].fault else record["gate"]
+                record["near_copy"] = max({record["near_copy"], own["near_copy"]} - {""}, default="")
         canvas, pair = last.row.get("canvas"), last.drawn[0]
         affine = self.model.native.affine() if canvas is None else canvas.native.affine()
         labels = pair.labels if canvas is None else np.where(pair.labels > 0, pair.labels, canvas.labels)

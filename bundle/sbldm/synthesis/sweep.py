@@ -33,7 +33,7 @@ from sbldm.files import atomic_path, clear_partial, read_json, read_nifti, write
 from sbldm.models import refuse_requests
 from sbldm.run.progress import Progress
 from sbldm.runs import Run
-from sbldm.synthesis.blending import draw_into
+from sbldm.synthesis.blending import VARIED, draw_into, varied
 from sbldm.synthesis.canvas import Canvas
 from sbldm.synthesis.canvases import Canvases
 from sbldm.synthesis.model import Model
@@ -156,7 +156,7 @@ def draw_sweeps(
         "channels": list(model.preset["data"]["channels"]),
         "intensities": model.intensities,
     }
-    settings |= {"canvas": brain.name, "canvas_content": brain.content} if brain else {}
+    settings |= {"canvas": brain.name, "canvas_content": brain.content, "varied": VARIED} if brain else {}
     clear_partial(folder)
     records = _finished(folder, settings, plan)
     there = {(name, draw["seed"]) for name, record in records.items() for draw in record["draws"]}
@@ -186,7 +186,8 @@ def draw_sweeps(
             latents = sampler(conditions, model.network, seeds=[own for _, own in rows], **more)
             for k, ((step, own), latent) in enumerate(zip(rows, latents, strict=True)):
                 if brain:
-                    pair, grids = draw_into(brain, latent, region[k], model, asked[k]), brain
+                    pair = draw_into(brain, latent, region[k], model, asked[k], strength=varied(own))
+                    grids = brain
                 else:
                     pair, grids = finish_pair(model.decode(latent), model), model
                 draws = records.get(step["name"], {"draws": []})["draws"]
