@@ -10,6 +10,7 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
+from sbldm.cases.lists import write_lists
 from sbldm.errors import InputError, StateError
 from sbldm.evaluation.ablation import (
     COLUMNS,
@@ -123,7 +124,14 @@ def test_a_failed_variant_keeps_no_other_from_its_row(tmp_path: Path, monkeypatc
     assert asked == ["a"]
 
 
-@pytest.mark.parametrize(("change", "shared"), [({"ema_decay": 0.5}, True), ({"deformed": 2}, False)])
+@pytest.mark.parametrize(
+    ("change", "shared"),
+    [
+        ({"ema_decay": 0.5}, True),
+        ({"deformed": 2}, True),  # ten cases have 49 copies each, either way
+        ({"brains": 0}, False),
+    ],
+)
 def test_latents_of_the_same_brains_are_shared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], shared: bool
 ) -> None:
@@ -131,6 +139,7 @@ def test_latents_of_the_same_brains_are_shared(
     preset = load_preset("small")
     for name, changes in (("a", {}), ("b", change)):
         (tmp_path / name).mkdir()
+        write_lists(tmp_path / name, {"train": [f"case{k}" for k in range(10)], "validation": ["other"]}, 0, "data")
         _write(Run.at(tmp_path / name), preset | {"diffusion": preset["diffusion"] | changes})
     for part in ("autoencoder", "latents"):
         (tmp_path / "a" / part).mkdir()
