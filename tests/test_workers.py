@@ -162,6 +162,11 @@ def test_a_tied_process_gives_its_exit_code(tmp_path):
     assert (tmp_path / "log").read_text() == "['-x', 'y']\n"
 
 
+def heed_ctrl_c() -> None:
+    """In a new process: where the suite runs in the background, Ctrl-C is ignored, and that is inherited."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(
     "module", ["sbldm", "sbldm.evaluation", "sbldm.evaluation.ablation", "sbldm.evaluation.costs", "nnunet_integration"]
 )
@@ -176,6 +181,7 @@ def test_ctrl_c_while_modules_load_says_one_line_too(tmp_path, module):
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_ctrl_c,
     )
     wait_for(tmp_path / "a", process)
     process.send_signal(signal.SIGINT)
@@ -189,7 +195,12 @@ def test_ctrl_c_says_one_line_and_the_same_command_goes_on(tmp_path, many_phanto
     run, data = tmp_path / "run", many_phantoms[0].parent
     command = [sys.executable, "-m", "sbldm", "prepare", "--data", str(data), "--run", str(run), "--preset", str(TINY)]
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heed_ctrl_c,
     )
     stop = time.monotonic() + 60
     while not children(process.pid):
