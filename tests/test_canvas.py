@@ -43,6 +43,7 @@ PRESET = {
     "intensity": {"percentiles": [0.5, 99.8], "floor": 0.1, "shoulder": 0.1},
 }
 TUMOUR = np.array([14.0, 2800.0, 0.98, 20.0, -10.0, 12.0, 30.0, 30.0, 30.0])
+ELSEWHERE = TUMOUR * [1, 1, 1, -1, -1, 1, 1, 1, 1]
 BRIGHT = 0.95  # of what the stub draws, in the unit of the working grid
 
 
@@ -189,7 +190,7 @@ def test_contrast_is_what_was_asked_for(cases: dict[float, Path], tmp_path: Path
     """The drawn difference is made weaker or stronger; what cannot be reached is a fault."""
     brains = canvases(cases[2.0], tmp_path)
     name = next(iter(brains.cases))
-    request = TUMOUR * [1, 1, 1, -1, -1, 1, 1, 1, 1]
+    request = ELSEWHERE
     canvas = brains.get(name)
     plain, weight = painted(brains, name, request, request)
     usual = blending.contrast_of(plain.image[0], plain.labels > 0, canvas.native.spacing)
@@ -208,7 +209,7 @@ def test_strength_varies_the_difference(cases: dict[float, Path], tmp_path: Path
     """The same tumour, shown more weakly or strongly; seeds vary by a third, half of them to each side."""
     brains = canvases(cases[2.0], tmp_path)
     name = next(iter(brains.cases))
-    request = TUMOUR * [1, 1, 1, -1, -1, 1, 1, 1, 1]
+    request = ELSEWHERE
     canvas = brains.get(name)
     plain, weight = painted(brains, name, request, request)
     usual = plain.image[0].astype(float) - canvas.image[0]
@@ -285,14 +286,15 @@ def test_satellites(cases: dict[float, Path], tmp_path: Path, spacing: float) ->
     """Smaller than the first, `NEAR_MM` from its edge, in the brain; the first keeps its labels; a share has one."""
     brains = canvases(cases[spacing], tmp_path)
     name = next(iter(brains.cases))
-    request = TUMOUR * [1, 1, 1, -1, -1, 1, 1, 1, 1]
+    request = ELSEWHERE
     pair, _ = painted(brains, name, request, request)
     assert all(brains.satellite(brains.get(name), pair, seed) is None for seed in range(20))
     brains.satellites = 0.3
     if spacing == 2:
         found = [brains.satellite(brains.get(name), pair, seed) for seed in range(60)]
         assert 0.15 < np.mean([one is not None for one in found]) < 0.45
-    one, two = (brains.satellite(brains.get(name), pair, 7_000) for brains.satellites in (1.0, 1.0))
+    brains.satellites = 1.0
+    one, two = (brains.satellite(brains.get(name), pair, 7_000) for _ in range(2))
     assert np.array_equal(one[1], two[1])
     for seed in range(6 if spacing == 2 else 2):
         canvas, small = brains.satellite(brains.get(name), pair, seed)
@@ -316,7 +318,7 @@ def test_small_tumours_have_no_satellite(cases: dict[float, Path], tmp_path: Pat
     brains = canvases(cases[2.0], tmp_path)
     brains.satellites = 1.0
     name = next(iter(brains.cases))
-    request = TUMOUR * [1, 1, 1, -1, -1, 1, 1, 1, 1]
+    request = ELSEWHERE
     pair, _ = painted(brains, name, request, request)
     small = replace(pair, measured=pair.measured * [1.3 / pair.measured[0], *[1] * 8])
     assert brains.satellite(brains.get(name), small, 1) is None

@@ -199,7 +199,8 @@ def within_regions(preset: dict[str, Any]) -> dict[str, Any]:
     """
     if not preset.get("regions"):
         raise InputError(
-            f"the preset '{preset['name']}' has no `regions`: it cannot be taught to draw into real brains."
+            f"the preset '{preset['name']}' has no `regions`: it cannot be taught to draw into real brains; "
+            "prepare with PRESET=small or fast."
         )
     stage_2, values = preset["diffusion"], preset["regions"]
     network, sampling = stage_2["network"] | {"regions": True}, preset["sampling"] | {"guidance": values["guidance"]}

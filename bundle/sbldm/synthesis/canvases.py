@@ -288,7 +288,8 @@ class Canvases:
     def satellite(self, canvas: Canvas, pair: Pair, seed: int) -> tuple[Canvas, np.ndarray] | None:
         """A pair as the canvas of a second tumour, with a request `[9]` for it; None where a seed has none, or no room.
 
-        It has half of the first's volume at most, lies `NEAR_MM` from its edge, and is nearly in free brain.
+        It has half of the first's volume at most and lies `NEAR_MM` from its edge; nine tenths of its ellipsoid are
+        free brain, as of any request.
         """
         rng = np.random.default_rng([seed, 5])
         if rng.random() >= self.satellites:
