@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from sbldm.errors import InputError
@@ -17,6 +18,8 @@ from sbldm.run.schema import Values, checked, nearest, read_yaml
 __all__ = ["Arm", "ArmBook", "default_budget", "load_budget"]
 
 HERE = Path(__file__).parent
+OWN = ("real", "aug5")  # what arms train on that is no generator's
+GENERATOR = r"^[a-z][a-z0-9_]*$"
 
 
 @dataclass(frozen=True)
@@ -25,22 +28,39 @@ class Arm:
 
     Attributes:
         name: as in the table; names the job folders too.
-        train: what it trains on, of `real`, `synth` and `aug5`.
+        train: what it trains on: `real`, `aug5`, and generators by name (`synth` before `ArmBook.choose`).
         augmentation: `none` or `nnunet` (online).
-        amount: synthetic pairs for each real case.
-        generator: whose pairs stand for `synth`; empty in an arm without any, and before `ArmBook.choose`.
+        amount: synthetic pairs for each real case, of all its generators together.
+        share: of draws that are synthetic, as corners (progress of the training, share) between which it runs straight;
+            empty: every case and pair is drawn equally often.
+        longer: the iterations are raised until real cases have as many as in other arms.
     """
 
     name: str
     train: tuple[str, ...]
     augmentation: str
     amount: float = 1.0
-    generator: str = ""
+    share: tuple[tuple[float, float], ...] = ()
+    longer: bool = False
+
+    @property
+    def generators(self) -> tuple[str, ...]:
+        """Whose pairs it trains on."""
+        return tuple(word for word in self.train if word not in OWN)
+
+    @property
+    def lengthening(self) -> float:
+        """By how much its training is longer than that of the other arms: 1 unless `longer`."""
+        if not self.longer:
+            return 1.0
+        corners = np.array(self.share).T
+        return 1 / (1 - float(np.trapezoid(corners[1], corners[0])))
 
     def of(self, generator: str) -> Arm:
         """This arm with the pairs of one generator, whose name takes the place of `synth`."""
         words = [generator if word == "synth" else word for word in self.name.split("+")]
-        return replace(self, name="+".join(words), generator=generator)
+        train = tuple(generator if word == "synth" else word for word in self.train)
+        return replace(self, name="+".join(words), train=train)
 
     def times(self, amount: float) -> Arm:
         """This arm with another number of pairs for each real case, as in `real+sbldm@2x`."""
@@ -55,12 +75,14 @@ class ArmBook:
         arms: by name, `synth` still standing for any generator.
         standard: names that are run unless others are asked for.
         baseline: what all others are compared with.
+        families: names of arms whose p values are adjusted together, see `compare`.
         paper: DSC and IoU that the paper reports, by arm.
     """
 
     arms: dict[str, Arm]
     standard: tuple[str, ...]
     baseline: str
+    families: tuple[tuple[str, ...], ...]
     paper: dict[str, tuple[float, float]]
 
     @classmethod
@@ -72,9 +94,12 @@ class ArmBook:
         """
         file = user_path(path) if path else HERE / "arms.yaml"
         book = checked(_Book, read_yaml(file, "a file of arms"), f"{file}: ", "see nnunet_integration/arms.yaml")
-        arms = {name: Arm(name, tuple(a.train), a.augmentation, float(a.amount)) for name, a in book.arms.items()}
+        arms = {
+            name: Arm(name, tuple(a.train), a.augmentation, float(a.amount), a.corners, a.longer)
+            for name, a in book.arms.items()
+        }
         paper = {name: (dsc, iou) for name, (dsc, iou) in book.paper.items()}
-        return cls(arms, tuple(book.standard), book.baseline, paper)
+        return cls(arms, tuple(book.standard), book.baseline, tuple(map(tuple, book.families)), paper)
 
     def choose(self, names: Sequence[str], generators: Sequence[str]) -> list[Arm]:
         """The arms of these names with the pairs of these generators.
@@ -89,12 +114,10 @@ class ArmBook:
         """
         possible = {}
         for arm in self.arms.values():
-            for one in [arm.of(generator) for generator in generators] if "synth" in arm.train else [arm]:
-                possible[one.name] = one
+            possible |= {one.name: one for one in _of_each(arm, generators)}
         chosen: dict[str, Arm] = {}
         for name in names or self.standard:
-            family = self.arms.get(name)
-            of_each = [family.of(g) for g in generators] if family and "synth" in family.train else []
+            of_each = _of_each(self.arms[name], generators) if "synth" in name.split("+") and name in self.arms else []
             if name in possible:
                 chosen[name] = possible[name]
             elif of_each:
@@ -106,6 +129,14 @@ class ArmBook:
                     f"possible now: {', '.join(possible)}."
                 )
         return list(chosen.values())
+
+
+def _of_each(arm: Arm, generators: Sequence[str]) -> list[Arm]:
+    """An arm with each of these generators for `synth`, as far as those that it names itself are among them."""
+    named = set(arm.generators) - {"synth"}
+    if not named <= set(generators):
+        return []
+    return [arm.of(g) for g in generators if g not in named] if "synth" in arm.train else [arm]
 
 
 def default_budget(preset: str) -> str:
@@ -155,6 +186,7 @@ def load_budget(name_or_path: str, **overrides: Any) -> dict[str, Any]:
 
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Three = Field(min_length=3, max_length=3)
 
 
@@ -190,9 +222,12 @@ class _Budget(Values):
 class _Arm(Values):
     """One arm of `arms.yaml`."""
 
-    train: Annotated[list[Literal["real", "synth", "aug5"]], Field(min_length=1)]
+    train: Annotated[list[Annotated[str, StringConstraints(pattern=GENERATOR)]], Field(min_length=1)]
     augmentation: Literal["none", "nnunet"]
     amount: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    share: Share | Annotated[list[Share], Field(min_length=2, max_length=2)] | None = None
+    pretrain: Annotated[float, Field(gt=0, lt=1)] | None = None
+    longer: bool = False
 
     @field_validator("train")
     @classmethod
@@ -201,6 +236,27 @@ class _Arm(Values):
             raise ValueError("must name each once")
         return train
 
+    @model_validator(mode="after")
+    def _drawn(self) -> _Arm:
+        mixed = "real" in self.train and any(word not in OWN for word in self.train)
+        if (self.share is not None or self.pretrain is not None) and not mixed:
+            raise ValueError("share and pretrain are for arms that train on real cases and pairs")
+        if self.share is not None and self.pretrain is not None:
+            raise ValueError("give share or pretrain, not both")
+        if self.longer and not (self.pretrain or (self.share and self.share != 1 and self.share != [1, 1])):
+            raise ValueError("longer is for arms with pretrain, or with a share above 0 and below 1")
+        return self
+
+    @property
+    def corners(self) -> tuple[tuple[float, float], ...]:
+        """See `Arm.share`."""
+        if self.pretrain is not None:
+            return ((0.0, 1.0), (self.pretrain, 1.0), (self.pretrain, 0.0), (1.0, 0.0))
+        if self.share is None:
+            return ()
+        first, last = self.share if isinstance(self.share, list) else (self.share, self.share)
+        return ((0.0, float(first)), (1.0, float(last)))
+
 
 class _Book(Values):
     """The whole of `arms.yaml`."""
@@ -208,6 +264,7 @@ class _Book(Values):
     arms: Annotated[dict[Annotated[str, StringConstraints(pattern=r"^[a-z0-9_+.-]+$")], _Arm], Field(min_length=1)]
     standard: list[str]
     baseline: str
+    families: list[list[str]] = Field(default_factory=list)
     paper: dict[str, Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)]] = Field(
         default_factory=dict
     )
@@ -215,12 +272,19 @@ class _Book(Values):
     @model_validator(mode="after")
     def _names(self) -> _Book:
         for name, arm in self.arms.items():
-            if ("synth" in arm.train) != ("synth" in name.split("+")):
+            words = name.split("+")
+            if wrong := [word for word in arm.train if word not in OWN and word not in words]:
+                raise ValueError(f"arm {name}: {wrong[0]!r} stands in train and must stand in its name")
+            if "synth" in words and "synth" not in arm.train:
                 raise ValueError(f"arm {name}: 'synth' must stand in its name and in train, or in neither")
+        for name in [name for family in self.families for name in family]:
+            if name not in self.arms:
+                raise ValueError(f"families: {name} is none of the arms{nearest(name, self.arms)}")
         if self.baseline not in self.arms:
             raise ValueError(f"baseline {self.baseline} is none of the arms{nearest(self.baseline, self.arms)}")
         families = [re.escape(name).replace("synth", "([a-z][a-z0-9_]*)") for name in self.arms]
-        words = {word for name in self.arms for word in name.split("+")}  # a generator is called like none of them
+        named = {word for arm in self.arms.values() for word in arm.train if word not in (*OWN, "synth")}
+        words = {word for name in self.arms for word in name.split("+")} - named  # no generator is called like these
         for name in self.standard:
             found = [match for family in families if (match := re.fullmatch(family, name))]
             if name not in self.arms and not any(m.groups() and not nearest(m[1], words) for m in found):

@@ -87,7 +87,7 @@ def export(question: Question, out: Path, workers: int) -> list[Path]:
         raise StateError(f"{out}: holds an evaluation with another {' and '.join(changed)}; choose another OUT.")
     if os.path.lexists(out / "arms.yaml") and (old := read_arms(out).baseline) != book.baseline:
         raise StateError(f"{out}: its arms are compared with {old}, now with {book.baseline}; choose another OUT.")
-    used = {job["pairs"] for job in jobs}
+    used = {folder for job in jobs for folder in job["pairs"]}
     work = pool.work(real, [p for p in pairs if str(p.folder) in used], any("aug5" in arm.train for arm in arms))
     pool.check_pairs(work)
     to_do = [job for job in jobs if not (out / "jobs" / job["job"] / "done.json").exists()]
@@ -123,9 +123,9 @@ def read_arms(out: Path) -> ArmBook:
 
 def _with_amounts(arms: Sequence[Arm], amounts: Sequence[float], book: ArmBook) -> list[Arm]:
     """The arms with pairs at each amount; at amount 0 the arm of the same without pairs, where there is one."""
-    result = {arm.name: arm for arm in arms if not arm.generator}
-    for arm in (arm for arm in arms if arm.generator):
-        without = (tuple(part for part in arm.train if part != "synth"), arm.augmentation)
+    result = {arm.name: arm for arm in arms if not arm.generators}
+    for arm in (arm for arm in arms if arm.generators):
+        without = (tuple(part for part in arm.train if part not in arm.generators), arm.augmentation)
         at_zero = [a for a in book.arms.values() if (a.train, a.augmentation) == without]
         for one in [arm.times(a) for a in amounts if a] + (at_zero if 0 in amounts else []):
             result[one.name] = one

@@ -8,7 +8,7 @@ import os
 import shlex
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -91,7 +91,8 @@ def plan_jobs(
         StateError: a generator has no pairs for a number of real cases, or too few.
         DataError: a generator has learned from a case that is held out, or from other real cases than the arm has.
     """
-    for source in (p for p in pairs if p.generator in {arm.generator for arm in arms}):
+    asked = {generator for arm in arms for generator in arm.generators}
+    for source in (p for p in pairs if p.generator in asked):
         if seen := source.seen({name: real.content[name] for name in real.test}):
             raise DataError(
                 f"{source.folder} ({source.generator}) was made from {some(seen)}, which are tested on; use "
@@ -103,9 +104,9 @@ def plan_jobs(
         for arm in arms:
             for fold in folds or [None]:
                 training, held_out = split_fold(subset, fold)
-                source = pairs_for(pairs, arm.generator, subset, fold, training) if arm.generator else None
+                sources = {name: pairs_for(pairs, name, subset, fold, training) for name in arm.generators}
                 try:
-                    train = _training_cases(arm, training, source, real, held_out)
+                    train = _training_cases(arm, training, sources, real, held_out)
                 except StateError as error:
                     if strict:
                         raise
@@ -122,9 +123,10 @@ def plan_jobs(
                             "fold": fold,
                             "seed": seed,
                             "trainer": TRAINERS[arm.augmentation],
-                            "budget": budget,
-                            "pairs": str(source.folder) if source else "",
-                            "lineage": "" if source is None else "unknown" if source.lineage is None else "known",
+                            "budget": _lengthened(budget, arm.lengthening),
+                            "share": [list(corner) for corner in arm.share],
+                            "pairs": [str(source.folder) for source in sources.values()],
+                            "lineage": _lineage(sources.values()),
                             "train": train,
                             "validation": validation,
                             "test": tested,
@@ -142,35 +144,50 @@ def split_fold(subset: Sequence[str], fold: int | None) -> tuple[list[str], list
     return training, held_out
 
 
+def _lengthened(budget: dict[str, Any], factor: float) -> dict[str, Any]:
+    """The budget with so many times its iterations, in whole epochs."""
+    if factor == 1:
+        return budget
+    epoch = budget["iterations_per_epoch"]
+    return budget | {"iterations": round(factor * budget["iterations"] / epoch) * epoch}
+
+
+def _lineage(sources: Iterable[Pairs]) -> str:
+    """Whether all pairs say what they descend from: known, unknown, or empty without any."""
+    known = [source.lineage is not None for source in sources]
+    return "" if not known else "known" if all(known) else "unknown"
+
+
 def _training_cases(
-    arm: Arm, training: Sequence[str], source: Pairs | None, real: RealCases, held_out: Sequence[str]
+    arm: Arm, training: Sequence[str], sources: Mapping[str, Pairs | None], real: RealCases, held_out: Sequence[str]
 ) -> list[str]:
     """Names in the pool of what one arm trains on."""
     cases = [f"real__{name}" for name in training] if "real" in arm.train else []
     if "aug5" in arm.train:
         cases += [copy_id(name, k) for name in training for k in range(1, COPIES + 1)]
-    if not arm.generator:
-        return cases
-    if source is None:
-        raise StateError(
-            f"{arm.name}: no pairs of {arm.generator} that were made from none but its {len(training)} real cases; "
-            f"train a generator on these (their list is in OUT/subsets) and add {arm.generator}@N_REAL=RUN to SYNTH."
-        )
-    if not source.parents:
-        held_back = source.seen({name: real.content[name] for name in held_out})
-        if extra := held_back | (set(source.lineage or {}) - set(training)):
-            raise DataError(
-                f"{arm.name}: {source.folder.name} was made from real cases that this arm does not train on "
-                f"({some(extra)}); use a generator trained on the same {len(training)} cases."
+    total = max(1, round(arm.amount * len(training)))
+    for place, (generator, source) in enumerate(sources.items()):
+        if source is None:
+            raise StateError(
+                f"{arm.name}: no pairs of {generator} that were made from none but its {len(training)} real cases; "
+                f"train a generator on these (their list is in OUT/subsets) and add {generator}@N_REAL=RUN to SYNTH."
             )
-    usable = source.usable({name: real.content[name] for name in training})
-    count = max(1, round(arm.amount * len(training)))
-    if len(usable) < count:
-        raise StateError(
-            f"{arm.name}: needs {count} pairs, {source.folder} has {len(usable)} that may join these {len(training)} "
-            f"real cases; {source.more}."
-        )
-    return cases + [pair_id(source, name) for name in usable[:count]]
+        if not source.parents:
+            held_back = source.seen({name: real.content[name] for name in held_out})
+            if extra := held_back | (set(source.lineage or {}) - set(training)):
+                raise DataError(
+                    f"{arm.name}: {source.folder.name} was made from real cases that this arm does not train on "
+                    f"({some(extra)}); use a generator trained on the same {len(training)} cases."
+                )
+        usable = source.usable({name: real.content[name] for name in training})
+        count = total // len(sources) + (place < total % len(sources))
+        if len(usable) < count:
+            raise StateError(
+                f"{arm.name}: needs {count} pairs, {source.folder} has {len(usable)} that may join these "
+                f"{len(training)} real cases; {source.more}."
+            )
+        cases += [pair_id(source, name) for name in usable[:count]]
+    return cases
 
 
 @contextmanager
@@ -194,8 +211,9 @@ def write_jobs(pool: Pool, jobs: Sequence[dict[str, Any]]) -> list[Path]:
     held = {path.parent.name: read_job(path.parent) for path in root.glob("*/job.json")}
     for job in jobs:
         if old := held.get(job["job"]):
-            # Where the pairs lie may change, what they are may not (see `Pool.check_pairs`).
-            if changed := [key for key in job if key != "pairs" and old.get(key) != job[key]]:
+            # Where the pairs lie may change, what they are may not (see `Pool.check_pairs`). Jobs from before there were
+            # shares have none.
+            if changed := [key for key in job if key != "pairs" and (old.get(key) or []) != (job[key] or [])]:
                 raise StateError(
                     f"{root / job['job']}: was queued with other values of {', '.join(changed)}; choose another OUT, "
                     "or remove this folder to run it anew."

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from nnunet_integration.arms import HERE, Arm, ArmBook, default_budget, load_budget
+from nnunet_integration.trainers.sbldm_nnunet_trainers import share_at
 from sbldm.errors import InputError
 
 
@@ -31,13 +32,13 @@ def test_the_paper_stands_beside_the_arms(book):
     """Table 2 of the paper, DSC and IoU."""
     assert book.paper["real"] == (0.714, 0.592) and book.paper["real+sbldm+aug"] == (0.834, 0.739)
     assert book.paper["real+aug"] == book.paper["real+aug5"] == (0.806, 0.716)
-    possible = {arm.name for name in book.arms for arm in book.choose([name], ["sbldm", "lsgan", "ldm3d"])}
+    possible = {arm.name for name in book.arms for arm in book.choose([name], ["sbldm", "lsgan", "ldm3d", "copypaste"])}
     assert set(book.paper) <= possible
 
 
 def test_a_generator_takes_the_place_of_synth(book):
     arm = book.choose(["real+sbldm+aug"], ["sbldm"])[0]
-    assert (arm.train, arm.augmentation, arm.generator, arm.amount) == (("real", "synth"), "nnunet", "sbldm", 1.0)
+    assert (arm.train, arm.augmentation, arm.generators, arm.amount) == (("real", "sbldm"), "nnunet", ("sbldm",), 1.0)
     assert names(book.choose(["synth", "real+sbldm"], ["sbldm", "gan"])) == ["sbldm", "gan", "real+sbldm"]
     assert arm.times(2).name == "real+sbldm+aug@2x" and arm.times(0.5).amount == 0.5
     assert arm.times(1) is arm  # the same jobs serve table and plateau
@@ -59,17 +60,43 @@ def test_a_new_arm_takes_three_lines(tmp_path):
     assert arm.amount == 0.5
 
 
+def test_two_sources_share_an_arm(book):
+    """A generator that an arm names itself stands beside each other one, never beside itself."""
+    assert names(book.choose(["real+synth+copypaste+aug"], ["sbldm", "copypaste"])) == ["real+sbldm+copypaste+aug"]
+    (arm,) = book.choose(["real+sbldm+copypaste+aug"], ["sbldm", "copypaste"])
+    assert arm.generators == ("sbldm", "copypaste")
+    with pytest.raises(InputError, match=r"real\+sbldm\+copypaste\+aug"):
+        book.choose(["real+sbldm+copypaste+aug"], ["sbldm"])
+
+
+def test_shares_over_the_training(book):
+    """Constant, falling, and pairs alone first; `longer` gives real cases as many iterations as other arms have."""
+    found = {name.removeprefix("real+synth+aug+"): arm for name, arm in book.arms.items() if arm.share}
+    drawn = {name: [share_at(arm.share, epoch, 4) for epoch in range(4)] for name, arm in found.items()}
+    assert drawn == {
+        "share25": [0.25] * 4,
+        "falling": [0.65625, 0.46875, 0.28125, 0.09375],
+        "pretrain": [1, 1, 0, 0],
+        "pretrain_longer": [1, 1, 0, 0],
+    }
+    assert {name: arm.lengthening for name, arm in found.items()} == dict.fromkeys(found, 1) | {"pretrain_longer": 2}
+
+
 @pytest.mark.parametrize(
     ("arm", "message"),
     [
         ({"train": [], "augmentation": "none"}, r"arms\.mine\.train: \[\] should have at least 1 item"),
-        ({"train": ["real", "fake"], "augmentation": "none"}, r"train\.1: 'fake' should be 'real', 'synth' or 'aug5'"),
+        ({"train": ["real", "fake"], "augmentation": "none"}, "'fake' stands in train and must stand in its name"),
         ({"train": ["real", "real"], "augmentation": "none"}, "must name each once"),
         ({"train": ["real"], "augmentation": "nunet"}, r"'nunet' should be .*\(did you mean nnunet\?\)"),
         ({"train": ["real"], "augmentation": "none", "amount": 0}, "amount: 0 should be greater than 0"),
         ({"train": ["real"], "augmentation": "none", "amount": "1"}, "amount: '1' should be a valid number"),
         ({"train": ["real"], "augmentation": "none", "ammount": 1}, r"ammount is unknown \(did you mean amount\?\)"),
-        ({"train": ["real", "synth"], "augmentation": "none"}, "arm mine: 'synth' must stand in its name"),
+        ({"train": ["real", "synth"], "augmentation": "none"}, "arm mine: 'synth' stands in train and must stand in its name"),
+        ({"train": ["real"], "augmentation": "none", "share": 0.25}, "share and pretrain are for arms that train on real"),
+        ({"train": ["real", "mine"], "augmentation": "none", "share": 0.2, "pretrain": 0.5}, "share or pretrain, not both"),
+        ({"train": ["real", "mine"], "augmentation": "none", "longer": True}, "longer is for arms with pretrain"),
+        ({"train": ["real", "mine"], "augmentation": "none", "share": 1.5}, "share"),
         ({"train": ["real"], "augmentation": "$print()"}, r"'\$print\(\)' is an expression"),
         ({"train": ["real"], "augmentation": {"_target_": "os.system"}}, "_target_ would be executed"),
     ],

@@ -127,7 +127,7 @@ def test_subsets_are_nested():
 def test_jobs_hold_the_split(drawn_run, real):
     pairs = pairs_of(drawn_run, real)
     book = ArmBook.load()
-    arms = [arm.times(0.6) if arm.generator else arm for arm in book.choose(["real+aug", "real+sbldm"], ["sbldm"])]
+    arms = [arm.times(0.6) if arm.generators else arm for arm in book.choose(["real+aug", "real+sbldm"], ["sbldm"])]
     jobs = plan_jobs(arms, [len(real.train)], [], [0, 1], real, pairs, BUDGET, True)
     assert [job["job"] for job in jobs] == [
         *("real+aug_n5_seed0", "real+aug_n5_seed1", "real+sbldm@0.6x_n5_seed0", "real+sbldm@0.6x_n5_seed1")

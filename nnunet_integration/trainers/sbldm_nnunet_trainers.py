@@ -1,7 +1,8 @@
 """The two trainers of the arms, found by nnU-Net through `nnUNet_extTrainer`; this folder must hold nothing else.
 
-They change no method of training: a budget, a seed, checkpoints that survive a kill, and snapshots for the learning
-curve, all read from the job file that `SBLDM_JOB` names. nnU-Net imports this file as a top-level module.
+They change no method of training: a budget, a seed, checkpoints that survive a kill, snapshots for the learning curve,
+and how often pairs are drawn, all read from the job file that `SBLDM_JOB` names. nnU-Net imports this file as a top-level
+module.
 """
 
 from __future__ import annotations
@@ -14,10 +15,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
 
 CURVE = ("epoch", "iterations", "train_loss", "validation_loss", "validation_dsc", "seconds")
+
+
+REAL = ("real__", "aug5__")  # what the pool calls real cases and their copies
+
+
+def share_at(corners: list[list[float]], epoch: int, epochs: int) -> float:
+    """Share of draws that are synthetic in one of `epochs` epochs, at its middle."""
+    return float(np.interp((epoch + 0.5) / epochs, *np.transpose(corners)))
 
 
 class _Job:
@@ -54,9 +64,27 @@ class _Job:
         if self.device.type == "cpu":  # the same sums in another order of memory, a quarter faster
             self.network.to(memory_format=torch.channels_last_3d)
 
+    def get_dataloaders(self):
+        self.drawn = None
+        return super().get_dataloaders()
+
     def on_epoch_start(self):
         self._seed(self.current_epoch)
+        if self.job.get("share"):
+            self._draw_pairs(share_at(self.job["share"], self.current_epoch, self.num_epochs))
         super().on_epoch_start()
+
+    def _draw_pairs(self, share: float) -> None:
+        """Let the loader of the training draw pairs with this probability in all, and real cases otherwise."""
+        if share == self.drawn:
+            return
+        workers = isinstance(self.dataloader_train, NonDetMultiThreadedAugmenter)
+        loader = self.dataloader_train.generator if workers else self.dataloader_train.data_loader
+        pair = np.array([not name.startswith(REAL) for name in loader.indices])
+        loader.sampling_probabilities = np.where(pair, share / pair.sum(), (1 - share) / (~pair).sum())
+        if workers:
+            self.dataloader_train._finish()  # its workers hold copies of the loader; the next batch starts new ones
+        self.drawn = share
 
     def on_epoch_end(self):
         done = (self.current_epoch + 1) * self.num_iterations_per_epoch

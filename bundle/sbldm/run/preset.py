@@ -299,6 +299,7 @@ class Regions(Values):
     learning_rate: Rate
     warm_up: Natural
     tumour: Share  # of regions around the tumour; the others are of healthy tissue
+    whole: Share = 0.0  # of whole brains beside the regions
     guidance: Guidance  # of tumours
     healing: Guidance  # of healthy tissue, away from the tumour that was there
 

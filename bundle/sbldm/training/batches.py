@@ -46,13 +46,15 @@ class DiffusionBatch(PrepareBatch):
     | around the tumour                                        | `tumour`     | that of the case  |
     | around another case's tumour, but not where its own lies | 1 - `tumour` | none              |
 
-    There no request means that there is no tumour, so none is left out.
+    There no request means that there is no tumour, so none is left out. A share `whole` of the regions is everywhere,
+    as without regions, so that one network draws whole brains too.
 
     Args:
         schedule: forward process.
         levels: distribution of the times (`Schedule.training_times`), by default uniform.
         condition_dropout: share of requests replaced by NaN, the network's sign for its learned null condition.
         tumour: share of regions around the tumour; None: whole brains.
+        whole: with `tumour`, share of whole brains.
         picture: knows where the tumour of a request lies; needed for regions.
     """
 
@@ -63,9 +65,10 @@ class DiffusionBatch(PrepareBatch):
         condition_dropout: float = 0.0,
         tumour: float | None = None,
         picture: RequestPicture | None = None,
+        whole: float = 0.0,
     ) -> None:
         self.schedule, self.levels, self.condition_dropout = schedule, levels, condition_dropout
-        self.tumour = tumour
+        self.tumour, self.whole = tumour, whole
         # where the batch is, wherever the network lies
         self.picture = None if tumour is None else copy.deepcopy(picture).cpu()
 
@@ -89,8 +92,14 @@ class DiffusionBatch(PrepareBatch):
         return noised, target, tuple(beside), {}
 
     def _regions(self, condition: torch.Tensor, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Region of each item `[B, 1, H, W, D]`, and which are of healthy tissue `[B, 1]`; all on the CPU."""
+        """Region of each item `[B, 1, H, W, D]`, and whose request is left out `[B, 1]`; all on the CPU."""
         healthy = torch.rand(len(latents), 1) >= self.tumour
         tumour = self.picture.region(condition, latents, MARGIN_MM)
         elsewhere = self.picture.region(condition.roll(1, 0), latents, MARGIN_MM) * (1 - tumour)
-        return torch.where(healthy.view(-1, 1, 1, 1, 1), elsewhere, tumour), healthy
+        region, left_out = torch.where(healthy.view(-1, 1, 1, 1, 1), elsewhere, tumour), healthy
+        if self.whole:
+            whole, unasked = torch.rand(2, len(latents), 1)
+            everywhere = whole < self.whole
+            region = torch.where(everywhere.view(-1, 1, 1, 1, 1), torch.ones_like(region), region)
+            left_out = torch.where(everywhere, unasked < self.condition_dropout, left_out)
+        return region, left_out
