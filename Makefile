@@ -11,9 +11,11 @@ GATE = on
 FEATURES = imagenet
 SHARD = 1/1
 CASES_N = 24
+LEAST = 0.1
 $(foreach v,DATA CASES VALIDATION_CASES LABELS ACCEPT MODEL MINUTES RUNS N STRICT NAME OUT TEST SYNTH ARMS ARMS_FILE N_REAL FOLDS \
   BUDGET ITERATIONS SNAPSHOTS TOL NNUNET FID LICENCE JOBS REQUESTS VOLUME_ML SURFACE_MM2 SPHERICITY CENTRE_MM EXTENTS_MM \
-  SAMPLER STEPS SPACING SIGMA_MIN ETA GUIDANCE GUIDE BATCH CONTRAST CANVAS KEEP PUSH SATELLITES OWN SCORES,$(eval $v =))
+  SAMPLER STEPS SPACING SIGMA_MIN ETA GUIDANCE GUIDE BATCH CONTRAST CANVAS KEEP PUSH SATELLITES OWN SCORES \
+  WEIGHTS ABOUT LIKE INIT TO,$(eval $v =))
 DEVICE ?=
 PRECISION ?=
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -30,7 +32,7 @@ q = '$(subst ','\'',$(value $(1)))'
 o = $(foreach v,$(1),--$(shell echo $v | tr A-Z_ a-z-)=$(call q,$v))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint phantom data prepare train train-autoencoder train-diffusion train-regions synth controls copypaste sweep verify nnunet-eval plateau evaluate report table1 bench
+.PHONY: help install demo test test-slow lint phantom data prepare train train-autoencoder train-diffusion train-regions synth weights controls copypaste filter sweep verify nnunet-eval plateau evaluate report table1 bench
 
 help: ## this page
 	@echo "SBLDM - synthetic FLAIR + tumour-mask pairs for nnU-Net"; echo
@@ -51,6 +53,7 @@ help: ## this page
 	@echo "           TOL=20,10 (draw again until within 20 % of the volume, 10 mm of the centre)  GATE=on|off"
 	@echo "  sweep:   N=seeds of noise for each request (default 5) SEED STEPS BATCH=at once CANVAS= (all into one real brain)"
 	@echo "  copypaste: N=pairs  OWN=kept|healed (the receiver's own tumour; healed: the control, one tumour a pair)"
+	@echo "  filter:  DATASET=$(DATASET) NNUNET=trained model (the run's best of real cases) LEAST=$(LEAST) of a mask it must find  NAME= TO=number"
 	@echo "  evaluate, report: DATASET=$(DATASET) FEATURES=imagenet|medicalnet:FILE|radimagenet:FILE NNUNET=trained model"
 	@echo "           FID=1|force SCORES='distribution slices ..' LICENCE='terms of the data' OUT=RUN/evaluation/DATASET"
 	@echo "  table1:  RUNS='runs/mine runs/lsgan:501 ..' (RUN or RUN:DATASET) FEATURES NNUNET as above, OUT=first RUN/table1"
@@ -95,7 +98,7 @@ phantom: $(READY) ## write phantom cases to data/phantom (CASES_N=24)
 data: $(READY) ## download MSD Task01_BrainTumour (7.1 GB) to data/
 	$(SBLDM) download --out data
 
-PREPARE = $(call o,DATA RUN MODEL PRESET MINUTES CASES VALIDATION_CASES LABELS SEED STRICT ACCEPT WORKERS)
+PREPARE = $(call o,DATA RUN MODEL INIT PRESET MINUTES CASES VALIDATION_CASES LABELS SEED STRICT ACCEPT WORKERS)
 
 prepare: $(READY) ## DATA=/path/to/cases RUN=.. PRESET=..: check the cases and bring them onto the working grid
 	@$(SBLDM) prepare $(PREPARE)
@@ -111,7 +114,10 @@ train-regions: ## RUN=..: after both stages: learn to draw into real brains (for
 
 synth: $(READY) ## RUN=.. N=..: draw N pairs into RUN/nnUNet_raw
 	@$(SBLDM) synth $(call o,RUN N SEED REQUESTS VOLUME_ML SURFACE_MM2 SPHERICITY CENTRE_MM EXTENTS_MM SAMPLER STEPS \
-	  SPACING SIGMA_MIN ETA GUIDANCE GUIDE BATCH CONTRAST CANVAS KEEP PUSH SATELLITES TOL GATE DATASET NAME DATA OWN)
+	  SPACING SIGMA_MIN ETA GUIDANCE GUIDE BATCH CONTRAST CANVAS KEEP PUSH SATELLITES TOL GATE DATASET NAME DATA OWN WEIGHTS)
+
+weights: $(READY) ## RUN=.. OUT=.. ABOUT='what it was trained on': its generator in one file, to be handed on (WEIGHTS=)
+	@$(SBLDM) weights $(call o,RUN OUT ABOUT LICENCE LIKE)
 
 controls: $(READY) ## RUN=.. DATASET=..: of pairs on canvases: healed brains alone, and real tumours pasted into them
 	@$(SBLDM) controls $(call o,RUN DATASET)
@@ -124,6 +130,9 @@ verify: $(READY) ## RUN=..: let nnU-Net check, plan and preprocess the pairs of 
 
 copypaste: $(READY) ## RUN=.. N=..: copy-paste pairs of the real training cases, the rival of any generator
 	@$(SBLDM) copypaste $(call o,RUN DATA N SEED OWN)
+
+filter: $(READY) ## RUN=.. DATASET=..: drop the pairs whose tumour a network of the real cases cannot find at all
+	@$(PY) -m nnunet_integration filter $(call o,RUN DATASET) --model=$(call q,NNUNET) $(call o,LEAST NAME TO)
 
 EVALUATION = $(call o,RUN OUT DATA TEST SYNTH ARMS ARMS_FILE N_REAL FOLDS SEEDS BUDGET ITERATIONS SNAPSHOTS WORKERS \
   JOBS SHARD)

@@ -126,15 +126,17 @@ def run_command(arguments: argparse.Namespace) -> None:
 
 
 def table(arguments: argparse.Namespace) -> None:
-    """Write table2.csv, table2.md and the figures from the jobs that are finished."""
+    """Write table2.csv, table2.md and the figures from the jobs that are finished, and say whether pairs help."""
     from nnunet_integration.figures import draw_figures
     from nnunet_integration.results import Results
     from nnunet_integration.table import write_table
+    from nnunet_integration.verdict import answer
 
     results = Results.load(_out(arguments))
-    paths = [*write_table(results), *draw_figures(results)]
+    answers = answer(results)
+    paths = [*write_table(results, answers), *draw_figures(results)]
     print(paths[1].read_text())
-    print("\n".join(str(path) for path in paths))
+    print("\n".join([*answers, "", *map(str, paths)]))
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -182,6 +184,16 @@ def predict(arguments: argparse.Namespace) -> None:
         arguments.checkpoint,
     )
     print(f"{arguments.out}: {len(files)} predictions.")
+
+
+def filter_command(arguments: argparse.Namespace) -> None:
+    """Drop the pairs of a dataset whose tumour a network of real cases cannot find at all."""
+    from nnunet_integration.filter import filter_pairs
+
+    least = _numbers("LEAST", arguments.least, 0, float, 1)
+    if len(least) != 1:
+        raise InputError(f"LEAST={arguments.least}: one number is needed.")
+    filter_pairs(arguments.run, arguments.dataset, arguments.model, least[0], arguments.name, arguments.to)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -232,6 +244,13 @@ def parser() -> argparse.ArgumentParser:
     command("plateau", plateau, place, what, arms_file, budget, how, amounts)
     dataset = {"dataset": ("501", "nnU-Net dataset number"), "workers": ("1", "nnU-Net processes")}
     command("verify", verify, {"run": place["run"]}, dataset)
+    filtering = {
+        "model": ("", "trained nnU-Net model, job folder, or run folder (default: the run's best real-only job)"),
+        "least": ("0.1", "share of a pair's mask, 0 to 1, that the network must find"),
+        "name": ("", "name of the new dataset (default: the old one's with _KEPT)"),
+        "to": ("", "number of the new dataset (default: the first free one after the old one's)"),
+    }
+    command("filter", filter_command, {"run": place["run"], "dataset": dataset["dataset"]}, filtering)
     which = {
         "cases": ("", "text file of case names, one a line (default: all)"),
         "fold": ("", "fold of the model (default: all that have the checkpoint, together)"),

@@ -75,7 +75,7 @@ class ArmBook:
         arms: by name, `synth` still standing for any generator.
         standard: names that are run unless others are asked for.
         baseline: what all others are compared with.
-        families: names of arms whose p values are adjusted together, see `compare`.
+        families: names of arms whose p values are adjusted together, see `family`.
         paper: DSC and IoU that the paper reports, by arm.
     """
 
@@ -129,6 +129,25 @@ class ArmBook:
                     f"possible now: {', '.join(possible)}."
                 )
         return list(chosen.values())
+
+    def family(self, name: str) -> tuple[str, ...]:
+        """The arms whose p values are adjusted together with that of one arm, itself among them; empty: exploratory.
+
+        An entry of `families` with the arm's generator for `synth` and its amount of pairs, so that nothing else that
+        is run, or added to the file, changes it. Arms without pairs belong to the families of all generators and
+        amounts of their entry; their own is the entry as it stands, in which `synth` is nobody's: the strictest.
+        A file without `families` has one entry, all its arms but the baseline: a new arm in it makes it larger.
+
+        Args:
+            name: of an arm as it was run, e.g. `real+sbldm+aug@5x`.
+        """
+        base, _, amount = name.partition("@")
+        generators = ["synth"] if base in self.arms else base.split("+")
+        for entry in self.families or (tuple(one for one in self.arms if one != self.baseline),):
+            for arms in ([self.arms[one].of(generator) for one in entry] for generator in generators):
+                if base in (arm.name for arm in arms):
+                    return tuple(f"{arm.name}@{amount}" if amount and arm.generators else arm.name for arm in arms)
+        return ()
 
 
 def _of_each(arm: Arm, generators: Sequence[str]) -> list[Arm]:

@@ -93,7 +93,7 @@ def plan_jobs(
     """
     asked = {generator for arm in arms for generator in arm.generators}
     for source in (p for p in pairs if p.generator in asked):
-        if seen := source.seen({name: real.content[name] for name in real.test}):
+        if seen := source.seen(real.test, real):
             raise DataError(
                 f"{source.folder} ({source.generator}) was made from {some(seen)}, which are tested on; use "
                 "a generator that has not learned from them, or other test cases."
@@ -153,9 +153,11 @@ def _lengthened(budget: dict[str, Any], factor: float) -> dict[str, Any]:
 
 
 def _lineage(sources: Iterable[Pairs]) -> str:
-    """Whether all pairs say what they descend from: known, unknown, or empty without any."""
-    known = [source.lineage is not None for source in sources]
-    return "" if not known else "known" if all(known) else "unknown"
+    """Whether all pairs say what they descend from: known, unknown, or empty without any; outside: of a generator that
+    was trained on cases from elsewhere.
+    """
+    known = ["unknown" if s.lineage is None else "outside" if s.outside else "known" for s in sources]
+    return next((word for word in ("unknown", "outside", "known") if word in known), "")
 
 
 def _training_cases(
@@ -173,7 +175,7 @@ def _training_cases(
                 f"train a generator on these (their list is in OUT/subsets) and add {generator}@N_REAL=RUN to SYNTH."
             )
         if not source.parents:
-            held_back = source.seen({name: real.content[name] for name in held_out})
+            held_back = source.seen(held_out, real)
             if extra := held_back | (set(source.lineage or {}) - set(training)):
                 raise DataError(
                     f"{arm.name}: {source.folder.name} was made from real cases that this arm does not train on "
@@ -211,8 +213,7 @@ def write_jobs(pool: Pool, jobs: Sequence[dict[str, Any]]) -> list[Path]:
     held = {path.parent.name: read_job(path.parent) for path in root.glob("*/job.json")}
     for job in jobs:
         if old := held.get(job["job"]):
-            # Where the pairs lie may change, what they are may not (see `Pool.check_pairs`). Jobs from before there were
-            # shares have none.
+            # Where the pairs lie may change, what they are may not (see `Pool.check_pairs`). Older jobs have no share.
             if changed := [key for key in job if key != "pairs" and (old.get(key) or []) != (job[key] or [])]:
                 raise StateError(
                     f"{root / job['job']}: was queued with other values of {', '.join(changed)}; choose another OUT, "

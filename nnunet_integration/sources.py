@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sbldm.cases.datasets import described_cases
-from sbldm.cases.identity import Identity, brightness_hash
+from sbldm.cases.identity import Identity, Seen, brightness_hash, coarse_hash
 from sbldm.cases.layouts import Case, Source, find_cases, plain_name
 from sbldm.cases.pipeline import check_unchanged, original_cases
 from sbldm.cases.preflight import preflight
@@ -19,7 +19,7 @@ from sbldm.cases.volumes import load_image, read_image, whole_numbers
 from sbldm.errors import DataError, InputError, StateError
 from sbldm.evaluation.copies import too_many_copies
 from sbldm.files import read_json, reading, user_path
-from sbldm.manifest import read_lineage, read_manifest, read_settings
+from sbldm.manifest import read_lineage, read_manifest, read_origin, read_settings
 from sbldm.run.progress import progress
 from sbldm.run.schema import split_words
 from sbldm.runs import Run
@@ -58,6 +58,13 @@ class RealCases:
     def content(self) -> dict[str, str]:
         """Hash of each case's first image, by name: what lineages hold."""
         return {name: identity.content for name, identity in self.identities.items()}
+
+    def marks(self, name: str) -> list[str]:
+        """By what a generator from elsewhere knows a case (`Seen`), which it may have seen at half its resolution."""
+        case, identity = (self.train | self.test)[name], self.identities[name]
+        image = read_image(case.images[0], MEND)
+        coarse = coarse_hash(np.asarray(image.dataobj, np.float32), image.affine)
+        return [name, identity.content, identity.brightness, coarse]
 
     @property
     def dataset_json(self) -> dict[str, Any]:
@@ -126,6 +133,7 @@ class Pairs:
         lineage: real cases that the pairs descend from, with content hashes; None when the dataset does not say.
         parents: for pairs that descend from some of those alone, which.
         scans: those of the lineage that are canvases of the user's own, no case of the evaluation: free for any arm.
+        outside: which cases the generator was trained on when it came from elsewhere; they are none of the lineage.
     """
 
     generator: str
@@ -135,12 +143,14 @@ class Pairs:
     lineage: dict[str, str] | None
     parents: dict[str, frozenset[str]]
     scans: frozenset[str] = frozenset()
+    outside: Seen | None = None
 
-    def seen(self, held_out: Mapping[str, str]) -> set[str]:
-        """Cases among `held_out` (name -> content hash) that the generator learned from, by name or by content."""
+    def seen(self, names: Iterable[str], real: RealCases) -> set[str]:
+        """Those of these real cases that pairs descend from or the generator learned from, by name or by content."""
         lineage = self.lineage or {}
         hashes = set(lineage.values())
-        return {name for name, content in held_out.items() if name in lineage or content in hashes}
+        found = {name for name in names if name in lineage or real.content[name] in hashes}
+        return found | {name for name in names if self.outside and self.outside.holds(*real.marks(name))}
 
     def usable(self, training: Mapping[str, str]) -> list[str]:
         """Pairs that descend from nothing but these training cases (name -> content hash), as far as pairs say so."""
@@ -218,13 +228,16 @@ def _read_pairs(generator: str, only: str, folder: Path, real: RealCases) -> Pai
     names = list(found)
     parents: dict[str, frozenset[str]] = {}
     scans: frozenset[str] = frozenset()
+    origin = read_origin(folder) if mark.is_file() else None
     if lineage is None:
         print(f"Warning: {folder} does not say which real cases it was made from; make sure that none is tested on.")
     elif manifest.is_file():
         rows = {row["pair"]: row for row in read_manifest(folder)}
         names = [name for name in names if name in rows]  # nothing else in the folder has this lineage
-        _check_copies(folder, list(rows.values()))
-        parents = {name: frozenset(rows[name]["parents"].split(";")) for name in names if "parents" in rows[name]}
+        _check_copies(folder, list(rows.values()), audited=origin is not None)
+        # Of a generator from elsewhere a pair descends from its canvas alone, of the real cases here.
+        columns = ("parents", "canvas") if origin else ("parents",)
+        parents = {n: frozenset(rows[n][c].split(";")) for c in reversed(columns) for n in names if c in rows[n]}
         scans = _scans(rows.values(), lineage, real)
     tested = {real.identities[name].brightness: name for name in real.test}
     cases = {}
@@ -235,7 +248,8 @@ def _read_pairs(generator: str, only: str, folder: Path, real: RealCases) -> Pai
         if twin := tested.get(_check_pair(case, real)):
             raise DataError(f"{case.images[0]}: holds the image of the test case {twin}; leave it out.")
         cases[name] = case
-    return Pairs(generator, only, folder, cases, lineage, parents, scans)
+    outside = Seen(origin["seen"]["salt"], frozenset(origin["seen"]["hashes"])) if origin else None
+    return Pairs(generator, only, folder, cases, lineage, parents, scans, outside)
 
 
 def _scans(rows: Iterable[Mapping[str, str]], lineage: Mapping[str, str], real: RealCases) -> frozenset[str]:
@@ -245,12 +259,16 @@ def _scans(rows: Iterable[Mapping[str, str]], lineage: Mapping[str, str], real: 
     return frozenset(n for n, content in lineage.items() if content in canvases and n not in real.content)
 
 
-def _check_copies(folder: Path, rows: list[dict[str, str]]) -> None:
-    """Refuse a dataset in which too many pairs look like training cases, unless the gate was overridden on purpose."""
+def _check_copies(folder: Path, rows: list[dict[str, str]], audited: bool = False) -> None:
+    """Refuse a dataset in which too many pairs look like training cases, unless the gate was overridden on purpose.
+
+    Those of a generator from elsewhere are not here; whoever handed it on has `audited` it.
+    """
     overridden = sum(row.get("gate", "").startswith("OVERRIDDEN") for row in rows)
     if overridden:
         print(f"WARNING: {folder}: the gate was overridden for {overridden} pair(s); see its manifest.csv.")
-    if unseen := sum(row.get("near_copy") == "" and not row.get("canvas") for row in rows):
+    unseen = sum(row.get("near_copy") == "" and not row.get("canvas") for row in rows)
+    if unseen and not audited:
         print(f"WARNING: {folder}: {unseen} pair(s) were never compared with the training cases.")
     settings = folder / "synthesis.json"
     gate = read_settings(folder).get("gate") if settings.is_file() else None

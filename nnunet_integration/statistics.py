@@ -107,16 +107,26 @@ def wilcoxon_p(differences: np.ndarray) -> float:
     return float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
 
 
-def holm(p: Mapping[str, float]) -> dict[str, float]:
+def holm(p: Mapping[str, float], size: int) -> dict[str, float]:
     """Adjust p values for the number of tests by Holm's step-down rule (Scand. J. Stat. 6, 1979).
 
+    Args:
+        p: of the tests that could be made; NaN: could not.
+        size: of the whole family. Tests that are not there, or NaN, count as some with a larger p. Made later, they may
+            lower the others' adjusted p, and never raise it.
+
     Returns:
-        The same keys in the same order; NaN stays and does not count as a test.
+        The same keys in the same order; NaN stays.
+
+    Raises:
+        ValueError: more tests than the family has.
     """
     adjusted, largest = dict(p), 0.0
     tests = sorted((name for name in p if not math.isnan(p[name])), key=p.__getitem__)
+    if len(tests) > size:
+        raise ValueError(f"{len(tests)} tests in a family of {size}.")
     for place, name in enumerate(tests):
-        largest = adjusted[name] = max(largest, min(1.0, (len(tests) - place) * p[name]))
+        largest = adjusted[name] = max(largest, min(1.0, (size - place) * p[name]))
     return adjusted
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nnunet_integration.arms import ArmBook
 from nnunet_integration.results import METRICS, ArmResults, Results
 from nnunet_integration.statistics import (
     LEAST_TRAININGS,
@@ -25,35 +27,38 @@ from nnunet_integration.statistics import (
 from sbldm.evaluation.segmentation import SIZE_BINS_ML, size_bin
 from sbldm.files import atomic_path, write_csv
 
-__all__ = ["compare", "table_rows", "write_table"]
+__all__ = ["compare", "interval", "number", "table_rows", "write_table"]
 
 BINS = list(dict.fromkeys(size_bin(volume) for volume in (0, *SIZE_BINS_ML)))
 
 
-def compare(arms: dict[str, ArmResults], baseline: str) -> dict[str, dict[str, Any]]:
+def compare(arms: dict[str, ArmResults], book: ArmBook) -> dict[str, dict[str, Any]]:
     """Paired DSC differences of the arms with one number of real cases against the baseline.
 
     Returns:
-        By arm: difference, low and high (95 % bootstrap over cases and trainings), p (Wilcoxon over cases,
-        Holm over the arms that can be decided; NaN for the others), detectable (the smallest true difference that so
-        many cases and trainings show with power .8) and verdict. Empty when the baseline is not among the arms.
+        By arm: difference, low and high (95 % bootstrap over cases and trainings), p (Wilcoxon over cases, Holm over
+        the arm's family, whose size the arms file fixes; as it is in an exploratory arm, which is in none; NaN where
+        nothing can be decided), detectable (the smallest true difference that so many cases and trainings show with
+        power .8) and verdict ("exploratory" without a family). Empty when the baseline is not among the arms.
     """
-    if baseline not in arms:
+    if book.baseline not in arms:
         return {}
-    base = arms[baseline].scores["dsc"]
-    found, p = {}, {}
-    for name, arm in arms.items():
-        if name != baseline:
-            scores = arm.scores["dsc"]
-            found[name] = paired_difference(scores, base)
-            found[name] |= {"detectable": detectable_difference(scores, base)}
-            found[name] |= {"trainings": min(len(scores), len(base))}
-            # A p over cases beside "not decided" would be read as the verdict that it is not.
-            p[name] = math.nan if undecided(found[name]["trainings"]) else wilcoxon_p(scores.mean(0) - base.mean(0))
-    for name, adjusted in holm(p).items():
-        row = found[name]
-        words = verdict(row["difference"], row["low"], row["high"], adjusted, row.pop("trainings"))
-        found[name] = row | {"p": adjusted, "verdict": words}
+    scores = {name: arm.scores["dsc"] for name, arm in arms.items()}
+    base = scores.pop(book.baseline)
+    trainings = {name: min(len(own), len(base)) for name, own in scores.items()}
+    # A p over cases beside "not decided" would be read as the verdict that it is not.
+    p = {
+        name: math.nan if undecided(trainings[name]) else wilcoxon_p(own.mean(0) - base.mean(0))
+        for name, own in scores.items()
+    }
+    found = {}
+    for name, own in scores.items():
+        row, family = paired_difference(own, base), book.family(name)
+        adjusted = holm({one: p[one] for one in family if one in p}, len(family))[name] if family else p[name]
+        words = verdict(row["difference"], row["low"], row["high"], adjusted, trainings[name])
+        if not family:
+            words = undecided(trainings[name]) or "exploratory"
+        found[name] = row | {"detectable": detectable_difference(own, base), "p": adjusted, "verdict": words}
     return found
 
 
@@ -62,7 +67,7 @@ def table_rows(results: Results) -> list[dict[str, Any]]:
     rows = []
     for n in results.n_real:
         arms = results.with_n(n)
-        compared = compare(arms, results.book.baseline)
+        compared = compare(arms, results.book)
         for name, arm in arms.items():
             paper = results.book.paper.get(name, ("", ""))
             train = Counter(case.split("__", 1)[0].rstrip("0123456789") for case in arm.jobs[0]["train"])
@@ -91,14 +96,14 @@ def table_rows(results: Results) -> list[dict[str, Any]]:
     return rows
 
 
-def write_table(results: Results) -> tuple[Path, Path]:
-    """Write `table2.csv` and `table2.md`; return both paths."""
+def write_table(results: Results, answers: Sequence[str] = ()) -> tuple[Path, Path]:
+    """Write `table2.csv` and `table2.md`, which begins with the answers (see `verdict.py`); return both paths."""
     rows = table_rows(results)
     plain = [{key: _plain(value) for key, value in row.items()} for row in rows]
     csv_path, md_path = results.folder / "table2.csv", results.folder / "table2.md"
     write_csv(csv_path, plain)
     with atomic_path(md_path) as temporary:
-        temporary.write_text(markdown(results, rows))
+        temporary.write_text(markdown(results, rows, answers))
     return csv_path, md_path
 
 
@@ -108,27 +113,34 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _number(value: Any, digits: int = 3) -> str:
+def number(value: Any, digits: int = 3) -> str:
+    """With so many decimals; a dash where it is not known (empty or NaN)."""
     return "-" if value == "" or math.isnan(value) else f"{value:.{digits}f}"
 
 
+def interval(row: dict[str, Any]) -> str:
+    """Difference and interval of one arm of `compare`."""
+    return f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+
+
 def _spread(row: dict[str, Any], metric: str, digits: int = 3) -> str:
-    text = f"{_number(row[f'{metric}_mean'], digits)} ± {_number(row[f'{metric}_sd_cases'], digits)}"
+    text = f"{number(row[f'{metric}_mean'], digits)} ± {number(row[f'{metric}_sd_cases'], digits)}"
     return (
         text
         if math.isnan(row[f"{metric}_sd_trainings"])
-        else f"{text} / {_number(row[f'{metric}_sd_trainings'], digits)}"
+        else f"{text} / {number(row[f'{metric}_sd_trainings'], digits)}"
     )
 
 
-def markdown(results: Results, rows: list[dict[str, Any]]) -> str:
-    """The table as a page: what was compared, the scores, the differences, lesions, costs, and what it means."""
+def markdown(results: Results, rows: list[dict[str, Any]], answers: Sequence[str] = ()) -> str:
+    """The table as a page: the answers, what was compared, scores, differences, lesions, costs, and what it means."""
     book, budget = results.book, results.budget
     plan = budget["plan"]
     network = "nnU-Net's own plan" if plan is None else f"{plan['spacing']} mm, patch {plan['patch_size']}"
     page = [
         "# Table 2: does it help?",
         "",
+        *(line for answer in answers for line in (answer, "")),
         f"Real nnU-Net v2 ({network}), {budget['iterations']} iterations for every arm, one plan made from the real "
         "training cases alone, final weights, no mirroring at prediction. Test and validation cases are real; the "
         "validation list only draws nnU-Net's log. Spread: mean ± SD over test cases / SD over trainings (seeds and "
@@ -145,19 +157,34 @@ def markdown(results: Results, rows: list[dict[str, Any]]) -> str:
         "- DSC, IoU as in nnU-Net's summary.json; HD95 in mm; NSD at 1 mm. Both masks empty: DSC = IoU = NSD = 1, HD95 "
         "= 0; one empty: 0, and 374 mm.",
         "- A lesion is a 26-connected component of 0.1 ml or more, found when at least a tenth of it is predicted.",
-        "- ΔDSC: 95 % interval of a bootstrap over cases and trainings; p: Wilcoxon over cases, Holm over "
-        "arms. A difference is called better or worse only when its interval leaves out 0 and p < .05, and only with "
+        "- ΔDSC: 95 % interval of a bootstrap over cases and trainings; p: Wilcoxon over cases, Holm over the arm's "
+        "family. A difference is called better or worse only when its interval leaves out 0 and p < .05, and only with "
         f"{LEAST_TRAININGS} trainings or more on both sides.",
+        "- A family is an entry of `families` in the arms file with one generator and one amount of pairs (all arms "
+        "but the baseline where the file has none), for each number of real cases. Its size is fixed: arms that have "
+        "not been run count too, and no arm outside it changes a p in it.",
         "- *Shown from*: the smallest true difference that so many cases and trainings would have shown (power .8). "
         f"The SD over trainings is an arm's own; with fewer than {LEAST_TRAININGS} trainings it is {TRAINING_SD:g} "
         f"({TRAINING_SD_FROM}).",
         "- The paper's figures come from 100 other test cases, `3d_fullres` and 1000 epochs; compare differences "
         'between arms, not levels. Its "Augmented (x5)" can be read as `real+aug` (online) or `real+aug5` (files).',
-        "- Every arm has the same number of updates: more data does not mean more training.",
+        "- Every arm has the same number of updates: more data does not mean more training. (Arms called longer have "
+        "more, until real cases have as many as in the others.)",
     ]
     if any(row["lineage"] == "unknown" for row in rows):
         names = ", ".join(sorted({f"`{row['arm']}`" for row in rows if row["lineage"] == "unknown"}))
         page.append(f"- **Lineage unknown** for {names}: the dataset does not say which real cases it was made from.")
+    if any(row["lineage"] == "outside" for row in rows):
+        names = ", ".join(sorted({f"`{row['arm']}`" for row in rows if row["lineage"] == "outside"}))
+        page.append(
+            f"- **A generator from elsewhere** in {names}: it was trained on cases beside the real ones of the arm (none "
+            "of them is tested on; `lineage.json` of its pairs says which data), so the gain is not one of these alone."
+        )
+    if any(row["verdict"] == "exploratory" for row in rows):
+        page.append(
+            "- **Exploratory**: the arm is in no family. Its p is not adjusted, and it is called neither better nor "
+            "worse."
+        )
     if any(undecided(row["trainings"]) for row in rows):
         page.append(
             f"- **Not decided**: the arm or the baseline has fewer than {LEAST_TRAININGS} trainings. The interval then "
@@ -184,9 +211,8 @@ def _section(rows: list[dict[str, Any]], baseline: str) -> list[str]:
     lines += ["", f"| arm | ΔDSC against {baseline} | p | shown from | verdict |", "|---|---|---|---|---|"]
     for row in rows:
         if row["verdict"]:
-            interval = f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-            shown = f"{_number(row['p'])} | {_number(row['detectable'])}"
-            lines.append(f"| {row['arm']} | {interval} | {shown} | {row['verdict']} |")
+            shown = f"{number(row['p'])} | {number(row['detectable'])}"
+            lines.append(f"| {row['arm']} | {interval(row)} | {shown} | {row['verdict']} |")
     if lines[-1].startswith("|---"):
         lines[-3:] = ["", f"No differences: the baseline `{baseline}` is not finished, or stands alone."]
     names = " | ".join(f"found {b}" for b in BINS)

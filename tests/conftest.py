@@ -152,3 +152,29 @@ def drawn_run(tmp_path_factory: pytest.TempPathFactory, trained_run: Path) -> Pa
     done = run_cli("synth", "--run", run, "--n", 3)
     assert done.returncode == 0, done.stderr
     return run
+
+
+@pytest.fixture(scope="session")
+def taught_run(tmp_path_factory: pytest.TempPathFactory, phantom_cases: Path) -> Path:
+    """A tiny run whose stage 2 went on within regions."""
+    folder = tmp_path_factory.mktemp("taught")
+    content = yaml.safe_load(Path(TINY).read_text())
+    preset = content["preset"]
+    preset["diffusion"]["network"]["picture"] = True
+    few = {"iterations": 80, "iterations_per_epoch": 40}
+    preset["regions"] = few | {
+        "learning_rate": 2.0e-3,
+        "warm_up": 5,
+        "tumour": 0.65,
+        "whole": 0.3,
+        "guidance": 1.2,
+        "healing": 1.5,
+    }
+    preset["diffusion"] |= few
+    (folder / "preset.yaml").write_text(yaml.safe_dump(content))
+    run = folder / "run"
+    assert call("train", "--run", run, "--data", phantom_cases, "--preset", folder / "preset.yaml").returncode == 0
+    asked = "synth", "--run", run, "--n", 1, "--dataset", 502, "--canvas", "train"
+    assert f"no model of regions has been trained here; run `make train-regions RUN={run}`" in one_line(call(*asked), 4)
+    assert call("train", "regions", "--run", run).returncode == 0
+    return run

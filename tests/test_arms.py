@@ -92,9 +92,18 @@ def test_shares_over_the_training(book):
         ({"train": ["real"], "augmentation": "none", "amount": 0}, "amount: 0 should be greater than 0"),
         ({"train": ["real"], "augmentation": "none", "amount": "1"}, "amount: '1' should be a valid number"),
         ({"train": ["real"], "augmentation": "none", "ammount": 1}, r"ammount is unknown \(did you mean amount\?\)"),
-        ({"train": ["real", "synth"], "augmentation": "none"}, "arm mine: 'synth' stands in train and must stand in its name"),
-        ({"train": ["real"], "augmentation": "none", "share": 0.25}, "share and pretrain are for arms that train on real"),
-        ({"train": ["real", "mine"], "augmentation": "none", "share": 0.2, "pretrain": 0.5}, "share or pretrain, not both"),
+        (
+            {"train": ["real", "synth"], "augmentation": "none"},
+            "arm mine: 'synth' stands in train and must stand in its name",
+        ),
+        (
+            {"train": ["real"], "augmentation": "none", "share": 0.25},
+            "share and pretrain are for arms that train on real",
+        ),
+        (
+            {"train": ["real", "mine"], "augmentation": "none", "share": 0.2, "pretrain": 0.5},
+            "share or pretrain, not both",
+        ),
         ({"train": ["real", "mine"], "augmentation": "none", "longer": True}, "longer is for arms with pretrain"),
         ({"train": ["real", "mine"], "augmentation": "none", "share": 1.5}, "share"),
         ({"train": ["real"], "augmentation": "$print()"}, r"'\$print\(\)' is an expression"),

@@ -13,8 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-import yaml
-from conftest import TINY, call, copy_run, one_line
+from conftest import call, copy_run, one_line
 from scipy import ndimage
 from test_synthesis import manifest
 
@@ -472,25 +471,6 @@ def test_scans_that_are_no_brain(cases: dict[float, Path], tmp_path: Path, capsy
     brains.prepare([bad, good])
     output = capsys.readouterr()
     assert list(brains.cases) == [good] and re.search(said, output.out + output.err)
-
-
-@pytest.fixture(scope="module")
-def taught_run(tmp_path_factory: pytest.TempPathFactory, phantom_cases: Path) -> Path:
-    """A tiny run whose stage 2 went on within regions."""
-    folder = tmp_path_factory.mktemp("taught")
-    content = yaml.safe_load(Path(TINY).read_text())
-    preset = content["preset"]
-    preset["diffusion"]["network"]["picture"] = True
-    few = {"iterations": 80, "iterations_per_epoch": 40}
-    preset["regions"] = few | {"learning_rate": 2.0e-3, "warm_up": 5, "tumour": 0.65, "guidance": 1.2, "healing": 1.5}
-    preset["diffusion"] |= few
-    (folder / "preset.yaml").write_text(yaml.safe_dump(content))
-    run = folder / "run"
-    assert call("train", "--run", run, "--data", phantom_cases, "--preset", folder / "preset.yaml").returncode == 0
-    asked = "synth", "--run", run, "--n", 1, "--dataset", 502, "--canvas", "train"
-    assert f"no model of regions has been trained here; run `make train-regions RUN={run}`" in one_line(call(*asked), 4)
-    assert call("train", "regions", "--run", run).returncode == 0
-    return run
 
 
 def test_regions_go_on_from_stage_2(taught_run: Path) -> None:

@@ -66,8 +66,8 @@ def test_pairs_carry_their_lineage(drawn_run, real):
     (pairs,) = pairs_of(drawn_run, real)
     assert pairs.generator == "sbldm" and pairs.only == "" and len(pairs.cases) == 3
     assert pairs.lineage == {name: real.content[name] for name in real.train}
-    assert pairs.seen({"x": real.content[next(iter(real.train))]}) == {"x"}  # by content, under another name
-    assert pairs.seen({name: real.content[name] for name in real.test}) == set()
+    assert pairs.seen(real.train, real) == set(real.train)
+    assert pairs.seen(real.test, real) == set()
 
 
 def test_canvases_of_the_user_s_own_are_free(drawn_run, real, tmp_path):

@@ -142,22 +142,27 @@ def test_wilcoxon():
 
 
 def test_holm_by_hand():
-    assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}) == pytest.approx(
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005}, 4) == pytest.approx(
         {"a": 0.03, "b": 0.06, "c": 0.06, "d": 0.02}
     )
-    assert holm({"a": 0.6, "b": 0.7}) == {"a": 1, "b": 1} and holm({}) == {}
-    found = holm({"x": math.nan, "b": 0.04, "a": 0.01})
+    assert holm({"a": 0.6, "b": 0.7}, 2) == {"a": 1, "b": 1} and holm({}, 3) == {}
+    found = holm({"x": math.nan, "b": 0.04, "a": 0.01}, 4)  # times 4 and 3: two of the family are missing
     assert list(found) == ["x", "b", "a"] and math.isnan(found["x"])
-    assert (found["a"], found["b"]) == pytest.approx((0.02, 0.04))
+    assert (found["a"], found["b"]) == pytest.approx((0.04, 0.12))
+    with pytest.raises(ValueError, match="2 tests in a family of 1"):
+        holm({"a": 0.6, "b": 0.7}, 1)
 
 
 def test_holm_is_closed_testing():
-    """The largest Bonferroni p of all sets of tests that hold the one."""
+    """The largest Bonferroni p of all sets of tests that hold the one; those that were not made have a p of 1."""
     for seed in range(20):
         p = dict(enumerate(np.random.default_rng(seed).uniform(0, 0.3, 5)))
         sets = [s for n in range(1, 6) for s in itertools.combinations(p, n)]
         expected = {i: max(min(1, len(s) * min(p[j] for j in s)) for s in sets if i in s) for i in p}
-        assert holm(p) == pytest.approx(expected)
+        assert holm(p, 5) == pytest.approx(expected)
+        made = {i: p[i] for i in range(3)}
+        assert holm(made, 5) == pytest.approx({i: holm(made | {3: 1.0, 4: 1.0}, 5)[i] for i in made})
+        assert all(holm(p, 5)[i] <= holm(made, 5)[i] for i in made)  # made later, the others never raise it
 
 
 @pytest.mark.parametrize(("n", "expected"), [(20, 0.048), (50, 0.030), (100, 0.021), (200, 0.015)])

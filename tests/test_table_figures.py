@@ -1,4 +1,4 @@
-"""Figures of made-up evaluations: which are written, and the numbers they draw."""
+"""Figures, p values and answers of made-up evaluations: which are given, and their numbers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from matplotlib.collections import Collection, PathCollection
 from matplotlib.colors import to_rgb
 
 from nnunet_integration import figures
+from nnunet_integration.arms import ArmBook
 from nnunet_integration.figures import arm_styles, draw_figures, n_real_points, plateau_points, worst_drops
 from nnunet_integration.results import Results
 from nnunet_integration.statistics import holm, wilcoxon_p
-from nnunet_integration.table import compare, markdown, table_rows
+from nnunet_integration.table import compare, markdown, table_rows, write_table
+from nnunet_integration.verdict import answer
 
 ITERATIONS = (300, 600, 1200, 2400)
 BUDGET = {"plan": None, "iterations": 2400}
@@ -200,7 +203,7 @@ def write_trainings(out: Path, counts: dict[str, int]) -> Results:
 def test_no_verdict_below_three_trainings(tmp_path, own, base, expected):
     """However clear the difference: difference and interval stand, a p and a verdict do not."""
     results = write_trainings(tmp_path, {"real+aug": base, "real": own})
-    found = compare(results.with_n(10), "real+aug")["real"]
+    found = compare(results.with_n(10), results.book)["real"]
     assert found["verdict"] == expected and found["difference"] == pytest.approx(-0.1 - 0.0005 * (own - base))
     assert found["low"] < found["difference"] < found["high"] < 0 or (own, base) == (1, 1)
     decided = expected == "worse"
@@ -225,17 +228,183 @@ def test_folds_are_trainings(tmp_path):
     assert rows[1]["verdict"] == "worse"
 
 
-def test_arms_that_cannot_be_decided_do_not_count_as_tests(tmp_path):
-    """Holm corrects for the two arms of three trainings alone."""
+def test_arms_that_cannot_be_decided_count_as_those_that_are_not_there(tmp_path):
+    """Holm corrects for the four arms of the family, of which two have three trainings."""
     random, p = np.random.default_rng(0), {}
     for arm, count in (("real+aug", 3), ("real", 3), ("real+aug5", 3), ("real+sbldm", 1), ("real+sbldm+aug", 2)):
         p[arm] = random.normal(0.7, 0.05, 12)
         for seed in range(count):
             write_job(tmp_path, arm, p[arm], seed=seed)
-    found = compare(finish(tmp_path).with_n(10), "real+aug")
+    results = finish(tmp_path)
+    found = compare(results.with_n(10), results.book)
     alone = {arm: wilcoxon_p(p[arm] - p["real+aug"]) for arm in ("real", "real+aug5")}
-    assert {arm: found[arm]["p"] for arm in alone} == pytest.approx(holm(alone))
+    assert {arm: found[arm]["p"] for arm in alone} == pytest.approx(holm(alone, 4))
     assert all(np.isnan(found[arm]["p"]) for arm in ("real+sbldm", "real+sbldm+aug"))
+
+
+RISING = np.arange(1, 9) / 100  # differences of eight cases; all above 0: p = 2 / 256, with some below:
+COUNTS = {(): 2, (1,): 4, (2,): 6, (3,): 10, (4,): 14}  # sums of ranks up to this one, two-sided, by hand
+
+
+def write_ranks(out: Path, arms: dict[str, tuple[int, ...]], trainings: int = 3) -> None:
+    """Arms whose Wilcoxon p is COUNTS / 256, all trainings of one alike, and the baseline."""
+    for arm, below in {"real+aug": None, **arms}.items():
+        gains = 0 * RISING if below is None else RISING * [-1 if k in below else 1 for k in range(1, 9)]
+        pairs = 0 if set(arm.split("+")) <= {"real", "aug", "aug5"} else 10
+        for seed in range(trainings):
+            if not (out / "jobs" / f"{arm}_n10_seed{seed}").exists():
+                write_job(out, arm, 0.5 + gains, seed=seed, pairs=pairs)
+
+
+def counts(results: Results) -> dict[str, float]:
+    """Adjusted p of the arms with ten real cases, times 256."""
+    return {arm: 256 * row["p"] for arm, row in compare(results.with_n(10), results.book).items()}
+
+
+def test_families_are_fixed(tmp_path):
+    """Four arms each: times 4, 3, 2 by rank, whether or not the fourth is there, and whatever runs beside them."""
+    write_ranks(tmp_path, {"real+sbldm+aug+share25": (3,), "real+sbldm+aug": (1,), "real+sbldm+copypaste+aug": ()})
+    write_ranks(tmp_path, {"real": (2,), "sbldm": ()})
+    first = counts(finish(tmp_path))
+    assert first == pytest.approx(
+        {
+            **{"real+sbldm+copypaste+aug": 4 * 2, "real+sbldm+aug": 3 * 4, "real+sbldm+aug+share25": 2 * 10},
+            **{"real": 4 * 6, "sbldm": 4 * 2},  # beside sbldm it would be 3 * 6, beside another generator perhaps not
+        }
+    )
+    others = {"real+lsgan+aug": (), "lsgan": (1,), "real+sbldm+aug@5x": (4,), "real+sbldm+aug+falling": (1,)}
+    write_ranks(tmp_path, others)
+    results = finish(tmp_path)
+    found = counts(results)
+    assert {arm: found.pop(arm) for arm in first} == first  # to the last digit
+    assert found == pytest.approx(
+        {"real+lsgan+aug": 4 * 2, "lsgan": 4 * 4, "real+sbldm+aug@5x": 4 * 14, "real+sbldm+aug+falling": 4}
+    )
+    content = yaml.safe_load((tmp_path / "arms.yaml").read_text())
+    content["arms"]["real+synth+new"] = {"train": ["real", "synth"], "augmentation": "none"}
+    (tmp_path / "arms.yaml").write_text(yaml.safe_dump(content))
+    write_ranks(tmp_path, {"real+sbldm+new": (2,)})
+    grown = counts(Results.load(tmp_path))
+    assert grown == {**first, **counts(results), "real+sbldm+new": pytest.approx(6)}
+    write_ranks(tmp_path, {"real+sbldm": (1,)})  # of the family: sbldm as before, this one times 3
+    assert counts(Results.load(tmp_path)) == grown | {"real+sbldm": pytest.approx(3 * 4)}
+
+
+def test_exploratory_arms(tmp_path):
+    """Neither better nor worse, their p as it is; below three trainings not decided, as any arm."""
+    write_ranks(tmp_path, {"real+sbldm+aug+falling": ()})
+    write_ranks(tmp_path, {"real+sbldm+aug+pretrain_longer": ()}, trainings=2)
+    results = finish(tmp_path)
+    rows = table_rows(results)
+    assert [row["verdict"] for row in rows] == ["", "exploratory", "not decided: two trainings"]
+    assert rows[1]["p"] == pytest.approx(2 / 256) and rows[1]["low"] > 0
+    page = markdown(results, rows)
+    assert "| 0.008 |" in page and "- **Exploratory**: the arm is in no family." in page
+
+
+def test_families_by_name(tmp_path):
+    book, amounts = ArmBook.load(), ("", "@5x")
+    for amount in amounts:
+        kinds = ("aug", "aug+share25", "aug+pretrain", "copypaste+aug")
+        family = tuple(f"real+canvas+{kind}{amount}" for kind in kinds)
+        assert all(book.family(name) == family for name in family)
+        family = ("real", "real+aug5", f"canvas{amount}", f"real+canvas{amount}")
+        assert all(book.family(name) == family for name in family[2:])
+    assert book.family("real+copypaste+aug")[0] == "real+copypaste+aug"
+    assert book.family("real") == book.family("real+aug5") == ("real", "real+aug5", "synth", "real+synth")
+    for name in ("real+aug", "real+canvas+aug+falling", "real+canvas+aug+falling@5x", "real+canvas+other"):
+        assert book.family(name) == ()
+    content = yaml.safe_load(Path(figures.__file__).with_name("arms.yaml").read_text())
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(content | {"families": []}))
+    old = ArmBook.load(str(tmp_path / "old.yaml"))
+    assert len(old.family("real")) == len(old.family("real+canvas+aug+falling@2x")) == len(old.arms) - 1
+    assert "real+canvas+aug@2x" in old.family("real+canvas+aug+falling@2x")
+
+
+def write_gains(out: Path, gains: dict[str, float], trainings: int, n_real: int, cases: int = 12) -> Results:
+    """Arms ahead of the baseline by this much, .02 more or less by turns of the cases; trainings .001 apart."""
+    for arm, gain in {"real+aug": None, **gains}.items():
+        swing = 0 if gain is None else gain + 0.02 * (-1.0) ** np.arange(cases)
+        amount = 0 if arm in ("real", "real+aug") else 5 if arm.endswith("@5x") else 1
+        for seed in range(trainings):
+            write_job(out, arm, 0.7 + 0.001 * seed + swing + np.zeros(cases), n_real, seed, round(amount * n_real))
+    return finish(out)
+
+
+ON = "(95 % interval, 12 test cases, 3 trainings of each)."
+NO_DIFFERENCE = (
+    "With 10 real cases pairs make no difference that 12 test cases and 3 trainings of each could show (the smallest "
+    "that they could: 0.02): `{}`, DSC +0.002 [-0.012, +0.016] against `real+aug` (95 % interval, p 0.646). Next: {}."
+)
+MORE = "Next: more test cases (`TEST=`) or seeds (`SEEDS=`)."
+
+
+@pytest.mark.parametrize(
+    ("gains", "trainings", "n_real", "expected"),
+    [
+        (
+            {"real": 0.08, "real+sbldm+aug": 0.03, "real+canvas+aug@5x": 0.05},
+            *(3, 10),
+            f"With 10 real cases `real+canvas+aug@5x` helps: DSC +0.050 [+0.036, +0.064] over `real+aug` {ON} {MORE}",
+        ),
+        (
+            {"real+sbldm+aug": 0.05},
+            *(1, 10),
+            "With 10 real cases one cannot tell from one training: `real+sbldm+aug`, DSC +0.050 [+0.036, +0.064] "
+            "against `real+aug` (95 % interval, 12 test cases, 1 training of each). "
+            "Next: `SEEDS=0,1,2` trains three of each.",
+        ),
+        (
+            {"real+sbldm+aug": 0.002},
+            *(3, 10),
+            NO_DIFFERENCE.format(
+                "real+sbldm+aug", "draw into real brains, with `make synth CANVAS=train` or `make copypaste`"
+            ),
+        ),
+        (
+            {"real+canvas+aug": 0.002},
+            *(3, 10),
+            NO_DIFFERENCE.format("real+canvas+aug", "five pairs for each real case, with `make plateau AMOUNTS=5`"),
+        ),
+        (
+            {"real+canvas+aug": -0.03, "real+copypaste+aug": -0.05},
+            *(3, 100),
+            "With 100 real cases pairs do not help: `real+canvas+aug` is worse, DSC -0.030 [-0.044, -0.016] against "
+            f"`real+aug` {ON} {MORE}",
+        ),
+        (
+            {"real+canvas+aug": 0.03, "real+copypaste+aug+falling": 0.05},
+            *(3, 100),
+            "With 100 real cases `real+canvas+aug` helps: DSC +0.030 [+0.016, +0.044] over `real+aug` "
+            f"{ON} `real+copypaste+aug+falling` is ahead of it by its mean (+0.050 [+0.036, +0.064], exploratory). "
+            f"{MORE}",
+        ),
+        (
+            {"real+canvas+aug+falling": 0.05},
+            *(3, 100),
+            "With 100 real cases one cannot tell: `real+canvas+aug+falling` is exploratory, in no family of the arms "
+            f"file; DSC +0.050 [+0.036, +0.064] against `real+aug` {ON} {MORE}",
+        ),
+        ({"real": 0.05}, 3, 10, "With 10 real cases nothing can be said of pairs: no arm with pairs is finished."),
+    ],
+)
+def test_answer(tmp_path, gains, trainings, n_real, expected):
+    assert answer(write_gains(tmp_path, gains, trainings, n_real)) == [expected]
+
+
+def test_answers_of_each_number_of_real_cases(tmp_path):
+    """One training of the baseline beside three; a number without baseline; they stand above the table."""
+    write_job(tmp_path, "real+canvas+aug", [0.7, 0.5], n_real=25, pairs=25)
+    write_job(tmp_path, "real+aug", [0.6, 0.5], n_real=9)
+    for seed in range(3):
+        write_job(tmp_path, "real+canvas+aug", [0.7, 0.5], n_real=9, seed=seed, pairs=9)
+    results = finish(tmp_path)
+    few, none = answer(results)
+    assert few.startswith("With 9 real cases one cannot tell from one training: `real+canvas+aug`, DSC +0.050 [")
+    assert few.endswith("2 test cases, 3 trainings and 1 of `real+aug`). Next: `SEEDS=0,1,2` trains three of each.")
+    assert none == "With 25 real cases nothing can be said of pairs: no `real+aug` is finished."
+    page = write_table(results, [few, none])[1].read_text()
+    assert page.startswith(f"# Table 2: does it help?\n\n{few}\n\n{none}\n\nReal nnU-Net")
 
 
 def test_large_evaluation(tmp_path):

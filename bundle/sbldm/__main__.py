@@ -46,6 +46,19 @@ def _batch(value: str) -> int | None:
     return _whole("BATCH", value, 1, MOST_BATCH) if value else None
 
 
+def _weights(name: str, run: Run) -> str | None:
+    """The generator to draw with: as asked for, else the run's own; the shipped one where nothing is prepared."""
+    from sbldm.weights import SHIPPED, Weights
+
+    if not name and (run.preset_file.is_file() or not SHIPPED.is_file()):
+        return None
+    held = Weights.read(name or "shipped")
+    if not name:
+        print(f"{run.folder}: nothing is prepared here, so the generator that comes with this package draws.")
+    print(f"Generator: {held.path.name}, trained on {held.about['data']}. {held.about['licence']}")
+    return str(held.path)
+
+
 def _canvas(where: str) -> str | None:
     return str(user_path(where).absolute()) if where and where != "train" else where or None
 
@@ -91,10 +104,18 @@ def prepare(arguments: argparse.Namespace) -> None:
     """Check the cases, draw the lists, and bring the cases onto the working grid."""
     from sbldm.cases.pipeline import prepare_run
 
+    if arguments.init:
+        from sbldm.weights import Weights
+
+        if arguments.preset not in ("", "small") or arguments.model not in ("", "sbldm") or arguments.minutes:
+            raise InputError(f"INIT={arguments.init}: brings its own preset; leave PRESET, MODEL and MINUTES out.")
+        preset = Weights.read(arguments.init).fine_tuning
+    else:
+        preset = load_preset(arguments.preset or "small", arguments.model, arguments.minutes)
     prepare_run(
         arguments.data,
         Run.at(arguments.run),
-        load_preset(arguments.preset or "small", arguments.model, arguments.minutes),
+        preset,
         arguments.cases,
         arguments.validation_cases,
         _whole("SEED", arguments.seed, 0, MOST_SEED),
@@ -111,6 +132,8 @@ def train(arguments: argparse.Namespace) -> None:
 
     run, seed = Run.at(arguments.run), _whole("SEED", arguments.seed, 0, MOST_SEED)
     check_model(arguments.model)
+    if arguments.init and is_prepared(run) and not run.preset.get("init"):
+        raise StateError(f"{run.folder}: was prepared without INIT; choose another RUN to go on from weights.")
     if arguments.data and not is_prepared(run):
         prepare(arguments)
     elif arguments.data:
@@ -133,11 +156,14 @@ def train(arguments: argparse.Namespace) -> None:
     for stage in stages:
         if arguments.stage in ("all", stage):
             _bundle(configs_of(preset, stage), "training", run, seed=seed)
+    if arguments.stage == "all" and preset.get("init"):  # its network knows regions, and is to keep them
+        _bundle(configs_of(preset, "regions"), "training", run, seed=seed)
 
 
 def synth(arguments: argparse.Namespace) -> None:
     """Draw pairs into the nnU-Net raw dataset of the run."""
     from sbldm.synthesis.requests import GAPS, count_pairs, read_asked
+    from sbldm.weights import SHIPPED
 
     run = Run.at(arguments.run)
     request = {name: getattr(arguments, name) for name in REQUEST}
@@ -146,19 +172,22 @@ def synth(arguments: argparse.Namespace) -> None:
         table = user_path(table).absolute()
     asked = read_asked(table, request)
     count_pairs(arguments.n, len(asked) if table not in (None, GAPS) else 0)  # before any model is loaded
-    name = arguments.name or run.preset["model"].upper()
-    if run.preset["model"] == "copypaste":
+    file = _weights(arguments.weights, run)
+    model = "sbldm" if file else run.preset["model"]
+    name = arguments.name or ("SHIPPED" if file and Path(file) == SHIPPED else model.upper())
+    if model == "copypaste":
         unheeded = (*SAMPLING, "batch", "tol", "canvas", "keep", "push", "satellites")
-        refuse_requests(run.preset["model"], asked, {name: getattr(arguments, name) for name in unheeded})
+        refuse_requests(model, asked, {name: getattr(arguments, name) for name in unheeded})
         arguments.name = name
         copypaste(arguments)
         return
     if arguments.own:
-        raise InputError(f"OWN={arguments.own}: pairs of MODEL={run.preset['model']} have no receiver; leave it out.")
+        raise InputError(f"OWN={arguments.own}: pairs of MODEL={model} have no receiver; leave it out.")
     _bundle(
         ("inference",),
         "synthesis",
         run,
+        weights=file,
         n=arguments.n or None,
         seed=_whole("SEED", arguments.seed, 0, MOST_SEED),
         requests=table,
@@ -197,6 +226,17 @@ def copypaste(arguments: argparse.Namespace) -> None:
     draw_pairs(run, arguments.data, arguments.n, seed, arguments.dataset, arguments.name, own)
 
 
+def weights(arguments: argparse.Namespace) -> None:
+    """Write a trained generator into one file that can be handed on: no volume, no name, no single case in it."""
+    from sbldm.synthesis.export import export_weights
+
+    if not arguments.about or not arguments.out.endswith(".safetensors"):
+        raise InputError("OUT=FILE.safetensors ABOUT='what it was trained on': both must be given.")
+    run, out = Run.at(arguments.run), user_path(arguments.out)
+    export_weights(run, out, arguments.about, arguments.licence, arguments.like)
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB. Audit its pairs for copies before you hand it on (make report).")
+
+
 def controls(arguments: argparse.Namespace) -> None:
     """Make the controls of a dataset on canvases: healed canvases alone, and real tumours pasted into them."""
     from sbldm.synthesis.controls import draw_controls
@@ -227,6 +267,7 @@ def parser() -> argparse.ArgumentParser:
         "model": ("", f"{', '.join(MODELS)} (default: sbldm)"),
         "preset": ("", "demo, small, fast, paper, or a YAML file (default: small)"),
         "minutes": ("", "training time to aim at, in place of the preset's own"),
+        "init": ("", "weights to go on from in place of random ones: shipped, or a .safetensors file"),
         "cases": ("", "file with the names of the cases to use, one a line"),
         "validation_cases": ("", "file with the names of the held-back cases"),
         "labels": ("", "what the numbers in the masks mean: auto, brats21, brats23, brats24, peds, or a YAML file"),
@@ -277,6 +318,7 @@ def parser() -> argparse.ArgumentParser:
         ),
         dataset=("501", "nnU-Net dataset number"),
         name=("", "nnU-Net dataset name (default: that of the model)"),
+        weights=("", "a generator from elsewhere: shipped (the package's own), or a .safetensors file"),
         data=("", "folder of the cases, for MODEL=copypaste; as prepared when empty"),
         own=("", "for MODEL=copypaste: kept or healed, the receiver's own tumour (default: kept)"),
     )
@@ -298,6 +340,14 @@ def parser() -> argparse.ArgumentParser:
         own=("", "kept, or healed as a control: the receiver's own tumour (default: kept)"),
         dataset=("", "nnU-Net dataset number (default: 502; 503 for own=healed)"),
         name=("", "nnU-Net dataset name (default: COPYPASTE, COPYPASTE_HEALED)"),
+    )
+    command(
+        weights,
+        run=run,
+        out=("", "file to write, .safetensors"),
+        about=("", "what it was trained on, in words"),
+        licence=("", "on which terms its pairs may be used, in words"),
+        like=("", "image whose grid whole pairs are to have; that of the training cases when empty"),
     )
     command(controls, run=run, dataset=("501", "number of the dataset on canvases"))
     return top

@@ -20,6 +20,7 @@ __all__ = [
     "read_given_up",
     "read_lineage",
     "read_manifest",
+    "read_origin",
     "read_pair_file",
     "read_settings",
 ]
@@ -65,6 +66,20 @@ def read_lineage(dataset: Path) -> dict[str, str]:
         StateError: it is missing or damaged.
     """
     return read_json(dataset / "lineage.json", {"cases": {str: str}}, ANEW, remove=False)["cases"]
+
+
+def read_origin(dataset: Path) -> dict[str, Any] | None:
+    """What the generator of a dataset was trained on where it came from elsewhere (`Weights.origin`), else None.
+
+    Raises:
+        StateError: `lineage.json` is missing or damaged.
+    """
+    path = dataset / "lineage.json"
+    origin = read_json(path, {"cases": {str: str}}, ANEW, remove=False).get("generator")
+    if origin is not None:
+        with reading(path, ANEW, remove=False):
+            check(origin, {"data": str, "licence": str, "cases": int, "seen": {"salt": str, "hashes": [str]}})
+    return origin
 
 
 def read_description(dataset: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The two trainers of the arms, found by nnU-Net through `nnUNet_extTrainer`; this folder must hold nothing else.
 
 They change no method of training: a budget, a seed, checkpoints that survive a kill, snapshots for the learning curve,
-and how often pairs are drawn, all read from the job file that `SBLDM_JOB` names. nnU-Net imports this file as a top-level
-module.
+and how often pairs are drawn, all read from the job file that `SBLDM_JOB` names. nnU-Net imports this file as a
+top-level module.
 """
 
 from __future__ import annotations

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 
 from sbldm.cases.layouts import Case, content_hash
 
-__all__ = ["IDENTITY", "Identity", "brightness_hash", "stamp"]
+__all__ = ["IDENTITY", "Identity", "Seen", "brightness_hash", "coarse_hash", "stamp"]
 
 PARTS = {"image": "image", "mask": "mask", "place": "affine"}  # of an identity, in the words of messages
 
@@ -29,6 +31,52 @@ def brightness_hash(volume: np.ndarray) -> str:
     voxels = voxels[voxels != 0].astype(np.float32)
     voxels.sort()
     return hashlib.blake2b(voxels, digest_size=20).hexdigest()
+
+
+def coarse_hash(volume: np.ndarray, affine: np.ndarray) -> str:
+    """`brightness_hash` of the means over 2 x 2 x 2 voxels `[X, Y, Z]`, from the left, front and lower end on, as whole
+    numbers: that of the same scan once it has been stored with half the resolution.
+    """
+    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt("LPS"))
+    turned = nib.orientations.apply_orientation(volume, turn).astype(np.float64)
+    even = np.pad(turned, [(0, n % 2) for n in turned.shape])
+    x, y, z = (n // 2 for n in even.shape)
+    return brightness_hash(np.rint(even.reshape(x, 2, y, 2, z, 2).mean((1, 3, 5))))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Cases that a generator has learned from, as salted hashes: they can be recognised, and none is named.
+
+    Whoever has a case can ask whether it is among them; from the hashes alone nothing can be told.
+
+    Attributes:
+        salt: of this list.
+        hashes: of each case's name, content and brightness (`Identity`).
+    """
+
+    salt: str
+    hashes: frozenset[str]
+
+    @classmethod
+    def of(cls, cases: Mapping[str, Mapping[str, Any]], salt: str = "") -> Seen:
+        """Of cases by name, each with the `content` and, as far as it is known, the `brightness` of its identity."""
+        seen = cls(salt or secrets.token_hex(16), frozenset())
+        marks = [
+            (name, *(case[key] for key in ("content", "brightness") if key in case)) for name, case in cases.items()
+        ]
+        return cls(seen.salt, frozenset(seen._salted(mark) for own in marks for mark in own))
+
+    def holds(self, *marks: str) -> bool:
+        """Whether a case with one of these marks (name, content, brightness) is among them."""
+        return any(self._salted(mark) in self.hashes for mark in marks)
+
+    def state(self) -> dict[str, Any]:
+        """Plain values; sorted, so that the order tells nothing."""
+        return {"salt": self.salt, "hashes": sorted(self.hashes)}
+
+    def _salted(self, mark: str) -> str:
+        return hashlib.blake2b(mark.encode(), salt=bytes.fromhex(self.salt)[:16], digest_size=20).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,8 @@ def build_denoiser(preset: dict[str, Any], constants: dict[str, Any] | None = No
         values["condition_size"] = len(NAMES)
     elif kind == "volume":
         values["condition_size"] = 0
+    if preset.get("init"):  # goes on from weights that know regions
+        values["regions"] = True
     if values.pop("picture", False):
         values["picture"] = RequestPicture(preset["grid"]["fov_mm"])
         if constants:

@@ -429,10 +429,18 @@ SlicesOrStacks = Annotated[
 ]
 
 
+class Init(Values):
+    """Weights that the trainings begin with (`INIT=`)."""
+
+    weights: str  # shipped, or a file
+    sha256: str
+
+
 class Sbldm(_Latent):
     """Preset of SBLDM."""
 
     model: Literal["sbldm"]
+    init: Init | None = None
     autoencoder: SlicesOrStacks
     diffusion: StackedDiffusion
     regions: Regions | None = None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sbldm.evaluation.copies import REACH, TUMOUR_REACH, too_many_copies
 from sbldm.files import atomic_path, read_text
-from sbldm.manifest import read_description, read_given_up, read_lineage, read_manifest, read_settings
+from sbldm.manifest import read_description, read_given_up, read_lineage, read_manifest, read_origin, read_settings
 from sbldm.models import MODELS
 
 __all__ = ["SHEET_AGAIN", "write_datasheet"]
@@ -38,7 +38,7 @@ def write_datasheet(folder: Path, licence: str = "", findings: list[str] | None 
         f"{len(rows)} **synthetic** pairs of image ({channels}) and mask ({labels}); {_brains(rows, settings)}",
         "",
         "## Made from",
-        f"- {len(lineage)} real training cases, by name and content hash in `lineage.json`.",
+        *_ancestors(lineage, read_origin(folder)),
         *_origin(settings, rows),
         *_intensities(settings),
         "",
@@ -110,6 +110,20 @@ def _origin(settings: dict, rows: list[dict[str, str]]) -> list[str]:
     ]
 
 
+def _ancestors(lineage: dict[str, str], origin: dict | None) -> list[str]:
+    """The real cases that the pairs descend from."""
+    own = (
+        f"- {len(lineage)} real {'scans' if origin else 'training cases'}, by name and content hash in `lineage.json`."
+    )
+    if origin is None:
+        return [own]
+    return [own] * bool(lineage) + [
+        f"- A generator from elsewhere, trained on {origin['data']} ({origin['cases']} cases, in `lineage.json` as "
+        "salted hashes that name none). Whether it copies them was looked for before it was handed on, not here.",
+        f"- Terms of the generator: {origin['licence']}",
+    ]
+
+
 def _intensities(settings: dict) -> list[str]:
     """In what the images are written."""
     written = settings.get("intensities", {})  # datasets of before have none
@@ -127,19 +141,23 @@ def _checks(folder: Path, rows: list[dict[str, str]], settings: dict) -> list[st
     given_up = read_given_up(folder)
     drawn = len(rows) + sum(int(row["redrawn"]) for row in rows) + sum(given_up)
     overridden = [row for row in rows if row["gate"].startswith("OVERRIDDEN")]
-    unseen = sum(row["near_copy"] == "" for row in rows)
+    elsewhere = read_origin(folder) is not None  # its training cases are not here to compare with
+    unseen = 0 if elsewhere else sum(row["near_copy"] == "" for row in rows)
     near = sum(row["near_copy"] == "1" for row in rows)
     canvas = "canvas" in rows[0]
     what = "tumours are nearer to a training tumour" if canvas else "pairs are nearer to a training case"
     found = [
         f"- {drawn} pairs were drawn, {len(rows)} accepted, {len(given_up)} requests given up; every refusal and its "
         "reason stands in `manifest.csv` or `given_up.csv`.",
-        f"- {near} of {len(rows) - unseen} {what} than 95 % of held-back cases are "
-        "(honest: about 5 %); no copy beyond the limit of the gate was accepted"
-        + (" but those below." if overridden else "."),
-        *([] if canvas else [f"- {REACH}"]),
-        *([f"- {TUMOUR_REACH}"] if "tumour_excess" in rows[0] else []),
     ]
+    if not elsewhere:
+        found += [
+            f"- {near} of {len(rows) - unseen} {what} than 95 % of held-back cases are "
+            "(honest: about 5 %); no copy beyond the limit of the gate was accepted"
+            + (" but those below." if overridden else "."),
+            *([] if canvas else [f"- {REACH}"]),
+            *([f"- {TUMOUR_REACH}"] if "tumour_excess" in rows[0] else []),
+        ]
     if verdict := too_many_copies(rows, settings["gate"]["honest_cases"]):
         found.append(f"- **Warning**: {verdict}.")
     if overridden:

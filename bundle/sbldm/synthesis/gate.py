@@ -31,6 +31,7 @@ from sbldm.runs import Run
 from sbldm.synthesis.pairs import OUTSIDE, Pair
 from sbldm.synthesis.reference import as_pair
 from sbldm.training.cases import measure_cases
+from sbldm.weights import Weights
 
 __all__ = ["Gate", "Tolerance", "Verdict"]
 
@@ -153,13 +154,15 @@ class Gate:
     tolerance: Tolerance = Tolerance()
 
     @classmethod
-    def of_run(cls, run_dir: str, switch: str = "on", tolerance: str = "") -> Gate:
+    def of_run(cls, run_dir: str, switch: str = "on", tolerance: str = "", weights: str | Path | None = None) -> Gate:
         """The gate of a run, measured on its prepared cases the first time.
 
         Args:
             run_dir: run folder.
             switch: "on" or "off".
             tolerance: see `Tolerance.parse`.
+            weights: of a generator from elsewhere (see `Weights`): the ranges are those of its training cases, which
+                are not here to look for copies of.
 
         Raises:
             InputError: another switch, or a tolerance of another form.
@@ -168,6 +171,10 @@ class Gate:
         if switch not in ("on", "off"):
             raise InputError(f"GATE={switch}: write on or off.")
         run, within = Run.at(run_dir), Tolerance.parse(tolerance)
+        if weights:
+            held = Weights.read(weights)
+            grid = evaluation_grid(WorkingGrid.from_config(**held.preset["grid"]).spacing)
+            return cls(None, None, held.ranges, grid, switch == "on", within)
         if not kind_of(run.preset).conditional:
             refuse_requests(run.preset["model"], (), {"tol": tolerance})
         grid = evaluation_grid(WorkingGrid.from_config(**run.preset["grid"]).spacing)

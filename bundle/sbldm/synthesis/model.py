@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,20 @@ from torch import nn
 
 from sbldm.cases.geometry import NativeGrid
 from sbldm.cases.intensity import describe_written, written_by
+from sbldm.cases.lists import read_lists
 from sbldm.device import choose_precision, fast_bfloat16
 from sbldm.diffusion import CLEANEST, NOISIEST, SAMPLERS, SOLVERS, SPACINGS, Noise, Schedule, guided, time_steps
 from sbldm.errors import InputError, StateError
-from sbldm.files import sha256
+from sbldm.files import reading, sha256
 from sbldm.models import kind_of, refuse_requests
-from sbldm.networks import SliceVAE, VolumeVAE, build_denoiser, build_generator
+from sbldm.networks import SliceVAE, VolumeVAE, build_autoencoder, build_denoiser, build_generator
 from sbldm.runs import Run, within_regions
+from sbldm.training.cases import measure_cases
 from sbldm.training.checkpoints import load_checkpoint, reading_checkpoint, require_same, unfinished
 from sbldm.training.latents import load_autoencoder
 from sbldm.tumour.normaliser import Normaliser
 from sbldm.tumour.requests import TumourModel
+from sbldm.weights import Weights
 
 __all__ = ["Model", "OneStep", "PairSampler", "Sampler", "row_noise"]
 
@@ -42,6 +46,7 @@ class Model:
         precision: of `choose_precision`, for the decoding. It goes volume by volume and so is the same in any batch;
             the denoiser, whose rounding would follow the batch, keeps single precision.
         early: the denoiser with the weights of an early stage of its training, where they were kept.
+        origin: of weights from elsewhere, what they were trained on (see `Weights.origin`); None of a run's own.
     """
 
     network: nn.Module
@@ -51,15 +56,27 @@ class Model:
     sha256: str
     precision: str = "float32"
     early: nn.Module | None = None
+    origin: dict[str, Any] | None = None
 
     @classmethod
-    def load(cls, run_dir: str, device: torch.device, regions: bool = False) -> Model:
+    def load(
+        cls, run_dir: str, device: torch.device, regions: bool = False, weights: str | Path | None = None
+    ) -> Model:
         """Load the best checkpoints of a run; with `regions` of the network that draws within regions of real brains.
+
+        Args:
+            run_dir: run folder; with `weights` one that need not be prepared.
+            device: for the networks.
+            regions: as above; the network of `weights` does both.
+            weights: file of a generator from elsewhere, or "shipped" (see `Weights`), in place of the run's own.
 
         Raises:
             StateError: one is missing (the command that trains it is named), or they do not belong together.
+            InputError: `weights` is no such file, or has other channels or labels than the run.
         """
         run = Run.at(run_dir)
+        if weights:
+            return cls._of_weights(Weights.read(weights), run, device, regions)
         stages = list(kind_of(run.preset).stages)
         if not stages:
             raise StateError(f"{run.folder}: MODEL={run.preset['model']} has no network to load.")
@@ -88,6 +105,33 @@ class Model:
         early = network(content["early"]) if content.get("early") else None
         constants, precision = content["constants"], choose_precision()
         return cls(network(content["network"]), autoencoder, trained, constants, sha256(path), precision, early)
+
+    @classmethod
+    def _of_weights(cls, weights: Weights, run: Run, device: torch.device, regions: bool) -> Model:
+        """A generator from one file; beside prepared cases its pairs have their grid and intensities."""
+        trained = within_regions(weights.preset)
+        if not regions:
+            trained |= {"sampling": weights.preset["sampling"]}
+        constants = weights.constants
+        if run.preset_file.is_file():
+            theirs, own = (
+                f"{', '.join(p['data']['channels'])} and {', '.join(p['data']['labels'])}"
+                for p in (trained, run.preset)
+            )
+            if theirs != own:
+                raise InputError(
+                    f"WEIGHTS={weights.path}: draws {theirs}, and the cases of {run.folder} have {own}; train a "
+                    "generator on these cases."
+                )
+            measured = measure_cases(run, read_lists(run.folder))
+            constants = constants | {key: measured[key] for key in ("intensities", "written", "grids")}
+        networks = []
+        with reading(weights.path, "it is damaged; restore it from a copy", remove=False, error=InputError):
+            for part, network in (("autoencoder", build_autoencoder(trained)), ("network", build_denoiser(trained))):
+                network.load_state_dict(weights.states[part])
+                networks.append(network.to(device).eval().requires_grad_(False))
+        autoencoder, denoiser = networks
+        return cls(denoiser, autoencoder, trained, constants, weights.sha256, choose_precision(), origin=weights.origin)
 
     @property
     def conditional(self) -> bool:

@@ -39,6 +39,7 @@ class RawDataset:
         settings: what all its pairs have in common, kept in `synthesis.json`.
         lineage: real cases that the pairs descend from and their content hashes, kept in `lineage.json`; a record that
             descends from some of them alone names those in `parents`, separated by semicolons.
+        origin: of a generator from elsewhere, what it was trained on (`Weights.origin`), kept there too.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class RawDataset:
     affine: np.ndarray
     settings: dict[str, Any]
     lineage: dict[str, str]
+    origin: dict[str, Any] | None = None
 
     @classmethod
     def open(
@@ -60,6 +62,7 @@ class RawDataset:
         affine: np.ndarray,
         settings: dict[str, Any],
         lineage: dict[str, str],
+        origin: dict[str, Any] | None = None,
     ) -> RawDataset:
         """A new dataset, or one that was begun with the same `settings`; nothing is written yet.
 
@@ -83,7 +86,7 @@ class RawDataset:
                 f"{folder}: holds pairs drawn with {key} = {held.get(key)}, now it is {settings.get(key)}; "
                 f"choose another DATASET (for example DATASET={int(dataset_id) + 1}) or remove the folder."
             )
-        return cls(folder, name, tuple(channels), tuple(labels), np.asarray(affine), settings, dict(lineage))
+        return cls(folder, name, tuple(channels), tuple(labels), np.asarray(affine), settings, dict(lineage), origin)
 
     def begin(self) -> None:
         """Make the folders, and clear away partial files, damaged records, and own pairs without a record.
@@ -102,7 +105,9 @@ class RawDataset:
             finished.add(path.stem)
             if "canvas" in (record := read_json(path)):  # of an earlier call, which may have had others
                 self.descend(record["canvas"], record["canvas_content"])
-        write_json(self.folder / "lineage.json", {"cases": self.lineage})
+        write_json(
+            self.folder / "lineage.json", {"cases": self.lineage} | ({"generator": self.origin} if self.origin else {})
+        )
         finished -= {path.stem for path in (self.folder / "records" / "given_up").glob("*.json")}
         own = re.compile(rf"({re.escape(self.prefix)}_\d{{6,}})(_\d{{4}})?\.nii\.gz")
         for part in ("imagesTr", "labelsTr"):

@@ -15,6 +15,8 @@ from sbldm.training.optimizers import build_optimizer
 from sbldm.training.session import (
     MixedPrecision,
     continued,
+    new_autoencoder,
+    new_denoiser,
     read_run_lists,
     run,
     validation_loss,
@@ -48,6 +50,8 @@ __all__ = [
     "clip_before_steps",
     "continued",
     "measure_cases",
+    "new_autoencoder",
+    "new_denoiser",
     "read_run_lists",
     "run",
     "validation_loss",

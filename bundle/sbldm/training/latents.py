@@ -26,6 +26,7 @@ from sbldm.training.deformation import copies_of_each, deformed, deformed_charac
 from sbldm.tumour.characteristics import NAMES
 from sbldm.tumour.normaliser import Normaliser
 from sbldm.tumour.requests import TumourModel
+from sbldm.weights import initial_constants
 
 __all__ = ["LatentStore", "load_autoencoder", "reconstruction_scores"]
 
@@ -223,5 +224,6 @@ def _measure_constants(
         "latent_shape": list(_load(run, lists["train"][0])[0].shape[2:]),
         "normaliser": Normaliser.fit(np.concatenate([_load(run, name)[1] for name in lists["train"]])).state(),
         "tumours": TumourModel.fit(values).state(),
+        **initial_constants(preset),
         **measure_cases(run, lists),
     }

@@ -14,13 +14,23 @@ from torch.optim.lr_scheduler import LambdaLR
 from sbldm.cases.lists import read_lists
 from sbldm.device import fast_bfloat16
 from sbldm.errors import InputError, StateError
-from sbldm.networks import build_denoiser
+from sbldm.networks import build_autoencoder, build_denoiser
 from sbldm.runs import Run
 from sbldm.training.checkpoints import RunCheckpoint, load_checkpoint, require_same, unfinished
 from sbldm.training.data import Continuing
 from sbldm.training.memory import check_memory
+from sbldm.weights import begin_with
 
-__all__ = ["MixedPrecision", "continued", "read_run_lists", "run", "validation_loss", "warm_up_then_cosine"]
+__all__ = [
+    "MixedPrecision",
+    "continued",
+    "new_autoencoder",
+    "new_denoiser",
+    "read_run_lists",
+    "run",
+    "validation_loss",
+    "warm_up_then_cosine",
+]
 
 
 def read_run_lists(folder: str, preset: dict[str, Any]) -> dict[str, list[str]]:
@@ -36,6 +46,16 @@ def read_run_lists(folder: str, preset: dict[str, Any]) -> dict[str, list[str]]:
             "leave the preset out of the command, the run has it."
         )
     return read_lists(run_folder.folder)
+
+
+def new_autoencoder(preset: dict[str, Any]) -> torch.nn.Module:
+    """Stage 1 as its training begins: random, or with the weights of the preset's `init`."""
+    return begin_with(build_autoencoder(preset), preset, "autoencoder")
+
+
+def new_denoiser(preset: dict[str, Any], constants: dict[str, Any]) -> torch.nn.Module:
+    """Stage 2 as its training begins: random, or with the weights of the preset's `init`."""
+    return begin_with(build_denoiser(preset, constants), preset, "network")
 
 
 def continued(run_dir: str, preset: dict[str, Any], constants: dict[str, Any]) -> torch.nn.Module:

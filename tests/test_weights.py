@@ -1,0 +1,181 @@
+"""A generator in one file: what it holds, what it hides, pairs from it, and trainings that go on from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import call, copy_run, one_line
+from safetensors import safe_open
+from test_synthesis import manifest
+
+from sbldm.cases.identity import Seen, brightness_hash, coarse_hash
+from sbldm.cases.lists import read_lists
+from sbldm.cases.prepare import read_sidecar
+from sbldm.errors import InputError
+from sbldm.files import read_json
+from sbldm.manifest import read_lineage, read_origin
+from sbldm.runs import Run
+from sbldm.synthesis.gate import Gate
+from sbldm.synthesis.model import Model
+from sbldm.training import new_autoencoder, new_denoiser
+from sbldm.training.checkpoints import load_checkpoint
+from sbldm.tumour.requests import TumourModel
+from sbldm.weights import Weights
+
+CPU = torch.device("cpu")
+WORDS = "--about", "five phantoms", "--licence", "None."
+
+
+@pytest.fixture(scope="module")
+def handed_on(taught_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of the tiny run."""
+    out = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    done = call("weights", "--run", taught_run, "--out", out, *WORDS)
+    assert done.returncode == 0, done.stderr
+    assert f"{out}: {out.stat().st_size / 1e6:.1f} MB" in done.stdout
+    return out
+
+
+def test_it_holds_the_networks_of_the_run(taught_run: Path, handed_on: Path) -> None:
+    """To half precision; the constants are those of the checkpoint."""
+    held = Weights.read(handed_on)
+    for part, stage in (("autoencoder", "autoencoder"), ("network", "regions")):
+        trained = load_checkpoint(Run.at(taught_run).checkpoint(stage), stage)["network"]
+        assert held.states[part].keys() == trained.keys()
+        for name, value in trained.items():
+            assert torch.allclose(held.states[part][name], value, rtol=1e-3, atol=1e-6), name
+    constants = load_checkpoint(Run.at(taught_run).checkpoint("regions"), "regions")["constants"]
+    assert all(held.constants[name] == constants[name] for name in ("latent_std", "grids", "intensities"))
+    assert np.allclose(held.constants["latent_mean"], constants["latent_mean"])
+    assert held.about == {"data": "five phantoms", "licence": "None.", "cases": 5}
+    ranges = Gate.of_run(str(taught_run)).ranges
+    assert held.ranges == {name: pytest.approx(limits, rel=1e-4) for name, limits in ranges.items()}
+
+
+def test_it_names_no_case(taught_run: Path, handed_on: Path) -> None:
+    """Neither a name nor a hash of a training case, nor the numbers of its tumour, can be read in it."""
+    with safe_open(handed_on, "pt") as file:
+        header = json.loads(file.metadata()["sbldm"])
+    text = handed_on.read_bytes().decode("latin-1")
+    run, names = Run.at(taught_run), read_lists(taught_run)["train"]
+    for name in names:
+        sidecar = read_sidecar(run.prepared, name)
+        assert name not in text and not any(sidecar[key] in text for key in ("content", "brightness", "mask"))
+    own = TumourModel.from_state(load_checkpoint(run.checkpoint("regions"), "regions")["constants"]["tumours"])
+    means = np.array(header["constants"]["tumours"]["means"])
+    assert means.shape == (1000, 8)  # of draws
+    assert np.abs(means[:, None] - own.means[None]).max(-1).min() > 1e-4
+    drawn = TumourModel.from_state(header["constants"]["tumours"]).sample(400, seed=1)
+    assert np.log(drawn[:, 0]).mean() == pytest.approx(np.log(own.sample(400, seed=2)[:, 0]).mean(), abs=0.15)
+
+
+def test_cases_are_recognised_by_salted_hashes(taught_run: Path, handed_on: Path) -> None:
+    """By name, content or brightness; others are not, nor are its own with another salt."""
+    held, names = Weights.read(handed_on).seen, read_lists(taught_run)
+    cases = {role: [read_sidecar(Run.at(taught_run).prepared, n) for n in names[role]] for role in names}
+    assert all(held.holds(case[key]) for case in cases["train"] for key in ("case", "content", "brightness"))
+    assert not any(held.holds(case["case"], case["content"], case["brightness"]) for case in cases["validation"])
+    assert not any(Seen("00" * 16, held.hashes).holds(case["content"]) for case in cases["train"])
+    assert Seen.of({"a": {"content": "b"}}).hashes != Seen.of({"a": {"content": "b"}}).hashes  # a salt of its own
+
+
+def test_a_scan_is_recognised_at_twice_the_resolution() -> None:
+    """The block means of a scan have the hash of the scan that was stored so, however its axes run."""
+    rng = np.random.default_rng(0)
+    fine = rng.integers(1, 900, (6, 8, 5))
+    coarse = np.pad(fine, ((0, 0), (0, 0), (0, 1))).reshape(3, 2, 4, 2, 3, 2).mean((1, 3, 5)).round()
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0])
+    assert coarse_hash(fine, lps) == brightness_hash(coarse)
+    assert coarse_hash(fine[::-1, ::-1], np.eye(4)) == brightness_hash(coarse)
+    assert coarse_hash(fine[:, :, ::-1], np.diag([-1.0, -1.0, -1.0, 1.0])) == brightness_hash(coarse)
+
+
+def test_pairs_of_an_empty_folder(handed_on: Path, tmp_path: Path) -> None:
+    """Nothing is prepared: the file draws, whole brains and into scans; pairs say what it was trained on, and whose."""
+    run = tmp_path / "empty"
+    done = call("synth", "--run", run, "--n", 2, "--weights", handed_on)
+    assert done.returncode == 0, done.stderr
+    assert "Generator: tiny.safetensors, trained on five phantoms. None." in done.stdout
+    (dataset,) = (run / "nnUNet_raw").iterdir()
+    assert dataset.name == "Dataset501_SBLDM"
+    held = Weights.read(handed_on)
+    rows = manifest(run)
+    assert {row["checkpoint_sha256"] for row in rows} == {held.sha256}
+    assert read_lineage(dataset) == {} and read_origin(dataset) == json.loads(json.dumps(held.origin))
+    image = nib.load(next((dataset / "imagesTr").iterdir()))
+    assert image.shape == (60, 60, 39) and "five phantoms" in (dataset / "datasheet.md").read_text()
+
+
+def test_pairs_beside_prepared_cases_have_their_grid(handed_on: Path, prepared_run: Path, tmp_path: Path) -> None:
+    """And are drawn into them; each descends from its canvas, not from the generator's cases."""
+    run = copy_run(prepared_run, tmp_path)
+    drawn = call("synth", "--run", run, "--n", 2, "--weights", handed_on, "--canvas", "train", "--dataset", 502)
+    assert drawn.returncode == 0, drawn.stderr
+    dataset = run / "nnUNet_raw" / "Dataset502_SBLDM"
+    canvases = {row["canvas"] for row in manifest(run, Path("nnUNet_raw", dataset.name))}
+    assert canvases <= set(read_lineage(dataset)) <= set(read_lists(run)["train"])
+    model = Model.load(str(run), CPU, weights=handed_on)
+    own = read_sidecar(Run.at(run).prepared, min(canvases))
+    assert model.constants["grids"]["native"] == own["native"]
+
+
+def test_the_native_grid_may_be_another(taught_run: Path, tmp_path: Path) -> None:
+    """That of an image, so that weights of coarse cases draw in the grid of the scanner."""
+    fine = nib.Nifti1Image(np.zeros((120, 120, 78), np.uint8), np.diag([-2.0, -2.0, 2.0, 1.0]))
+    nib.save(fine, tmp_path / "fine.nii.gz")
+    out = tmp_path / "fine.safetensors"
+    assert (
+        call("weights", "--run", taught_run, "--out", out, *WORDS, "--like", tmp_path / "fine.nii.gz").returncode == 0
+    )
+    grid = Model.load(str(tmp_path), CPU, weights=out).native
+    assert (grid.size, grid.spacing) == ((120, 120, 78), (2.0, 2.0, 2.0))
+    assert np.allclose(grid.affine(), fine.affine)
+
+
+def test_a_training_goes_on_from_it(handed_on: Path, phantom_cases: Path, tmp_path: Path) -> None:
+    """Both networks begin as they lie in the file; latents and requests stay scaled as they know them."""
+    held = Weights.read(handed_on)
+    run = tmp_path / "run"
+    done = call("prepare", "--run", run, "--data", phantom_cases, "--init", handed_on)
+    assert done.returncode == 0, done.stderr
+    preset = Run.at(run).preset
+    assert preset["init"] == {"weights": str(handed_on), "sha256": held.sha256}
+    assert preset["diffusion"]["iterations"] == 400
+    assert preset["diffusion"]["learning_rate"] == held.preset["diffusion"]["learning_rate"] / 4
+    for part, network in (("autoencoder", new_autoencoder(preset)), ("network", new_denoiser(preset, {}))):
+        assert all(torch.equal(value, held.states[part][name]) for name, value in network.state_dict().items())
+    text = (run / "preset.yaml").read_text().replace("iterations: 400", "iterations: 100").replace(": 800", ": 200")
+    (run / "preset.yaml").write_text(text)
+    assert call("train", "--run", run).returncode == 0  # regions too
+    constants = load_checkpoint(Run.at(run).checkpoint("regions"), "regions")["constants"]
+    kept = ("latent_std", "normaliser", "tumours")
+    assert {name: constants[name] for name in kept} == {name: held.constants[name] for name in kept}
+    assert call("synth", "--run", run, "--n", 1).returncode == 0
+    (tmp_path / "moved.safetensors").write_bytes(b"")
+    assert "brings its own preset" in one_line(
+        call("prepare", "--run", run, "--data", phantom_cases, "--init", handed_on, "--minutes", 5), 2
+    )
+
+
+def test_wrong_files(handed_on: Path, trained_run: Path, tmp_path: Path) -> None:
+    """In one line that says what such a file is."""
+    synth = "synth", "--run", tmp_path / "empty", "--n", 1, "--weights"
+    assert "WEIGHTS=nowhere: no such file; write shipped" in one_line(call(*synth, "nowhere"), 2)
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    assert "must be a file that `make weights` wrote" in one_line(call(*synth, tmp_path / "text.safetensors"), 2)
+    (tmp_path / "half.safetensors").write_bytes(handed_on.read_bytes()[:-1000])
+    assert "must be a file that `make weights` wrote" in one_line(call(*synth, tmp_path / "half.safetensors"), 2)
+    made = "weights", "--run", trained_run, "--out", tmp_path / "x.safetensors"
+    assert "ABOUT" in one_line(call(*made), 2)
+    assert "regions.whole of its preset is 0" in one_line(call(*made, *WORDS), 2)
+    with pytest.raises(InputError, match="draws flair and whole tumour"):
+        run = copy_run(
+            trained_run, tmp_path, data={"channels": ["t1"], "labels": {"whole tumour": "all"}}, leave_out="prepared"
+        )
+        Model.load(str(run), CPU, weights=handed_on)
+    assert read_json(trained_run / "lists.json")
