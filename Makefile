@@ -44,9 +44,10 @@ help: ## this page
 	@echo "           LABELS=auto|brats21|brats23|brats24|peds|file.yaml (what the numbers in the masks mean; auto: as the layout says)"
 	@echo "           ACCEPT='CASE CASE:check all:check' (use a case in spite of a doubt that pre-flight names)"
 	@echo "  prepare, train: MODEL=sbldm|sbldm_2d|ldm3d|ldm3d_reduced|lsgan|copypaste  MINUTES=training time to aim at"
+	@echo "  prepare, train: INIT=shipped|file.safetensors (go on from these weights on your cases, in minutes)"
 	@echo "  synth:   N=pairs  REQUESTS=table.csv|gaps (rare sizes and places) | VOLUME_ML= SURFACE_MM2= SPHERICITY= CENTRE_MM=R,A,S EXTENTS_MM=R,A,S"
 	@echo "           SAMPLER=ddim|ddpm|dpm_solver|unipc|heun STEPS= SPACING=karras|logsnr SIGMA_MIN= ETA= GUIDANCE= GUIDE=early|unasked BATCH=at once"
-	@echo "           DATASET=$(DATASET) NAME= (of the dataset; as MODEL)"
+	@echo "           DATASET=$(DATASET) NAME= (of the dataset; as MODEL)  WEIGHTS=shipped|file.safetensors (in place of the run's own)"
 	@echo "           CANVAS=train|folder of cases (draw into real brains)  KEEP=1 (their own tumours stay)"
 	@echo "           PUSH=1 (mass effect)  CONTRAST=SD of the brain above what lies around (faint: 1)"
 	@echo "           SATELLITES=share of pairs with a second, smaller tumour near the first (0.1: as real cases)"
@@ -112,7 +113,7 @@ train-autoencoder: ## stage 1 alone
 train-diffusion: ## stage 2 alone
 train-regions: ## RUN=..: after both stages: learn to draw into real brains (for CANVAS=)
 
-synth: $(READY) ## RUN=.. N=..: draw N pairs into RUN/nnUNet_raw
+synth: $(READY) ## RUN=.. N=..: draw N pairs into RUN/nnUNet_raw; where nothing is prepared by the shipped generator
 	@$(SBLDM) synth $(call o,RUN N SEED REQUESTS VOLUME_ML SURFACE_MM2 SPHERICITY CENTRE_MM EXTENTS_MM SAMPLER STEPS \
 	  SPACING SIGMA_MIN ETA GUIDANCE GUIDE BATCH CONTRAST CANVAS KEEP PUSH SATELLITES TOL GATE DATASET NAME DATA OWN WEIGHTS)
 

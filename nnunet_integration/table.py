@@ -177,8 +177,9 @@ def markdown(results: Results, rows: list[dict[str, Any]], answers: Sequence[str
     if any(row["lineage"] == "outside" for row in rows):
         names = ", ".join(sorted({f"`{row['arm']}`" for row in rows if row["lineage"] == "outside"}))
         page.append(
-            f"- **A generator from elsewhere** in {names}: it was trained on cases beside the real ones of the arm (none "
-            "of them is tested on; `lineage.json` of its pairs says which data), so the gain is not one of these alone."
+            f"- **A generator from elsewhere** in {names}: it was trained on cases beside the real ones of the arm "
+            "(none of them is tested on; `lineage.json` of its pairs says which data), so a gain is not one of these "
+            "alone."
         )
     if any(row["verdict"] == "exploratory" for row in rows):
         page.append(

@@ -20,6 +20,7 @@ from nnunet_integration.evaluation import Question, _with_amounts, export
 from nnunet_integration.jobs import plan_jobs
 from nnunet_integration.pool import Pool, _write_case
 from nnunet_integration.sources import Pairs, RealCases, find_pairs, find_real, nested_subset, pairs_for
+from sbldm.cases.identity import Seen
 from sbldm.cases.layouts import content_hash, find_cases
 from sbldm.errors import DataError, InputError, OutputError, StateError
 from sbldm.files import read_json, write_csv, write_json
@@ -68,6 +69,39 @@ def test_pairs_carry_their_lineage(drawn_run, real):
     assert pairs.lineage == {name: real.content[name] for name in real.train}
     assert pairs.seen(real.train, real) == set(real.train)
     assert pairs.seen(real.test, real) == set()
+
+
+def test_a_generator_from_elsewhere(drawn_run, real, tmp_path):
+    """Its pairs may join any arm; a test case that it was trained on is refused by salted hashes, and says so by name."""
+    run = Path(shutil.copytree(drawn_run, tmp_path / "run"))
+    folder = next((run / "nnUNet_raw").glob("Dataset*"))
+    first, *_, last = sorted(real.train)
+
+    def trained_on(*marks: str) -> Pairs:
+        seen = Seen.of({mark: {"content": mark} for mark in marks}).state()
+        generator = {"data": "other cases", "licence": "none", "cases": len(marks), "seen": seen}
+        write_json(folder / "lineage.json", {"cases": {}, "generator": generator})
+        return pairs_of(run, real)[0]
+
+    pairs = trained_on("Case 1", "Case 2")
+    assert pairs.seen([*real.train, *real.test], real) == set()
+    (job,) = plan(["real+sbldm"], real, [pairs], [2])
+    assert job["lineage"] == "outside" and len(job["train"]) == 4
+    tested = min(real.test)
+    for mark in (tested, real.content[tested], real.identities[tested].brightness, real.marks(tested)[-1]):
+        pairs = trained_on("Case 1", mark)
+        assert pairs.seen(real.test, real) == {tested}
+        with pytest.raises(DataError, match=f"made from {tested}, which are tested on"):
+            plan(["real+sbldm"], real, [pairs], [2])
+    with open(folder / "manifest.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    trained_on("Case 1")
+    content = {"canvas": first, "canvas_content": real.content[first]}
+    write_csv(folder / "manifest.csv", [row | content for row in rows])
+    described = read_json(folder / "lineage.json") | {"cases": {first: real.content[first]}}
+    write_json(folder / "lineage.json", described)
+    (pairs,) = pairs_of(run, real)  # drawn into a training case: for arms that have it
+    assert len(pairs.usable({first: real.content[first]})) == 3 and not pairs.usable({last: real.content[last]})
 
 
 def test_canvases_of_the_user_s_own_are_free(drawn_run, real, tmp_path):
