@@ -296,9 +296,12 @@ class _Book(Values):
                 raise ValueError(f"arm {name}: {wrong[0]!r} stands in train and must stand in its name")
             if "synth" in words and "synth" not in arm.train:
                 raise ValueError(f"arm {name}: 'synth' must stand in its name and in train, or in neither")
-        for name in [name for family in self.families for name in family]:
+        members = [name for family in self.families for name in family]
+        for name in members:
             if name not in self.arms:
                 raise ValueError(f"families: {name} is none of the arms{nearest(name, self.arms)}")
+            if members.count(name) > 1 or name == self.baseline:
+                raise ValueError(f"families: {name} must stand in one of them, once, and the baseline in none")
         if self.baseline not in self.arms:
             raise ValueError(f"baseline {self.baseline} is none of the arms{nearest(self.baseline, self.arms)}")
         families = [re.escape(name).replace("synth", "([a-z][a-z0-9_]*)") for name in self.arms]

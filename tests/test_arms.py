@@ -117,6 +117,21 @@ def test_wrong_arms(tmp_path, arm, message):
         ArmBook.load(str(path))
 
 
+@pytest.mark.parametrize(
+    ("families", "message"),
+    [
+        ([["real+synthetic"]], r"families: real\+synthetic is none of the arms"),
+        ([["real", "synth"], ["real"]], "families: real must stand in one of them, once"),
+        ([["real+aug"]], r"families: real\+aug must .* the baseline in none"),
+    ],
+)
+def test_wrong_families(tmp_path, families, message):
+    content = yaml.safe_load((HERE / "arms.yaml").read_text()) | {"families": families}
+    (tmp_path / "arms.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(InputError, match=message):
+        ArmBook.load(str(tmp_path / "arms.yaml"))
+
+
 def test_budgets():
     small = load_budget("small", iterations=500, snapshots=None)
     assert small["iterations"] == 500 and all(snapshot < 500 for snapshot in small["snapshots"])

@@ -489,6 +489,12 @@ def test_regions_of_a_batch():
     batch = DiffusionBatch(schedule, tumour=0.8, picture=picture)
     healthy = batch._regions(places.repeat(1000, 1), torch.zeros(2000, 1, 2, 2, 2))[1]
     assert healthy.float().mean().item() == pytest.approx(0.2, abs=0.03)
+    mixed = DiffusionBatch(schedule, condition_dropout=0.5, tumour=0.8, picture=picture, whole=0.25)
+    region, left_out = mixed._regions(places.repeat(1000, 1), torch.zeros(2000, 1, 2, 2, 2))
+    everywhere = region.flatten(1).all(1)
+    assert everywhere.float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert left_out[everywhere].float().mean().item() == pytest.approx(0.5, abs=0.07)  # whole brains without a request
+    assert left_out[~everywhere].float().mean().item() == pytest.approx(0.2, abs=0.03)  # healthy tissue
 
 
 def test_loss_within_regions():

@@ -72,7 +72,7 @@ def test_pairs_carry_their_lineage(drawn_run, real):
 
 
 def test_a_generator_from_elsewhere(drawn_run, real, tmp_path):
-    """Its pairs may join any arm; a test case that it was trained on is refused by salted hashes, and says so by name."""
+    """Its pairs may join any arm; a test case that it was trained on is refused, found by salted hashes."""
     run = Path(shutil.copytree(drawn_run, tmp_path / "run"))
     folder = next((run / "nnUNet_raw").glob("Dataset*"))
     first, *_, last = sorted(real.train)
