@@ -121,7 +121,7 @@ weights: $(READY) ## RUN=.. OUT=.. ABOUT='what it was trained on': its generator
 	@$(SBLDM) weights $(call o,RUN OUT ABOUT LICENCE LIKE)
 
 controls: $(READY) ## RUN=.. DATASET=..: of pairs on canvases: healed brains alone, and real tumours pasted into them
-	@$(SBLDM) controls $(call o,RUN DATASET)
+	@$(SBLDM) controls $(call o,RUN DATASET WEIGHTS)
 
 sweep: $(READY) ## RUN=..: tumours of five sizes at one place, and of one size at five places; N=5 seeds of noise each
 	@$(SBLDM) sweep $(call o,RUN SEED STEPS N BATCH CANVAS)

@@ -25,7 +25,7 @@ from nnunet_integration.sources import some
 from sbldm.cases.volumes import read_image, whole_numbers
 from sbldm.errors import DataError, InputError, StateError
 from sbldm.files import atomic_path, make_folder, read_json, user_path, write_csv, write_json
-from sbldm.manifest import ANEW, DRAWN_BY, read_description, read_manifest, read_settings
+from sbldm.manifest import ANEW, DRAWN_BY, from_elsewhere, read_description, read_manifest, read_settings
 from sbldm.run.progress import progress
 from sbldm.synthesis.datasheet import write_datasheet
 
@@ -80,7 +80,8 @@ def filter_pairs(
         row["agreement_dsc"], row["agreement_found"] = agreement(predictions / file, source / "labelsTr" / file)
     found = [row["agreement_found"] for row in rows]
     figure = _draw(run / "figures" / f"{target.name}_acceptance.png", source.name, found, _real_found(network), least)
-    kept = [_kept(row, cases or {}, "generator" in lineage) for row in rows if row["agreement_found"] >= least]
+    elsewhere = from_elsewhere(source)
+    kept = [_kept(row, cases or {}, elsewhere) for row in rows if row["agreement_found"] >= least]
     if not kept:
         raise DataError(
             f"{source}: no pair is kept, the network finds {max(found):.3f} of a mask at most; lower LEAST (see "

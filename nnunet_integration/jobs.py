@@ -174,6 +174,11 @@ def _training_cases(
                 f"{arm.name}: no pairs of {generator} that were made from none but its {len(training)} real cases; "
                 f"train a generator on these (their list is in OUT/subsets) and add {generator}@N_REAL=RUN to SYNTH."
             )
+        if known := source.learned(held_out, real):
+            raise StateError(
+                f"{arm.name}: the generator of {source.folder.name} was trained on {some(known)}, which this fold "
+                "leaves out; leave FOLDS out, or use another generator."
+            )
         if not source.parents:
             held_back = source.seen(held_out, real)
             if extra := held_back | (set(source.lineage or {}) - set(training)):

@@ -12,14 +12,14 @@ import numpy as np
 
 from sbldm.cases.datasets import described_cases
 from sbldm.cases.identity import Identity, Seen, brightness_hash, coarse_hash
-from sbldm.cases.layouts import Case, Source, find_cases, plain_name
+from sbldm.cases.layouts import Case, Source, find_cases, plain_name, read_arrays
 from sbldm.cases.pipeline import check_unchanged, original_cases
 from sbldm.cases.preflight import preflight
 from sbldm.cases.volumes import load_image, read_image, whole_numbers
 from sbldm.errors import DataError, InputError, StateError
 from sbldm.evaluation.copies import too_many_copies
 from sbldm.files import read_json, reading, user_path
-from sbldm.manifest import read_lineage, read_manifest, read_origin, read_settings
+from sbldm.manifest import from_elsewhere, read_lineage, read_manifest, read_origin, read_settings
 from sbldm.run.progress import progress
 from sbldm.run.schema import split_words
 from sbldm.runs import Run
@@ -62,9 +62,8 @@ class RealCases:
     def marks(self, name: str) -> list[str]:
         """By what a generator from elsewhere knows a case (`Seen`), which it may have seen at half its resolution."""
         case, identity = (self.train | self.test)[name], self.identities[name]
-        image = read_image(case.images[0], MEND)
-        coarse = coarse_hash(np.asarray(image.dataobj, np.float32), image.affine)
-        return [name, identity.content, identity.brightness, coarse]
+        image, _, affine = read_arrays(case, self.source)
+        return [identity.content, identity.brightness, coarse_hash(image[0], affine)]
 
     @property
     def dataset_json(self) -> dict[str, Any]:
@@ -150,7 +149,11 @@ class Pairs:
         lineage = self.lineage or {}
         hashes = set(lineage.values())
         found = {name for name in names if name in lineage or real.content[name] in hashes}
-        return found | {name for name in names if self.outside and self.outside.holds(*real.marks(name))}
+        return found | self.learned(names, real)
+
+    def learned(self, names: Iterable[str], real: RealCases) -> set[str]:
+        """Those of these real cases that a generator from elsewhere was trained on."""
+        return {name for name in names if self.outside and self.outside.holds(*real.marks(name))}
 
     def usable(self, training: Mapping[str, str]) -> list[str]:
         """Pairs that descend from nothing but these training cases (name -> content hash), as far as pairs say so."""
@@ -165,7 +168,7 @@ class Pairs:
         """How to draw more pairs, as the end of a message."""
         if self.lineage is None:
             return "add more to it, or ask for a smaller amount"
-        target = "copypaste" if self.parents else "synth"
+        target = "copypaste" if read_settings(self.folder).get("generator") == "copypaste" else "synth"
         return f"draw more with `make {target} RUN={self.folder.parents[1]} N=..`"
 
 
@@ -194,7 +197,10 @@ def find_pairs(synth: str, run: Run, real: RealCases) -> list[Pairs]:
             asked[key] = _dataset_folder(user_path(match[3]).resolve(), match[1])
     else:
         for path in sorted((run.folder / "nnUNet_raw").glob("Dataset*_*/dataset.json")):
-            asked.setdefault((path.parent.name.split("_", 1)[1].lower(), ""), path.parent.resolve())
+            key = (path.parent.name.split("_", 1)[1].lower(), "")
+            if key in asked:
+                print(f"Left out: {path.parent}, as {asked[key].name} has the same name; SYNTH= can take both.")
+            asked.setdefault(key, path.parent.resolve())
     for (generator, _), folder in asked.items():
         if not re.fullmatch(r"[a-z][a-z0-9_]*", generator) or generator in RESERVED:
             raise InputError(
@@ -234,9 +240,10 @@ def _read_pairs(generator: str, only: str, folder: Path, real: RealCases) -> Pai
     elif manifest.is_file():
         rows = {row["pair"]: row for row in read_manifest(folder)}
         names = [name for name in names if name in rows]  # nothing else in the folder has this lineage
-        _check_copies(folder, list(rows.values()), audited=origin is not None)
+        elsewhere = from_elsewhere(folder)
+        _check_copies(folder, list(rows.values()), audited=elsewhere)
         # Of a generator from elsewhere a pair descends from its canvas alone, of the real cases here.
-        columns = ("parents", "canvas") if origin else ("parents",)
+        columns = ("parents", "canvas") if elsewhere else ("parents",)
         parents = {n: frozenset(rows[n][c].split(";")) for c in reversed(columns) for n in names if c in rows[n]}
         scans = _scans(rows.values(), lineage, real)
     tested = {real.identities[name].brightness: name for name in real.test}
@@ -248,7 +255,7 @@ def _read_pairs(generator: str, only: str, folder: Path, real: RealCases) -> Pai
         if twin := tested.get(_check_pair(case, real)):
             raise DataError(f"{case.images[0]}: holds the image of the test case {twin}; leave it out.")
         cases[name] = case
-    outside = Seen(origin["seen"]["salt"], frozenset(origin["seen"]["hashes"])) if origin else None
+    outside = Seen.from_state(origin["seen"]) if origin else None
     return Pairs(generator, only, folder, cases, lineage, parents, scans, outside)
 
 

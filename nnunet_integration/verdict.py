@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from nnunet_integration.arms import ArmBook
 from nnunet_integration.results import ArmResults, Results
 from nnunet_integration.statistics import undecided
 from nnunet_integration.table import compare, interval, number
+from sbldm.manifest import read_settings
 
 __all__ = ["answer"]
 
@@ -65,11 +67,19 @@ def _next(n: int, name: str, arms: dict[str, ArmResults], book: ArmBook) -> str:
     """The first that applies."""
     if undecided(min(len(arms[name].jobs), len(arms[book.baseline].jobs))):
         return "`SEEDS=0,1,2` trains three of each"
-    if not any(word in one for one in arms for word in INTO_REAL_BRAINS):
+    if not any(map(_into_real_brains, arms.values())):
         return "draw into real brains, with `make synth CANVAS=train` or `make copypaste`"
     if n <= FEW_REAL and max(arm.amount for arm in arms.values()) <= 1:
         return "five pairs for each real case, with `make plateau AMOUNTS=5`"
     return "more test cases (`TEST=`) or seeds (`SEEDS=`)"
+
+
+def _into_real_brains(arm: ArmResults) -> bool:
+    """Whether the pairs of an arm show real brains: by their settings, or by their name where these are gone."""
+    if any(word in arm.name for word in INTO_REAL_BRAINS):
+        return True
+    folders = [Path(folder) for folder in arm.jobs[0].get("pairs") or []]
+    return any("canvases" in read_settings(folder) for folder in folders if (folder / "synthesis.json").is_file())
 
 
 def _count(n: int, what: str) -> str:

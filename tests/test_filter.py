@@ -22,7 +22,13 @@ NAME = "Dataset504_SBLDM"
 # Of a mask of 20 voxels: how many are found, how many others are predicted. DSC = 2 * found / (20 + found + others).
 PREDICTED = {"A": (20, 0), "B": (1, 0), "C": (2, 98), "D": (0, 0), "E": (10, 10)}
 DSC = {"A": 1.0, "B": 0.0952, "C": 0.0333, "D": 0.0, "E": 0.5}
-ORIGIN = {"data": "elsewhere", "licence": "CC BY", "cases": 9, "seen": {"salt": "00", "hashes": []}}
+ORIGIN = {
+    "data": "elsewhere",
+    "licence": "CC BY",
+    "cases": 9,
+    "seen": [{"salt": "00", "hashes": []}],
+    "weights_sha256": "w",
+}
 FOUND = {"A": 1.0, "B": 0.05, "C": 0.1, "D": 0.0, "E": 0.5}
 
 
@@ -45,7 +51,7 @@ def write_dataset(run: Path, name: str = NAME, **columns: str) -> Path:
     rows = [{"pair": pair, "seed": k, "redrawn": 0, "seconds": 0.1} | columns for k, pair in enumerate(PREDICTED)]
     write_csv(folder / "manifest.csv", rows)
     write_json(folder / "lineage.json", {"cases": {"one": "h1"}})
-    write_json(folder / "synthesis.json", {"seed": 0, "generator": "hand"})
+    write_json(folder / "synthesis.json", {"seed": 0, "generator": "hand", "checkpoint_sha256": "w"})
     channels = {"0": "FLAIR", "1": "T1"}
     labels = {"background": 0, "tumour": 1}
     content = {"channel_names": channels, "labels": labels, "numTraining": 5, "file_ending": ".nii.gz"}
@@ -154,7 +160,7 @@ def test_kept_pairs(run: Path, predicted: list[tuple], capsys: pytest.CaptureFix
 
     settings = read_json(target / "synthesis.json")
     chosen = settings.pop("filter")
-    assert settings == {"seed": 0, "generator": "hand"}
+    assert settings == {"seed": 0, "generator": "hand", "checkpoint_sha256": "w"}
     assert chosen["least"] == 0.1 and chosen["model"] == "real+aug_n2_seed0" and chosen["pairs"] == 5
     assert read_json(target / "lineage.json") == {"cases": {"one": "h1", "two": "h2"}}
     assert read_json(target / "dataset.json")["numTraining"] == 3

@@ -78,8 +78,9 @@ def test_a_generator_from_elsewhere(drawn_run, real, tmp_path):
     first, *_, last = sorted(real.train)
 
     def trained_on(*marks: str) -> Pairs:
-        seen = Seen.of({mark: {"content": mark} for mark in marks}).state()
+        seen = Seen.of([{"content": mark} for mark in marks]).state()
         generator = {"data": "other cases", "licence": "none", "cases": len(marks), "seen": seen}
+        generator["weights_sha256"] = read_json(folder / "synthesis.json")["checkpoint_sha256"]
         write_json(folder / "lineage.json", {"cases": {}, "generator": generator})
         return pairs_of(run, real)[0]
 
@@ -88,7 +89,7 @@ def test_a_generator_from_elsewhere(drawn_run, real, tmp_path):
     (job,) = plan(["real+sbldm"], real, [pairs], [2])
     assert job["lineage"] == "outside" and len(job["train"]) == 4
     tested = min(real.test)
-    for mark in (tested, real.content[tested], real.identities[tested].brightness, real.marks(tested)[-1]):
+    for mark in (real.content[tested], real.identities[tested].brightness, real.marks(tested)[-1]):
         pairs = trained_on("Case 1", mark)
         assert pairs.seen(real.test, real) == {tested}
         with pytest.raises(DataError, match=f"made from {tested}, which are tested on"):

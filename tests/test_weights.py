@@ -9,17 +9,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import call, copy_run, one_line
+from conftest import BUNDLE, call, copy_run, one_line
 from safetensors import safe_open
 from test_synthesis import manifest
 
+from sbldm.cases.geometry import NativeGrid
 from sbldm.cases.identity import Seen, brightness_hash, coarse_hash
+from sbldm.cases.layouts import content_hash
 from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import read_sidecar
 from sbldm.errors import InputError
 from sbldm.files import read_json
-from sbldm.manifest import read_lineage, read_origin
-from sbldm.runs import Run
+from sbldm.manifest import from_elsewhere, read_lineage, read_origin
+from sbldm.runs import Run, load_preset
 from sbldm.synthesis.gate import Gate
 from sbldm.synthesis.model import Model
 from sbldm.training import new_autoencoder, new_denoiser
@@ -50,11 +52,19 @@ def test_it_holds_the_networks_of_the_run(taught_run: Path, handed_on: Path) -> 
         for name, value in trained.items():
             assert torch.allclose(held.states[part][name], value, rtol=1e-3, atol=1e-6), name
     constants = load_checkpoint(Run.at(taught_run).checkpoint("regions"), "regions")["constants"]
-    assert all(held.constants[name] == constants[name] for name in ("latent_std", "grids", "intensities"))
+    assert all(held.constants[name] == constants[name] for name in ("latent_std", "intensities"))
+    ours, theirs = ({k: NativeGrid.from_state(v) for k, v in c["grids"].items()} for c in (held.constants, constants))
+    assert ours["native"].origin == (0, 0, 0)  # of no scanner
+    shifts = [grids["working"].centre - grids["native"].centre for grids in (ours, theirs)]
+    assert np.allclose(*shifts)
     assert np.allclose(held.constants["latent_mean"], constants["latent_mean"])
     assert held.about == {"data": "five phantoms", "licence": "None.", "cases": 5}
     ranges = Gate.of_run(str(taught_run)).ranges
-    assert held.ranges == {name: pytest.approx(limits, rel=1e-4) for name, limits in ranges.items()}
+    assert held.ranges.keys() == ranges.keys()
+    for name, (low, high) in ranges.items():  # rounded outward, as the outermost cases set them
+        least, most = held.ranges[name]
+        assert low - max(0.1 * abs(low), 0.01) < least <= low and high <= most < high + max(0.1 * abs(high), 0.01)
+    assert sum(held.ranges[name] != limits for name, limits in ranges.items()) > 8
 
 
 def test_it_names_no_case(taught_run: Path, handed_on: Path) -> None:
@@ -75,13 +85,17 @@ def test_it_names_no_case(taught_run: Path, handed_on: Path) -> None:
 
 
 def test_cases_are_recognised_by_salted_hashes(taught_run: Path, handed_on: Path) -> None:
-    """By name, content or brightness; others are not, nor are its own with another salt."""
+    """By content or brightness, whatever they are called; others are not, nor are its own with another salt."""
     held, names = Weights.read(handed_on).seen, read_lists(taught_run)
     cases = {role: [read_sidecar(Run.at(taught_run).prepared, n) for n in names[role]] for role in names}
-    assert all(held.holds(case[key]) for case in cases["train"] for key in ("case", "content", "brightness"))
-    assert not any(held.holds(case["case"], case["content"], case["brightness"]) for case in cases["validation"])
-    assert not any(Seen("00" * 16, held.hashes).holds(case["content"]) for case in cases["train"])
-    assert Seen.of({"a": {"content": "b"}}).hashes != Seen.of({"a": {"content": "b"}}).hashes  # a salt of its own
+    assert all(held.holds(case[key]) for case in cases["train"] for key in ("content", "brightness"))
+    assert not any(held.holds(case["content"], case["brightness"]) for case in cases["validation"])
+    assert not any(held.holds(case["case"]) for case in cases["train"])  # names could be tried one by one
+    ((_, hashes),) = held.lists
+    assert not any(Seen((("00" * 16, hashes),)).holds(case["content"]) for case in cases["train"])
+    assert Seen.of([{"content": "b"}]).lists != Seen.of([{"content": "b"}]).lists  # a salt of its own
+    both = Seen.of([{"content": "a"}]) + Seen.of([{"content": "b"}])
+    assert both.holds("a") and both.holds("b") and not both.holds("c") and Seen.from_state(both.state()) == both
 
 
 def test_a_scan_is_recognised_at_twice_the_resolution() -> None:
@@ -102,9 +116,9 @@ def test_pairs_of_an_empty_folder(handed_on: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Generator: tiny.safetensors, trained on five phantoms. None." in done.stdout
     (dataset,) = (run / "nnUNet_raw").iterdir()
-    assert dataset.name == "Dataset501_SBLDM"
+    assert dataset.name == "Dataset501_W_tiny"
     held = Weights.read(handed_on)
-    rows = manifest(run)
+    rows = manifest(run, Path("nnUNet_raw", dataset.name))
     assert {row["checkpoint_sha256"] for row in rows} == {held.sha256}
     assert read_lineage(dataset) == {} and read_origin(dataset) == json.loads(json.dumps(held.origin))
     image = nib.load(next((dataset / "imagesTr").iterdir()))
@@ -116,7 +130,7 @@ def test_pairs_beside_prepared_cases_have_their_grid(handed_on: Path, prepared_r
     run = copy_run(prepared_run, tmp_path)
     drawn = call("synth", "--run", run, "--n", 2, "--weights", handed_on, "--canvas", "train", "--dataset", 502)
     assert drawn.returncode == 0, drawn.stderr
-    dataset = run / "nnUNet_raw" / "Dataset502_SBLDM"
+    dataset = run / "nnUNet_raw" / "Dataset502_W_tiny"
     canvases = {row["canvas"] for row in manifest(run, Path("nnUNet_raw", dataset.name))}
     assert canvases <= set(read_lineage(dataset)) <= set(read_lists(run)["train"])
     model = Model.load(str(run), CPU, weights=handed_on)
@@ -124,7 +138,7 @@ def test_pairs_beside_prepared_cases_have_their_grid(handed_on: Path, prepared_r
     assert model.constants["grids"]["native"] == own["native"]
 
 
-def test_the_native_grid_may_be_another(taught_run: Path, tmp_path: Path) -> None:
+def test_the_native_grid_may_be_another(taught_run: Path, handed_on: Path, tmp_path: Path) -> None:
     """That of an image, so that weights of coarse cases draw in the grid of the scanner."""
     fine = nib.Nifti1Image(np.zeros((120, 120, 78), np.uint8), np.diag([-2.0, -2.0, 2.0, 1.0]))
     nib.save(fine, tmp_path / "fine.nii.gz")
@@ -134,7 +148,9 @@ def test_the_native_grid_may_be_another(taught_run: Path, tmp_path: Path) -> Non
     )
     grid = Model.load(str(tmp_path), CPU, weights=out).native
     assert (grid.size, grid.spacing) == ((120, 120, 78), (2.0, 2.0, 2.0))
-    assert np.allclose(grid.affine(), fine.affine)
+    coarse = Weights.read(handed_on).constants["grids"]
+    working, native = Model.load(str(tmp_path), CPU, weights=out).working, NativeGrid.from_state(coarse["native"])
+    assert np.allclose(working.centre - grid.centre, NativeGrid.from_state(coarse["working"]).centre - native.centre)
 
 
 def test_a_training_goes_on_from_it(handed_on: Path, phantom_cases: Path, tmp_path: Path) -> None:
@@ -156,16 +172,60 @@ def test_a_training_goes_on_from_it(handed_on: Path, phantom_cases: Path, tmp_pa
     kept = ("latent_std", "normaliser", "tumours")
     assert {name: constants[name] for name in kept} == {name: held.constants[name] for name in kept}
     assert call("synth", "--run", run, "--n", 1).returncode == 0
-    (tmp_path / "moved.safetensors").write_bytes(b"")
+    dataset = run / "nnUNet_raw" / "Dataset501_SBLDM"
+    assert read_origin(dataset) == held.origin and not from_elsewhere(dataset)  # test cases of the file stay refused
+    assert set(read_lineage(dataset)) == set(read_lists(run)["train"])
+    again = tmp_path / "again.safetensors"
+    assert call("weights", "--run", run, "--out", again, *WORDS).returncode == 0
+    passed_on = Weights.read(again)
+    assert passed_on.about["cases"] == 10 and passed_on.about["data"] == "five phantoms; before that on five phantoms"
+    assert passed_on.seen.lists[1] == held.seen.lists[0] and "init" not in passed_on.preset
     assert "brings its own preset" in one_line(
         call("prepare", "--run", run, "--data", phantom_cases, "--init", handed_on, "--minutes", 5), 2
     )
+
+
+def test_what_comes_with_the_package() -> None:
+    """The hash in the metadata, the size, BraTS's own grid, the default preset's networks, and that it names nobody."""
+    file = BUNDLE / "models" / "sbldm_brats.safetensors"
+    held, metadata = Weights.read("shipped"), read_json(BUNDLE / "configs" / "metadata.json")
+    assert held.path == file and file.stat().st_size <= 20e6
+    assert held.sha256 == metadata["weights"]["models/sbldm_brats.safetensors"]["sha256"]
+    assert held.about["cases"] == 100 and len(held.seen.lists[0][1]) == 200
+    assert b"BraTS20_" not in file.read_bytes()
+    small = load_preset("small")
+    assert held.preset["diffusion"]["network"] == small["diffusion"]["network"]
+    assert held.preset["autoencoder"] == small["autoencoder"] and held.preset["regions"] == small["regions"]
+    grid = Model.load("nowhere", CPU, weights="shipped").native
+    assert (grid.size, grid.spacing) == ((240, 240, 155), (1.0, 1.0, 1.0))
+
+
+REAL = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real cases of ../shared/data")
+def test_its_training_cases_are_recognised_at_both_resolutions() -> None:
+    """Those of the list, and no held-back one; at 1 mm as well, whatever they are called."""
+    seen = Weights.read("shipped").seen
+    for name in ("train100", "dev30"):
+        names = (REAL / "splits" / f"{name}.txt").read_text().split()
+        for case in names[:3]:
+            image = np.asarray(nib.load(REAL / "brats_2mm" / case / f"{case}_flair.nii.gz").dataobj)
+            assert seen.holds(content_hash(image), brightness_hash(image)) == (name == "train100")
+        for folder in (REAL / "brats_1mm" / case for case in names):
+            if folder.is_dir():
+                image = nib.load(folder / f"{folder.name}_flair.nii.gz")
+                assert seen.holds(coarse_hash(np.asarray(image.dataobj), image.affine)) == (name == "train100")
 
 
 def test_wrong_files(handed_on: Path, trained_run: Path, tmp_path: Path) -> None:
     """In one line that says what such a file is."""
     synth = "synth", "--run", tmp_path / "empty", "--n", 1, "--weights"
     assert "WEIGHTS=nowhere: no such file; write shipped" in one_line(call(*synth, "nowhere"), 2)
+    prepare = "prepare", "--run", tmp_path / "empty", "--data", tmp_path, "--init", "nowhere"
+    assert "INIT=nowhere: no such file" in one_line(call(*prepare), 2)
+    into = *synth, handed_on, "--canvas", "train"
+    assert "CANVAS=train: no cases are prepared here" in one_line(call(*into), 2)
     (tmp_path / "text.safetensors").write_text("no tensors")
     assert "must be a file that `make weights` wrote" in one_line(call(*synth, tmp_path / "text.safetensors"), 2)
     (tmp_path / "half.safetensors").write_bytes(handed_on.read_bytes()[:-1000])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -57,6 +58,13 @@ def _weights(name: str, run: Run) -> str | None:
         print(f"{run.folder}: nothing is prepared here, so the generator that comes with this package draws.")
     print(f"Generator: {held.path.name}, trained on {held.about['data']}. {held.about['licence']}")
     return str(held.path)
+
+
+def _plain(file: str) -> str:
+    """What pairs of a file of weights are called: SHIPPED, or as the file."""
+    from sbldm.weights import SHIPPED
+
+    return "SHIPPED" if Path(file) == SHIPPED else f"W_{re.sub('[^A-Za-z0-9]', '_', Path(file).stem)}"
 
 
 def _canvas(where: str) -> str | None:
@@ -109,7 +117,7 @@ def prepare(arguments: argparse.Namespace) -> None:
 
         if arguments.preset not in ("", "small") or arguments.model not in ("", "sbldm") or arguments.minutes:
             raise InputError(f"INIT={arguments.init}: brings its own preset; leave PRESET, MODEL and MINUTES out.")
-        preset = Weights.read(arguments.init).fine_tuning
+        preset = Weights.read(arguments.init, "INIT").fine_tuning
     else:
         preset = load_preset(arguments.preset or "small", arguments.model, arguments.minutes)
     prepare_run(
@@ -132,8 +140,13 @@ def train(arguments: argparse.Namespace) -> None:
 
     run, seed = Run.at(arguments.run), _whole("SEED", arguments.seed, 0, MOST_SEED)
     check_model(arguments.model)
-    if arguments.init and is_prepared(run) and not run.preset.get("init"):
-        raise StateError(f"{run.folder}: was prepared without INIT; choose another RUN to go on from weights.")
+    if arguments.init and is_prepared(run):
+        from sbldm.weights import Weights
+
+        if (run.preset.get("init") or {}).get("sha256") != Weights.read(arguments.init, "INIT").sha256:
+            raise StateError(
+                f"{run.folder}: was prepared without these weights; choose another RUN to go on from them."
+            )
     if arguments.data and not is_prepared(run):
         prepare(arguments)
     elif arguments.data:
@@ -163,7 +176,6 @@ def train(arguments: argparse.Namespace) -> None:
 def synth(arguments: argparse.Namespace) -> None:
     """Draw pairs into the nnU-Net raw dataset of the run."""
     from sbldm.synthesis.requests import GAPS, count_pairs, read_asked
-    from sbldm.weights import SHIPPED
 
     run = Run.at(arguments.run)
     request = {name: getattr(arguments, name) for name in REQUEST}
@@ -173,8 +185,10 @@ def synth(arguments: argparse.Namespace) -> None:
     asked = read_asked(table, request)
     count_pairs(arguments.n, len(asked) if table not in (None, GAPS) else 0)  # before any model is loaded
     file = _weights(arguments.weights, run)
+    if arguments.canvas == "train" and not run.preset_file.is_file():
+        raise InputError("CANVAS=train: no cases are prepared here; name a folder of scans, CANVAS=/path/to/scans.")
     model = "sbldm" if file else run.preset["model"]
-    name = arguments.name or ("SHIPPED" if file and Path(file) == SHIPPED else model.upper())
+    name = arguments.name or (_plain(file) if file else model.upper())
     if model == "copypaste":
         unheeded = (*SAMPLING, "batch", "tol", "canvas", "keep", "push", "satellites")
         refuse_requests(model, asked, {name: getattr(arguments, name) for name in unheeded})
@@ -241,7 +255,7 @@ def controls(arguments: argparse.Namespace) -> None:
     """Make the controls of a dataset on canvases: healed canvases alone, and real tumours pasted into them."""
     from sbldm.synthesis.controls import draw_controls
 
-    draw_controls(Run.at(arguments.run), str(_whole("DATASET", arguments.dataset, 1, 999)))
+    draw_controls(Run.at(arguments.run), str(_whole("DATASET", arguments.dataset, 1, 999)), arguments.weights)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -349,7 +363,12 @@ def parser() -> argparse.ArgumentParser:
         licence=("", "on which terms its pairs may be used, in words"),
         like=("", "image whose grid whole pairs are to have; that of the training cases when empty"),
     )
-    command(controls, run=run, dataset=("501", "number of the dataset on canvases"))
+    command(
+        controls,
+        run=run,
+        dataset=("501", "number of the dataset on canvases"),
+        weights=("", "that drew it, where it was not the run's own: shipped, or a .safetensors file"),
+    )
     return top
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "DRAWN_BY",
     "GIVEN_UP",
     "RECORD",
+    "from_elsewhere",
     "read_description",
     "read_given_up",
     "read_lineage",
@@ -78,8 +79,17 @@ def read_origin(dataset: Path) -> dict[str, Any] | None:
     origin = read_json(path, {"cases": {str: str}}, ANEW, remove=False).get("generator")
     if origin is not None:
         with reading(path, ANEW, remove=False):
-            check(origin, {"data": str, "licence": str, "cases": int, "seen": {"salt": str, "hashes": [str]}})
+            check(origin, {"data": str, "licence": str, "cases": int, "seen": [{"salt": str, "hashes": [str]}]})
     return origin
+
+
+def from_elsewhere(dataset: Path) -> bool:
+    """Whether weights from elsewhere drew a dataset, so that its pairs descend from none of a run's training cases.
+
+    (Those of a training that went on from such weights descend from both.)
+    """
+    origin = read_origin(dataset) if (dataset / "lineage.json").is_file() else None
+    return origin is not None and origin.get("weights_sha256") == read_settings(dataset).get("checkpoint_sha256")
 
 
 def read_description(dataset: Path) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 `NAME.safetensors` holds both networks in half precision; in its header lies all else that drawing needs, as JSON:
 preset, constants, what the gate holds plausible, words about the data. Nothing in it belongs to a single training case:
-names and hashes are salted hashes (`Seen`), the joint model of tumours is fitted to draws of the one that was fitted to
-cases, and the gate's ranges are those of all of them.
+which these were is known by salted hashes of their voxels alone (`Seen`), the joint model of tumours is fitted to draws
+of the one that was fitted to cases, and the gate's ranges are rounded outward.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ HEADER = {
     "constants": CONSTANTS | {"tumours": dict},
     "ranges": {str: [float]},
     "about": ABOUT,
-    "seen": {"salt": str, "hashes": [str]},
+    "seen": [{"salt": str, "hashes": [str]}],
 }
 FINE_TUNING = {  # what `INIT=` changes in the preset of the weights: short trainings at a quarter of the rate
     "autoencoder": {"iterations": 800, "iterations_per_epoch": 200},
@@ -78,15 +78,15 @@ class Weights:
     states: dict[str, dict[str, torch.Tensor]]
 
     @classmethod
-    def read(cls, name: str | Path) -> Weights:
-        """Read a file of weights; `shipped` is that of the package.
+    def read(cls, name: str | Path, variable: str = "WEIGHTS") -> Weights:
+        """Read a file of weights; `shipped` is that of the package. `variable` is what a message names.
 
         Raises:
             InputError: it is not there, or is no such file.
         """
         path = SHIPPED if str(name) == "shipped" else user_path(name)
         if not path.is_file():
-            raise InputError(f"WEIGHTS={name}: no such file; write shipped, or the path of a .safetensors file.")
+            raise InputError(f"{variable}={name}: no such file; write shipped, or the path of a .safetensors file.")
         with reading(path, "it must be a file that `make weights` wrote", remove=False, error=InputError):
             with safe_open(path, "pt") as file:
                 header = json.loads((file.metadata() or {})["sbldm"])
@@ -101,7 +101,7 @@ class Weights:
             constants = header["constants"] | {"latent_mean": tensors["latent_mean"].tolist(), "content": {}}
         check_preset(header["preset"], f"{path}: ", "configs/presets/small.yaml")
         ranges = {name: tuple(limits) for name, limits in header["ranges"].items()}
-        seen = Seen(header["seen"]["salt"], frozenset(header["seen"]["hashes"]))
+        seen = Seen.from_state(header["seen"])
         return cls(path, sha256(path), header["preset"], constants, ranges, header["about"], seen, states)
 
     @property
@@ -130,7 +130,13 @@ def _initial(preset: Mapping[str, Any]) -> Weights | None:
     """
     if not preset.get("init"):
         return None
-    held = Weights.read(preset["init"]["weights"])
+    try:
+        held = Weights.read(preset["init"]["weights"])
+    except InputError as error:
+        raise StateError(
+            f"{preset['init']['weights']}: the weights that this run goes on from are not there any more, or damaged "
+            f"({error}) Put the file back."
+        ) from None
     if held.sha256 != preset["init"]["sha256"]:
         raise StateError(
             f"{held.path}: is another file than when this run was prepared with INIT; put the old one back, or prepare "
@@ -149,8 +155,9 @@ def begin_with(network: nn.Module, preset: Mapping[str, Any], part: str) -> nn.M
 def initial_constants(preset: Mapping[str, Any]) -> dict[str, Any]:
     """What a training that goes on from weights keeps of them.
 
-    How latents and requests are scaled, as the network has learned it, and the tumours that can be asked for.
+    How latents and requests are scaled, as the network has learned it, the tumours that can be asked for, and which
+    cases it has seen before, which goes on into the lineage of all pairs.
     """
     held = _initial(preset)
     names = ("latent_mean", "latent_std", "normaliser", "tumours")
-    return {name: held.constants[name] for name in names} if held else {}
+    return {name: held.constants[name] for name in names} | {"origin": held.origin} if held else {}

@@ -67,10 +67,15 @@ class NativeGrid:
         lps[:3, 3] = self.origin
         return LPS_FROM_RAS @ lps
 
+    @property
+    def centre(self) -> np.ndarray:
+        """Its middle (mm, LPS)."""
+        half = np.asarray(self.spacing) * (np.asarray(self.size) - 1) / 2
+        return self.origin + np.reshape(self.direction, (3, 3)) @ half
+
     def frame(self, working: NativeGrid) -> np.ndarray:
         """Voxel indices of this grid to millimetres from the centre of a working grid, along its R, A and S axes."""
-        axes = np.reshape(working.direction, (3, 3))
-        centre = working.origin + axes @ (np.asarray(working.spacing) * (np.asarray(working.size) - 1) / 2)
+        axes, centre = np.reshape(working.direction, (3, 3)), working.centre
         world = LPS_FROM_RAS @ self.affine()
         world[:3, 3] -= centre
         world[:3] = axes.T @ world[:3]

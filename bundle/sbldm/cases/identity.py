@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -46,37 +46,42 @@ def coarse_hash(volume: np.ndarray, affine: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class Seen:
-    """Cases that a generator has learned from, as salted hashes: they can be recognised, and none is named.
+    """Cases that a generator has learned from, as salted hashes of their voxels: who has a case can ask for it.
 
-    Whoever has a case can ask whether it is among them; from the hashes alone nothing can be told.
+    Names are not among them: there are so few that they could be tried one by one.
 
     Attributes:
-        salt: of this list.
-        hashes: of each case's name, content and brightness (`Identity`).
+        lists: salt and hashes (of each case's content and brightness, see `Identity`) of each training that made it.
     """
 
-    salt: str
-    hashes: frozenset[str]
+    lists: tuple[tuple[str, frozenset[str]], ...] = ()
 
     @classmethod
-    def of(cls, cases: Mapping[str, Mapping[str, Any]], salt: str = "") -> Seen:
-        """Of cases by name, each with the `content` and, as far as it is known, the `brightness` of its identity."""
-        seen = cls(salt or secrets.token_hex(16), frozenset())
-        marks = [
-            (name, *(case[key] for key in ("content", "brightness") if key in case)) for name, case in cases.items()
-        ]
-        return cls(seen.salt, frozenset(seen._salted(mark) for own in marks for mark in own))
+    def of(cls, cases: Iterable[Mapping[str, Any]], salt: str = "") -> Seen:
+        """Of cases by the `content` and, as far as it is known, the `brightness` of each one's identity."""
+        salt = salt or secrets.token_hex(16)
+        marks = [case[key] for case in cases for key in ("content", "brightness") if key in case]
+        return cls(((salt, frozenset(_salted(mark, salt) for mark in marks)),))
+
+    @classmethod
+    def from_state(cls, state: Sequence[Mapping[str, Any]]) -> Seen:
+        """The inverse of `state`."""
+        return cls(tuple((own["salt"], frozenset(own["hashes"])) for own in state))
+
+    def state(self) -> list[dict[str, Any]]:
+        """Plain values; sorted, so that the order tells nothing."""
+        return [{"salt": salt, "hashes": sorted(hashes)} for salt, hashes in self.lists]
 
     def holds(self, *marks: str) -> bool:
-        """Whether a case with one of these marks (name, content, brightness) is among them."""
-        return any(self._salted(mark) in self.hashes for mark in marks)
+        """Whether a case with one of these marks (content, brightness) is among them."""
+        return any(_salted(mark, salt) in hashes for salt, hashes in self.lists for mark in marks)
 
-    def state(self) -> dict[str, Any]:
-        """Plain values; sorted, so that the order tells nothing."""
-        return {"salt": self.salt, "hashes": sorted(self.hashes)}
+    def __add__(self, other: Seen) -> Seen:
+        return Seen(self.lists + other.lists)
 
-    def _salted(self, mark: str) -> str:
-        return hashlib.blake2b(mark.encode(), salt=bytes.fromhex(self.salt)[:16], digest_size=20).hexdigest()
+
+def _salted(mark: str, salt: str) -> str:
+    return hashlib.blake2b(mark.encode(), salt=bytes.fromhex(salt)[:16], digest_size=20).hexdigest()
 
 
 @dataclass(frozen=True)

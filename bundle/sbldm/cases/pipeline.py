@@ -137,6 +137,8 @@ def _some(names: Sequence[str] | set[str], limit: int = 5) -> str:
 
 def _used(run: Run) -> str:
     """What has been made of the prepared cases of a run, in words; "" when nothing has."""
+    if not (run.folder / LISTS_FILE).is_file():  # pairs of weights from elsewhere have used none
+        return ""
     return next((f"{words} ({part}/)" for part, words in USES.items() if (run.folder / part).is_dir()), "")
 
 

@@ -35,7 +35,7 @@ from sbldm.evaluation.evaluate import GROUPS, SCORING, Settings, evaluate, refer
 from sbldm.evaluation.protocols import REFERENCES
 from sbldm.evaluation.table import read_evaluation
 from sbldm.files import make_folder, read_json, user_path
-from sbldm.manifest import read_description, read_lineage, read_manifest, read_settings
+from sbldm.manifest import from_elsewhere, read_description, read_lineage, read_manifest, read_settings
 from sbldm.run.limits import MOST_PROCESSES
 from sbldm.run.schema import split_words
 from sbldm.run.workers import killed_with_parent
@@ -146,6 +146,8 @@ def _references(run: Run | None, dataset: Path, names: list[str]) -> tuple[dict[
         return {}, dict.fromkeys(REFERENCES, "the pairs are not drawn by a run, whose path would be known.")
     if read_settings(dataset).get("generator") == "copypaste":
         return {}, dict.fromkeys(REFERENCES, "copy-paste pairs are made on the grid of the cases and take no path.")
+    if from_elsewhere(dataset):
+        return {}, dict.fromkeys(REFERENCES, "the pairs were drawn by weights from elsewhere, not by the run's own.")
     from sbldm.synthesis.reference import reference_cases
 
     found, missing = {}, {}

@@ -18,7 +18,7 @@ import numpy as np
 from sbldm.cases.layouts import Source, content_hash, read_arrays
 from sbldm.cases.pipeline import original_cases
 from sbldm.device import choose_device
-from sbldm.errors import DataError, InputError
+from sbldm.errors import DataError, InputError, StateError
 from sbldm.manifest import read_description, read_manifest, read_settings
 from sbldm.run.progress import progress
 from sbldm.runs import Run
@@ -37,7 +37,7 @@ KINDS = ("healed", "pasted")
 ROW = {"seed": int, "canvas": str, "canvas_content": str, "requested_volume_ml": float}
 
 
-def draw_controls(run: Run, dataset_id: str) -> list[Path]:
+def draw_controls(run: Run, dataset_id: str, weights: str = "") -> list[Path]:
     """Make both controls of a run's dataset on canvases, a pair for each of its pairs; what is there already stays.
 
     They get the next free numbers. A donor is a training case other than the canvas, whose tumour reaches the asked
@@ -46,6 +46,7 @@ def draw_controls(run: Run, dataset_id: str) -> list[Path]:
     Args:
         run: that drew the dataset.
         dataset_id: its number.
+        weights: file of the generator that drew it, where it was not the run's own (see `Weights`).
 
     Raises:
         InputError: there is no such dataset, or its pairs are not on canvases.
@@ -61,7 +62,12 @@ def draw_controls(run: Run, dataset_id: str) -> list[Path]:
     if "canvases" not in settings:
         raise InputError(f"DATASET={dataset_id}: its pairs are not on canvases; these controls are for CANVAS= alone.")
     rows = read_manifest(dataset, ROW)
-    model = Model.load(str(run.folder), choose_device(), regions=True)
+    model = Model.load(str(run.folder), choose_device(), regions=True, weights=weights or None)
+    if settings.get("checkpoint_sha256") != model.sha256:
+        raise StateError(
+            f"{dataset}: was drawn by other weights than these, which would heal its canvases otherwise; name "
+            "those with WEIGHTS=, or leave it out for the run's own."
+        )
     keep = "1" if settings["canvases"]["own"] == "kept" else None
     canvases = Canvases.of_run(str(run.folder), settings["canvases"]["from"], model, keep)
     canvases.prepare(sorted({row["canvas"] for row in rows}))

@@ -6,7 +6,15 @@ from pathlib import Path
 
 from sbldm.evaluation.copies import REACH, TUMOUR_REACH, too_many_copies
 from sbldm.files import atomic_path, read_text
-from sbldm.manifest import read_description, read_given_up, read_lineage, read_manifest, read_origin, read_settings
+from sbldm.manifest import (
+    from_elsewhere,
+    read_description,
+    read_given_up,
+    read_lineage,
+    read_manifest,
+    read_origin,
+    read_settings,
+)
 from sbldm.models import MODELS
 
 __all__ = ["SHEET_AGAIN", "write_datasheet"]
@@ -27,7 +35,7 @@ def write_datasheet(folder: Path, licence: str = "", findings: list[str] | None 
     path = folder / "datasheet.md"
     kept = _kept(path)
     rows, settings, lineage = read_manifest(folder, {"redrawn": int}), read_settings(folder), read_lineage(folder)
-    description = read_description(folder)
+    description, origin = read_description(folder), read_origin(folder)
     channels = ", ".join(description["channel_names"].values())
     labels = ", ".join(name for name in description["labels"] if name != "background")
     if findings is None:
@@ -38,12 +46,12 @@ def write_datasheet(folder: Path, licence: str = "", findings: list[str] | None 
         f"{len(rows)} **synthetic** pairs of image ({channels}) and mask ({labels}); {_brains(rows, settings)}",
         "",
         "## Made from",
-        *_ancestors(lineage, read_origin(folder)),
+        *_ancestors(lineage, origin, from_elsewhere(folder)),
         *_origin(settings, rows),
         *_intensities(settings),
         "",
         "## Licence note",
-        f"- {licence or ' '.join(kept['Licence note']) or UNKNOWN}",
+        f"- {licence or ' '.join(kept['Licence note']) or (origin or {}).get('licence') or UNKNOWN}",
         "",
         "## Checked while drawing",
         *_checks(folder, rows, settings),
@@ -110,18 +118,19 @@ def _origin(settings: dict, rows: list[dict[str, str]]) -> list[str]:
     ]
 
 
-def _ancestors(lineage: dict[str, str], origin: dict | None) -> list[str]:
+def _ancestors(lineage: dict[str, str], origin: dict | None, elsewhere: bool) -> list[str]:
     """The real cases that the pairs descend from."""
-    own = (
-        f"- {len(lineage)} real {'scans' if origin else 'training cases'}, by name and content hash in `lineage.json`."
-    )
-    if origin is None:
-        return [own]
-    return [own] * bool(lineage) + [
-        f"- A generator from elsewhere, trained on {origin['data']} ({origin['cases']} cases, in `lineage.json` as "
-        "salted hashes that name none). Whether it copies them was looked for before it was handed on, not here.",
-        f"- Terms of the generator: {origin['licence']}",
-    ]
+    found = []
+    if lineage or not elsewhere:
+        what = "scans" if elsewhere else "training cases"
+        found.append(f"- {len(lineage)} real {what}, by name and content hash in `lineage.json`.")
+    if origin:
+        how = "A generator from elsewhere" if elsewhere else "The training went on from a generator"
+        found.append(
+            f"- {how} that was trained on {origin['data']} ({origin['cases']} cases, in `lineage.json` as salted "
+            "hashes that name none). Whether it copies those was looked for before it was handed on, not here."
+        )
+    return found
 
 
 def _intensities(settings: dict) -> list[str]:
@@ -134,14 +143,14 @@ def _intensities(settings: dict) -> list[str]:
 
 def _checks(folder: Path, rows: list[dict[str, str]], settings: dict) -> list[str]:
     """What the gate did."""
-    if rows and ("parents" in rows[0] or "control_of" in settings):
+    if rows and (settings.get("generator") == "copypaste" or "control_of" in settings):
         return ["- Pairs of this kind pass no gate: each repeats the brain of a real case by design."]
     if not rows or "gate" not in rows[0]:
         return ["- Nothing: these pairs were drawn before there was a gate."]
     given_up = read_given_up(folder)
     drawn = len(rows) + sum(int(row["redrawn"]) for row in rows) + sum(given_up)
     overridden = [row for row in rows if row["gate"].startswith("OVERRIDDEN")]
-    elsewhere = read_origin(folder) is not None  # its training cases are not here to compare with
+    elsewhere = from_elsewhere(folder)  # its training cases are not here to compare with
     unseen = 0 if elsewhere else sum(row["near_copy"] == "" for row in rows)
     near = sum(row["near_copy"] == "1" for row in rows)
     canvas = "canvas" in rows[0]

@@ -173,6 +173,8 @@ class Gate:
         run, within = Run.at(run_dir), Tolerance.parse(tolerance)
         if weights:
             held = Weights.read(weights)
+            if switch == "off":
+                print("WARNING: GATE=off: implausible pairs will be written.")
             grid = evaluation_grid(WorkingGrid.from_config(**held.preset["grid"]).spacing)
             return cls(None, None, held.ranges, grid, switch == "on", within)
         if not kind_of(run.preset).conditional:

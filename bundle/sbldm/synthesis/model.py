@@ -13,7 +13,7 @@ import torch
 from monai.inferers import Inferer
 from torch import nn
 
-from sbldm.cases.geometry import NativeGrid
+from sbldm.cases.geometry import NativeGrid, WorkingGrid
 from sbldm.cases.intensity import describe_written, written_by
 from sbldm.cases.lists import read_lists
 from sbldm.device import choose_precision, fast_bfloat16
@@ -46,7 +46,8 @@ class Model:
         precision: of `choose_precision`, for the decoding. It goes volume by volume and so is the same in any batch;
             the denoiser, whose rounding would follow the batch, keeps single precision.
         early: the denoiser with the weights of an early stage of its training, where they were kept.
-        origin: of weights from elsewhere, what they were trained on (see `Weights.origin`); None of a run's own.
+        origin: of weights from elsewhere, or that its training went on from, what they were trained on
+            (`Weights.origin`); else None.
     """
 
     network: nn.Module
@@ -104,7 +105,8 @@ class Model:
 
         early = network(content["early"]) if content.get("early") else None
         constants, precision = content["constants"], choose_precision()
-        return cls(network(content["network"]), autoencoder, trained, constants, sha256(path), precision, early)
+        origin = constants.get("origin")
+        return cls(network(content["network"]), autoencoder, trained, constants, sha256(path), precision, early, origin)
 
     @classmethod
     def _of_weights(cls, weights: Weights, run: Run, device: torch.device, regions: bool) -> Model:
@@ -112,7 +114,7 @@ class Model:
         trained = within_regions(weights.preset)
         if not regions:
             trained |= {"sampling": weights.preset["sampling"]}
-        constants = weights.constants
+        constants, grid = weights.constants, WorkingGrid.from_config(**trained["grid"])
         if run.preset_file.is_file():
             theirs, own = (
                 f"{', '.join(p['data']['channels'])} and {', '.join(p['data']['labels'])}"
@@ -124,7 +126,11 @@ class Model:
                     "generator on these cases."
                 )
             measured = measure_cases(run, read_lists(run.folder))
-            constants = constants | {key: measured[key] for key in ("intensities", "written", "grids")}
+            native, own = (NativeGrid.from_state(measured["grids"][name]) for name in ("native", "working"))
+            placed = grid.placed(own.centre, own.direction)
+            constants = constants | {"grids": {"native": native.state(), "working": placed.state()}}
+            if run.preset["intensity"]["percentiles"] == trained["intensity"]["percentiles"]:
+                constants |= {key: measured[key] for key in ("intensities", "written")}
         networks = []
         with reading(weights.path, "it is damaged; restore it from a copy", remove=False, error=InputError):
             for part, network in (("autoencoder", build_autoencoder(trained)), ("network", build_denoiser(trained))):
