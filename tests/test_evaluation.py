@@ -210,8 +210,8 @@ def test_references_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for name, settings in (("Dataset501_SBLDM", {"model": "sbldm"}), ("Dataset502_PASTE", {"generator": "copypaste"})):
         (raw / name).mkdir(parents=True)
         (raw / name / "synthesis.json").write_text(json.dumps(settings | {"seed": 0}))
-        for file in ("lineage.json", "manifest.csv"):
-            (raw / name / file).touch()
+        (raw / name / "lineage.json").write_text('{"cases": {}}')
+        (raw / name / "manifest.csv").touch()
     asked = []
 
     def reference_cases(run: Run, names: list[str], kind: str) -> list[SimpleNamespace]:

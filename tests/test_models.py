@@ -38,9 +38,10 @@ def test_presets_of_every_model(model: str) -> None:
 
 
 def test_budgets_are_equal() -> None:
-    """`small` and `demo` of all that train aim at one time; MINUTES scales the iterations in whole epochs."""
+    """`small` and `demo` give no rival less time than SBLDM; MINUTES scales the iterations in whole epochs."""
     for name in ("small", "demo"):
-        assert len({load_preset(name, model)["minutes"] for model in MODELS if MODELS[model].stages}) == 1
+        own, *rivals = [load_preset(name, model)["minutes"] for model in MODELS if MODELS[model].stages]
+        assert min(rivals) >= own
     half = load_preset("small", "lsgan", "29")
     assert half["gan"]["iterations"] == 2400 and half["minutes"] == 29  # 2500 in whole epochs of 200
     assert half["gan"]["ema_decay"] == pytest.approx(1 - 0.001 * 5000 / 2400, abs=1e-6)

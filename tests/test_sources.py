@@ -220,7 +220,7 @@ def test_pairs_with_parents_of_their_own(drawn_run, real):
     copypaste = replace(pairs, parents=own)
     (job,) = plan(["real+sbldm"], real, [copypaste], n_real=[2])
     assert job["train"][2:] == [f"sbldm__{name}" for name in list(pairs.cases)[:2]]
-    with pytest.raises(StateError, match=r"needs 5 pairs, .* has 3 that may join .*make copypaste"):
+    with pytest.raises(StateError, match=r"needs 5 pairs, .* has 3 that may join .*make synth"):
         plan(["real+sbldm"], real, [copypaste])
 
 
