@@ -145,7 +145,7 @@ class Results:
             folder,
             {key: ArmResults.load(paths) for key, paths in sorted(finished.items(), key=lambda item: item[0][0])},
             read_arms(folder),
-            jobs[ordered[0]]["budget"],
+            min((job["budget"] for job in jobs.values()), key=lambda budget: budget["iterations"]),  # no longer arm's
             [path.name for path in ordered if not (path / "done.json").exists()],
         )
 
