@@ -52,7 +52,7 @@ help: ## this page
 	@echo "           PUSH=1 (mass effect)  CONTRAST=SD of the brain above what lies around (faint: 1)"
 	@echo "           SATELLITES=share of pairs with a second, smaller tumour near the first (0.1: as real cases)"
 	@echo "           TOL=20,10 (draw again until within 20 % of the volume, 10 mm of the centre)  GATE=on|off"
-	@echo "  sweep:   N=seeds of noise for each request (default 5) SEED STEPS BATCH=at once CANVAS= (all into one real brain)"
+	@echo "  sweep:   N=seeds of noise for each request (default 5) SEED STEPS BATCH=at once CANVAS= (all into one real brain) WEIGHTS= as for synth"
 	@echo "  copypaste: N=pairs  OWN=kept|healed (the receiver's own tumour; healed: the control, one tumour a pair)"
 	@echo "  filter:  DATASET=$(DATASET) NNUNET=trained model (the run's best of real cases) LEAST=$(LEAST) of a mask it must find  NAME= TO=number"
 	@echo "  evaluate, report: DATASET=$(DATASET) FEATURES=imagenet|medicalnet:FILE|radimagenet:FILE NNUNET=trained model"
@@ -124,7 +124,7 @@ controls: $(READY) ## RUN=.. DATASET=..: of pairs on canvases: healed brains alo
 	@$(SBLDM) controls $(call o,RUN DATASET WEIGHTS)
 
 sweep: $(READY) ## RUN=..: tumours of five sizes at one place, and of one size at five places; N=5 seeds of noise each
-	@$(SBLDM) sweep $(call o,RUN SEED STEPS N BATCH CANVAS)
+	@$(SBLDM) sweep $(call o,RUN SEED STEPS N BATCH CANVAS WEIGHTS)
 
 verify: $(READY) ## RUN=..: let nnU-Net check, plan and preprocess the pairs of a run
 	@$(PY) -m nnunet_integration verify $(call o,RUN DATASET)

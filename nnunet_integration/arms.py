@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -55,6 +57,21 @@ class Arm:
             return 1.0
         corners = np.array(self.share).T
         return 1 / (1 - float(np.trapezoid(corners[1], corners[0])))
+
+    def check_epochs(self, budget: dict[str, Any]) -> None:
+        """Refuse a budget whose epochs are too few for what is drawn to change where `pretrain` says so.
+
+        Raises:
+            InputError: no epoch has its middle on one side of the change, so that pairs or real cases are never drawn.
+        """
+        changes = [at for (at, _), (then, _) in pairwise(self.share) if at == then]
+        least = max((math.floor(0.5 / min(at, 1 - at)) + 1 for at in changes), default=1)
+        if budget["iterations"] // budget["iterations_per_epoch"] < least:
+            raise InputError(
+                f"ITERATIONS={budget['iterations']}: {self.name} changes from pairs to real cases within the training, "
+                f"which takes {least} epochs or more; give ITERATIONS={least * budget['iterations_per_epoch']} or more, "
+                "or ARMS without it."
+            )
 
     def of(self, generator: str) -> Arm:
         """This arm with the pairs of one generator, whose name takes the place of `synth`."""

@@ -88,9 +88,12 @@ def plan_jobs(
         One description a job, without the number of its split.
 
     Raises:
+        InputError: the budget has too few epochs for an arm, see `Arm.check_epochs`.
         StateError: a generator has no pairs for a number of real cases, or too few.
         DataError: a generator has learned from a case that is held out, or from other real cases than the arm has.
     """
+    for arm in arms:
+        arm.check_epochs(budget)
     asked = {generator for arm in arms for generator in arm.generators}
     for source in (p for p in pairs if p.generator in asked):
         if seen := source.seen(real.test, real):

@@ -82,6 +82,22 @@ def test_shares_over_the_training(book):
     assert {name: arm.lengthening for name, arm in found.items()} == dict.fromkeys(found, 1) | {"pretrain_longer": 2}
 
 
+@pytest.mark.parametrize(("pretrain", "least"), [(0.5, 2), (0.25, 3), (0.8, 3), (0.05, 11)])
+def test_epochs_on_both_sides_of_pretraining(pretrain, least):
+    """The fewest epochs that are accepted are the fewest in which both pairs and real cases are drawn."""
+    corners = ((0.0, 1.0), (pretrain, 1.0), (pretrain, 0.0), (1.0, 0.0))
+    arm = Arm("real+sbldm+aug+pretrain", ("real", "sbldm"), "nnunet", share=corners)
+    for epochs in range(1, 2 * least):
+        drawn = {share_at(corners, epoch, epochs) for epoch in range(epochs)}
+        assert (drawn == {0, 1}) == (epochs >= least)
+        budget = {"iterations": 40 * epochs, "iterations_per_epoch": 40}
+        if epochs < least:
+            with pytest.raises(InputError, match=rf"ITERATIONS={40 * epochs}: .* give ITERATIONS={40 * least} or more"):
+                arm.check_epochs(budget)
+        else:
+            arm.check_epochs(budget)
+
+
 @pytest.mark.parametrize(
     ("arm", "message"),
     [

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from conftest import BUNDLE, copy_run, snapshot
-from monai.bundle import ConfigWorkflow, verify_metadata
+from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
 
 from sbldm.errors import StateError, mendable
 from sbldm.networks import StackVAE, build_autoencoder, build_denoiser, latent_shape
@@ -103,6 +103,24 @@ def test_metadata_agrees_with_the_small_preset() -> None:
     assert shape("network", "inputs", "context") == (9,)
     assert METADATA["network_data_format"]["inputs"]["timesteps"]["value_range"] == [0, 999]
     assert preset["diffusion"]["schedule"]["steps"] == 1000
+
+
+def test_metadata_agrees_with_the_shipped_network() -> None:
+    """MONAI's own check of input and output, which bites, on the network that draws from the shipped weights."""
+
+    def verify(**changes: Any) -> None:
+        verify_net_in_out(
+            "network_def",
+            meta_file="configs/metadata.json",
+            config_file="configs/inference.yaml",
+            extra_forward_args={"timesteps": torch.tensor([500]), "context": torch.zeros(1, 9)},
+            weights="shipped",
+            **changes,
+        )
+
+    verify()
+    with pytest.raises(ValueError, match="output channel number `8`"):
+        verify(**{"_meta_::network_data_format::outputs::pred::num_channels": 7})
 
 
 # --- presets and configs --------------------------------------------------------------------------------------------

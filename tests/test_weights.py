@@ -124,6 +124,9 @@ def test_pairs_of_an_empty_folder(handed_on: Path, tmp_path: Path) -> None:
     assert read_lineage(dataset) == {} and read_origin(dataset) == json.loads(json.dumps(held.origin))
     image = nib.load(next((dataset / "imagesTr").iterdir()))
     assert image.shape == (60, 60, 39) and "five phantoms" in (dataset / "datasheet.md").read_text()
+    swept = call("sweep", "--run", run, "--n", 1, "--weights", handed_on)
+    assert swept.returncode == 0, swept.stderr
+    assert read_json(run / "evaluation" / "sweeps" / "sweeps.json")["checkpoint_sha256"] == held.sha256
 
 
 def test_pairs_beside_prepared_cases_have_their_grid(handed_on: Path, prepared_run: Path, tmp_path: Path) -> None:

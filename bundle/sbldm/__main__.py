@@ -67,6 +67,11 @@ def _plain(file: str) -> str:
     return "SHIPPED" if Path(file) == SHIPPED else f"W_{re.sub('[^A-Za-z0-9]', '_', Path(file).stem)}"
 
 
+def _train_is_prepared(canvas: str, run: Run) -> None:
+    if canvas == "train" and not run.preset_file.is_file():
+        raise InputError("CANVAS=train: no cases are prepared here; name a folder of scans, CANVAS=/path/to/scans.")
+
+
 def _canvas(where: str) -> str | None:
     return str(user_path(where).absolute()) if where and where != "train" else where or None
 
@@ -184,9 +189,8 @@ def synth(arguments: argparse.Namespace) -> None:
         table = user_path(table).absolute()
     asked = read_asked(table, request)
     count_pairs(arguments.n, len(asked) if table not in (None, GAPS) else 0)  # before any model is loaded
+    _train_is_prepared(arguments.canvas, run)
     file = _weights(arguments.weights, run)
-    if arguments.canvas == "train" and not run.preset_file.is_file():
-        raise InputError("CANVAS=train: no cases are prepared here; name a folder of scans, CANVAS=/path/to/scans.")
     model = "sbldm" if file else run.preset["model"]
     name = arguments.name or (_plain(file) if file else model.upper())
     if model == "copypaste":
@@ -227,7 +231,9 @@ def sweep(arguments: argparse.Namespace) -> None:
     run, seed = Run.at(arguments.run), _whole("SEED", arguments.seed, 0, MOST_SEED)
     steps = _whole("STEPS", arguments.steps, 1, MOST_ITERATIONS) if arguments.steps else None
     n = _whole("N", arguments.n, 1, MOST_PAIRS) if arguments.n else SEEDS
-    folder = draw_sweeps(run, choose_device(), steps, seed, n, _batch(arguments.batch), _canvas(arguments.canvas))
+    _train_is_prepared(arguments.canvas, run)
+    file, batch, canvas = _weights(arguments.weights, run), _batch(arguments.batch), _canvas(arguments.canvas)
+    folder = draw_sweeps(run, choose_device(), steps, seed, n, batch, canvas, file)
     sweep_figure(folder, run.folder / "figures" / f"{folder.name}.png")
 
 
@@ -344,6 +350,7 @@ def parser() -> argparse.ArgumentParser:
         n=("", "seeds of noise for each request, from SEED on; errors are means over them (default: 5)"),
         batch=("", "images drawn at once; as the preset says when empty"),
         canvas=("", "draw all into one real brain: of train (the training cases), or of a folder of cases"),
+        weights=("", "a generator from elsewhere: shipped (the package's own), or a .safetensors file"),
     )
     command(
         copypaste,

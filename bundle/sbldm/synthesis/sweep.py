@@ -113,6 +113,7 @@ def draw_sweeps(
     n: int = SEEDS,
     batch: int | None = None,
     canvas: str | None = None,
+    weights: str | None = None,
 ) -> Path:
     """Draw the ten requests of `plan_sweeps` from each of `n` seeds into `evaluation/sweeps` of a run.
 
@@ -121,7 +122,7 @@ def draw_sweeps(
     drawn again, and a larger `n` adds to it; sweeps of another checkpoint, sampling or first seed are replaced.
 
     Args:
-        run: with both stages trained.
+        run: with both stages trained; with `weights` any folder.
         device: to draw on.
         steps: network evaluations an image; as the preset says when None.
         seed: of the noise of the pictures, the same for every request.
@@ -129,6 +130,7 @@ def draw_sweeps(
         batch: drawn at once; as the preset says when None.
         canvas: "train" or a folder of cases, as for `synth`: all is drawn into one of these brains, in which the
             requests have room, and into `evaluation/sweeps_canvas`. The picture shows a real brain then.
+        weights: file of a generator from elsewhere, or "shipped", in place of the run's own.
 
     Returns:
         The folder: `NAME_0000.nii.gz` (an image channel, `[X, Y, Z]` int16), `NAME_labels.nii.gz` (uint8),
@@ -141,7 +143,7 @@ def draw_sweeps(
         StateError: a checkpoint is missing, or the two do not belong together.
         OutputError: the folder cannot be written.
     """
-    model = Model.load(str(run.folder), device, regions=canvas is not None)
+    model = Model.load(str(run.folder), device, regions=canvas is not None, weights=weights)
     if not model.conditional:
         refuse_requests(model.preset["model"], (), {"sweep": "asked for"})
     sampler = model.sampler({"steps": steps, "batch": batch})
