@@ -69,8 +69,8 @@ class Arm:
         if budget["iterations"] // budget["iterations_per_epoch"] < least:
             raise InputError(
                 f"ITERATIONS={budget['iterations']}: {self.name} changes from pairs to real cases within the training, "
-                f"which takes {least} epochs or more; give ITERATIONS={least * budget['iterations_per_epoch']} or more, "
-                "or ARMS without it."
+                f"which takes {least} epochs or more; give ITERATIONS={least * budget['iterations_per_epoch']} or more, or "
+                "ARMS without it."
             )
 
     def of(self, generator: str) -> Arm:
