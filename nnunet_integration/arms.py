@@ -68,9 +68,8 @@ class Arm:
         least = max((math.floor(0.5 / min(at, 1 - at)) + 1 for at in changes), default=1)
         if budget["iterations"] // budget["iterations_per_epoch"] < least:
             raise InputError(
-                f"ITERATIONS={budget['iterations']}: {self.name} changes from pairs to real cases within the training, "
-                f"which takes {least} epochs or more; give ITERATIONS={least * budget['iterations_per_epoch']} or more, or "
-                "ARMS without it."
+                f"ITERATIONS={budget['iterations']}: {self.name} changes from pairs to real cases within the training; "
+                f"give {least * budget['iterations_per_epoch']} ({least} epochs) or more, or ARMS without it."
             )
 
     def of(self, generator: str) -> Arm:
