@@ -26,7 +26,7 @@ from sbldm.evaluation.evaluate import ROLES, SCORING
 from sbldm.evaluation.protocols import REFERENCES, REFERENCES_EXPLAINED, Score, protocol
 from sbldm.evaluation.table import number, read_evaluation, read_scores
 from sbldm.files import atomic_path, read_json, user_path, write_csv, write_json
-from sbldm.manifest import read_given_up, read_lineage, read_manifest, read_settings
+from sbldm.manifest import from_elsewhere, read_given_up, read_lineage, read_manifest, read_settings
 from sbldm.models import MODELS
 from sbldm.runs import Run
 from sbldm.training.checkpoints import read_history
@@ -196,6 +196,11 @@ def _entry(text: str) -> Entry:
         raise StateError(
             f"{mark}: does not say that this run drew these pairs; "
             f"draw them into another DATASET: make synth RUN={folder} N=100."
+        )
+    if from_elsewhere(dataset):
+        raise StateError(
+            f"{dataset}: a generator from elsewhere drew these pairs, on other cases than this run's, which a table of "
+            "models of the same cases cannot hold; leave it out of RUNS."
         )
     name = run.folder.name if int(number) == int(DATASET) else f"{run.folder.name}:{int(number)}"
     return Entry(run, dataset, model, _title(model, settings.get("sampling", {})), name, settings)
