@@ -47,7 +47,7 @@ def made_anew(path: Path) -> str:
         "lesions.csv": ["scores.csv", "done.json"],
     }.get(path.name, [path.name, "done.json"] if path.name.startswith("scores") else None)
     gone = [shlex.quote(str(path.parent / name)) for name in lost] if lost else [shlex.quote(str(path.parent))]
-    return f"remove {' '.join(gone)} and run `make nnunet-eval` again"
+    return f"remove {' '.join(gone)} and run `sbldm nnunet eval` again"
 
 
 def read_job(folder: Path) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def split_fold(subset: Sequence[str], fold: int | None) -> tuple[list[str], list
     held_out = list(subset[fold::FOLDS]) if fold is not None else []
     training = [name for name in subset if name not in held_out]
     if not training or (fold is not None and not held_out):
-        raise InputError(f"FOLDS={fold}: {len(subset)} real cases cannot be split in {FOLDS}.")
+        raise InputError(f"--folds {fold}: {len(subset)} real cases cannot be split in {FOLDS}.")
     return training, held_out
 
 
@@ -175,12 +175,12 @@ def _training_cases(
         if source is None:
             raise StateError(
                 f"{arm.name}: no pairs of {generator} that were made from none but its {len(training)} real cases; "
-                f"train a generator on these (their list is in OUT/subsets) and add {generator}@N_REAL=RUN to SYNTH."
+                f"train a generator on these (see subsets/ of --out) and add it: --synth {generator}@N_REAL=RUN."
             )
         if known := source.learned(held_out, real):
             raise StateError(
                 f"{arm.name}: the generator of {source.folder.name} was trained on {some(known)}, which this fold "
-                "leaves out; leave FOLDS out, or use another generator."
+                "leaves out; leave --folds out, or use another generator."
             )
         if not source.parents:
             held_back = source.seen(held_out, real)
@@ -224,7 +224,7 @@ def write_jobs(pool: Pool, jobs: Sequence[dict[str, Any]]) -> list[Path]:
             # Where the pairs lie may change, what they are may not (see `Pool.check_pairs`). Older jobs have no share.
             if changed := [key for key in job if key != "pairs" and (old.get(key) or []) != (job[key] or [])]:
                 raise StateError(
-                    f"{root / job['job']}: was queued with other values of {', '.join(changed)}; choose another OUT, "
+                    f"{root / job['job']}: was queued with other values of {', '.join(changed)}; choose another --out, "
                     "or remove this folder to run it anew."
                 )
         else:

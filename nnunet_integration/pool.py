@@ -42,7 +42,7 @@ ENTRY = "from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints impor
 PLANS = "nnUNetPlans"
 COPIES = 4  # augmented ones of each real case: with the case itself, five times the data
 OWN = ("real__", "test__", "aug5__")  # what the pool calls its own real cases and copies
-AGAIN = "run `make nnunet-eval` again"
+AGAIN = "run `sbldm nnunet eval` again"
 PLANNED = {"plans_name": str, "configurations": {"3d_fullres": {"data_identifier": str, "architecture": dict}}}
 PoolCase = tuple[str, Case, int]  # name in the pool, files, and the number of the augmented copy (0: as it is)
 
@@ -155,7 +155,7 @@ class Pool:
                 continue
             ours, theirs = (whole_numbers(np.asanyarray(read_image(path).dataobj)) > 0 for path in (held, case.mask))
             if ours.sum() != theirs.sum():  # the pool may have turned it
-                raise StateError(f"{held}: holds another pair than {case.mask} does now; choose another OUT.")
+                raise StateError(f"{held}: holds another pair than {case.mask} does now; choose another --out.")
 
     def fill(self, real: RealCases, work: Sequence[PoolCase], workers: int) -> None:
         """Bring all cases into the raw pool, plan on the real training cases, preprocess; finished cases are kept.

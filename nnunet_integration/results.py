@@ -140,7 +140,7 @@ class Results:
             if (path / "done.json").exists():
                 finished[jobs[path]["n_real"], jobs[path]["arm"]].append(path)
         if not finished:
-            raise StateError(f"{folder}: no job is finished yet; run `make nnunet-eval` again.")
+            raise StateError(f"{folder}: no job is finished yet; run `sbldm nnunet eval` again.")
         return cls(
             folder,
             {key: ArmResults.load(paths) for key, paths in sorted(finished.items(), key=lambda item: item[0][0])},

@@ -1,6 +1,6 @@
-"""What can go wrong, in one line that names the file or variable and the mend.
+"""What can go wrong, in one line that names the file or option and the mend.
 
-Exit codes (also printed by ``make help``): 0 done, 2 a variable or argument is wrong, 3 the data are wrong,
+Exit codes (also printed by `sbldm --help`): 0 done, 2 an option is wrong, 3 the data are wrong,
 4 a step that must come first is missing, unfinished or of another preset, 5 the output cannot be written.
 """
 
@@ -11,7 +11,8 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -27,22 +28,22 @@ __all__ = [
     "SbldmError",
     "StateError",
     "finish",
+    "loading",
     "mendable",
-    "quiet_while_loading",
     "refused",
     "report",
     "say_in_one_line",
 ]
 
 STOPPED = "Stopped; the same command goes on from here."
-ELSEWHERE = "choose another RUN or OUT"
+ELSEWHERE = "choose another --run or --out"
 DENIED = (errno.EACCES, errno.EPERM)
 REFUSALS = {  # what the system says, in our words, and the mend
     errno.ENOSPC: ("No space left on device", f"free space or {ELSEWHERE}"),
     errno.EDQUOT: ("Disk quota exceeded", f"free space or {ELSEWHERE}"),
     errno.EROFS: ("Read-only file system", ELSEWHERE),
-    errno.EMFILE: ("too many open files", "allow more (ulimit -n 4096) or use fewer WORKERS"),
-    errno.ENFILE: ("too many open files on this machine", "close other programs or use fewer WORKERS"),
+    errno.EMFILE: ("too many open files", "allow more (ulimit -n 4096) or use fewer --workers"),
+    errno.ENFILE: ("too many open files on this machine", "close other programs or use fewer --workers"),
     errno.ENAMETOOLONG: ("its name is too long", "choose a shorter one"),
     errno.EEXIST: ("a file of this name is in its place", f"remove or rename that file, or {ELSEWHERE}"),
     errno.EISDIR: ("a folder of this name is in its place", "remove or rename that folder"),
@@ -63,13 +64,13 @@ class SbldmError(Exception):
 
 
 class InputError(SbldmError):
-    """A variable, argument or request is missing or wrong."""
+    """An option or request is missing or wrong."""
 
     exit_code = 2
 
 
 class DataError(SbldmError):
-    """The cases are wrong: none found, none usable, or `STRICT=1` and at least one is not."""
+    """The cases are wrong: none found, none usable, or `--strict` and at least one is not."""
 
     exit_code = 3
 
@@ -122,7 +123,7 @@ def mendable(error: BaseException | None) -> SbldmError | None:
     while error is not None and not isinstance(error, SbldmError):
         if _is_memory(error):
             what = (str(error) or type(error).__name__).splitlines()[0][:100]
-            return StateError(f"memory has run out ({what}); try BATCH=1, WORKERS=1, or a smaller PRESET in a new RUN.")
+            return StateError(f"memory has run out ({what}); try --batch 1, --workers 1, or a smaller --preset.")
         if isinstance(error, OSError) and (error.errno in REFUSALS or error.errno in DENIED):
             known = error.filename and not isinstance(error.filename, int)
             return OutputError(refused(error.filename if known else "The files of this command", error))
@@ -145,15 +146,26 @@ def report(error: Exception) -> int:
     return known.exit_code
 
 
-def quiet_while_loading() -> None:
-    """Until `finish`, end at Ctrl-C as it does: the modules behind a command take seconds to load."""
+@contextmanager
+def loading() -> Iterator[None]:
+    """Within it Ctrl-C ends the process at once, as `finish` would: the modules of a command take seconds to load.
+
+    An exception could be swallowed, or wrapped, by the module that is being loaded.
+    """
 
     def stop(*_: object) -> None:
         print(STOPPED, file=sys.stderr, flush=True)
-        os._exit(130)  # an exception could be swallowed, or wrapped, by the module that is being loaded
+        os._exit(130)
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as in the background
-        signal.signal(signal.SIGINT, stop)
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # ignored, as in the background
+        yield
+        return
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def finish(command: Callable[[], None]) -> int:

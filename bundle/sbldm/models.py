@@ -21,7 +21,7 @@ OVERLAYS = {  # of stage 1, by its kind
 }
 
 
-REGIONS = ("train_diffusion", "overlays/regions")  # what goes on from stage 2 for `CANVAS=`, if the preset says how
+REGIONS = ("train_diffusion", "overlays/regions")  # what goes on from stage 2 for `--canvas`, if the preset says how
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def check_model(name: str) -> str:
         InputError: no such model (the known ones are listed).
     """
     if name and name not in MODELS:
-        raise InputError(f"MODEL={name}: no such model; choose one of {', '.join(MODELS)}.")
+        raise InputError(f"--model {name}: no such model; choose one of {', '.join(MODELS)}.")
     return name or "sbldm"
 
 
@@ -79,12 +79,12 @@ def refuse_requests(model: str, asked: Sequence[Mapping[str, float]], values: Ma
     Args:
         model: its name.
         asked: what the user fixes (`synthesis.read_asked`).
-        values: further variables that it cannot heed.
+        values: further options that it cannot heed.
 
     Raises:
         InputError: names what it cannot do.
     """
-    given = [key.upper() for key, value in (values or {}).items() if value not in (None, "")]
+    given = [f"--{key.replace('_', '-')}" for key, value in (values or {}).items() if value not in (None, "")]
     if asked or given:
-        what = ", ".join(given) or "requests (REQUESTS, VOLUME_ML, CENTRE_MM, ...)"
-        raise InputError(f"{what}: MODEL={model} cannot heed this; leave it out, or take a run of MODEL=sbldm.")
+        what = ", ".join(given) or "requests (--requests, --volume-ml, --centre-mm, ...)"
+        raise InputError(f"{what}: the model {model} cannot heed this; leave it out, or take a run of the model sbldm.")

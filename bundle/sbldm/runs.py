@@ -30,7 +30,7 @@ SSIM_WINDOW = 11  # of the loss of stage 1
 SHARED = ("data", "grid", "intensity", "mirror")  # parts that every model's preset has from SBLDM's
 
 
-def load_preset(name_or_path: str, model: str = "", minutes: str = "") -> dict[str, Any]:
+def load_preset(name_or_path: str, model: str = "", minutes: float | None = None) -> dict[str, Any]:
     """Read a preset by its name (`small`) or file.
 
     Args:
@@ -45,7 +45,7 @@ def load_preset(name_or_path: str, model: str = "", minutes: str = "") -> dict[s
     if path.suffix in (".yaml", ".yml"):
         preset = _read_file(path)
         if model and preset.get("model", "sbldm") != model:
-            raise InputError(f"MODEL={model}: {path} is a preset of MODEL={preset.get('model', 'sbldm')}.")
+            raise InputError(f"--model {model}: {path} is a preset of the model {preset.get('model', 'sbldm')}.")
     else:
         path, preset = _read_named(name_or_path, wanted)
     preset = DEFAULTS | preset
@@ -53,7 +53,7 @@ def load_preset(name_or_path: str, model: str = "", minutes: str = "") -> dict[s
         raise InputError(f"{path}: model: {preset['model']!r} is no name of a model; see {_example('sbldm')}.")
     check_model(preset["model"])
     check_preset(preset, f"{path}: ", _example(preset["model"]))
-    if minutes:
+    if minutes is not None:
         _scale(preset, minutes)
     _check_sizes(path, preset)
     return preset
@@ -66,7 +66,7 @@ def _example(model: str) -> str:
 def _read_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
-        raise InputError(f"PRESET={path}: no such preset; choose one of {known}, or name a YAML file.")
+        raise InputError(f"--preset {path}: no such preset; choose one of {known}, or name a YAML file.")
     content = read_yaml(path, "a preset")
     if not isinstance(content, dict) or not isinstance(content.get("preset"), dict):
         raise InputError(f"{path}: is no preset; its values stand below the key `preset`, see {_example('sbldm')}.")
@@ -83,7 +83,7 @@ def _read_named(name: str, model: str) -> tuple[Path, dict[str, Any]]:
         return PRESETS / f"{name}.yaml", _read_file(PRESETS / f"{name}.yaml")
     path = BASELINES / f"{model}.yaml"
     content = read_yaml(path, "a preset")
-    _check_name(name, content["presets"], f"MODEL={model} has no")
+    _check_name(name, content["presets"], f"the model {model} has no")
     values = deepcopy(content["presets"][name])
     like = content.get("like")
     _, base = _read_named(values.pop("base", name), like or "sbldm")
@@ -94,7 +94,7 @@ def _read_named(name: str, model: str) -> tuple[Path, dict[str, Any]]:
 def _check_name(name: str, known: Iterable[str], where: str) -> None:
     if name not in known:
         raise InputError(
-            f"PRESET={name}: {where or 'no'} such preset; choose one of {', '.join(known)}, or name a YAML file"
+            f"--preset {name}: {where or 'no'} such preset; choose one of {', '.join(known)}, or name a YAML file"
             f"{nearest(name, known)}."
         )
 
@@ -107,23 +107,19 @@ def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _scale(preset: dict[str, Any], minutes: str) -> None:
+def _scale(preset: dict[str, Any], minutes: float) -> None:
     """Scale the iterations of all trainings to another time, in whole epochs, and with them the moving average."""
-    try:
-        wanted = float(minutes)
-        if not 0 < wanted <= MOST_MINUTES:
-            raise ValueError
-    except ValueError:
-        raise InputError(f"MINUTES={minutes}: must be a number above 0, of a year ({MOST_MINUTES}) at most.") from None
+    if not 0 < minutes <= MOST_MINUTES:
+        raise InputError(f"--minutes {minutes:g}: must be above 0, and a year ({MOST_MINUTES}) at most.")
     if not preset["minutes"]:
-        raise InputError(f"MINUTES={minutes}: the preset '{preset['name']}' does not say how long it trains.")
+        raise InputError(f"--minutes {minutes:g}: the preset '{preset['name']}' does not say how long it trains.")
     for stage in [*kind_of(preset).stages, *["regions"] * bool(preset.get("regions"))]:
         values, epoch = preset[stage], preset[stage]["iterations_per_epoch"]
         before = values["iterations"]
-        values["iterations"] = max(1, round(before * wanted / preset["minutes"] / epoch)) * epoch
+        values["iterations"] = max(1, round(before * minutes / preset["minutes"] / epoch)) * epoch
         if values.get("ema_decay"):  # the average keeps its share of the training
             values["ema_decay"] = round(1 - min(0.1, (1 - values["ema_decay"]) * before / values["iterations"]), 6)
-    preset["minutes"] = wanted
+    preset["minutes"] = float(minutes)
 
 
 def _halvings(stage: str, values: dict[str, Any]) -> np.ndarray:
@@ -200,7 +196,7 @@ def within_regions(preset: dict[str, Any]) -> dict[str, Any]:
     if not preset.get("regions"):
         raise InputError(
             f"the preset '{preset['name']}' has no `regions`: it cannot be taught to draw into real brains; "
-            "prepare with PRESET=small or fast."
+            "prepare with --preset small or fast."
         )
     stage_2, values = preset["diffusion"], preset["regions"]
     network, sampling = stage_2["network"] | {"regions": True}, preset["sampling"] | {"guidance": values["guidance"]}
@@ -256,15 +252,15 @@ class Run:
         """
         if not self.preset_file.is_file():
             raise StateError(
-                f"{self.folder}: no prepared cases here; run `make prepare DATA=/path/to/cases "
-                f"RUN={shlex.quote(str(self.folder))}`."
+                f"{self.folder}: no prepared cases here; run `sbldm prepare --data /path/to/cases "
+                f"--run {shlex.quote(str(self.folder))}`."
             )
         try:
             preset = load_preset(str(self.preset_file))
         except InputError as error:
             raise StateError(
                 f"{str(error).partition('; see ')[0].rstrip('.')}; this file is part of the run: remove it and run "
-                f"`make prepare DATA=/path/to/cases RUN={shlex.quote(str(self.folder))}` again, with the same PRESET."
+                f"`sbldm prepare --data /path/to/cases --run {shlex.quote(str(self.folder))}` again, --preset as then."
             ) from None
         self._check_sidecar(preset)
         return preset
@@ -280,7 +276,7 @@ class Run:
             if parts:
                 raise StateError(
                     f"{self.preset_file}: its {' and '.join(parts)} differ from what the cases were prepared with "
-                    f"({path.name}); put the values back, or prepare a new RUN with yours."
+                    f"({path.name}); put the values back, or prepare a new --run with yours."
                 )
             return
 
@@ -288,12 +284,12 @@ class Run:
         """Refuse another preset than the one this run was prepared with; a `StateError` names both."""
         if self.preset_file.exists() and (held := self.preset["model"]) != preset["model"]:
             raise StateError(
-                f"{self.folder}: holds a run of MODEL={held}, not of {preset['model']}; choose another RUN."
+                f"{self.folder}: holds a run of the model {held}, not of {preset['model']}; choose another --run."
             )
         if self.preset_file.exists() and self.preset != preset:
             raise StateError(
                 f"{self.preset_file}: prepared with the preset '{self.preset['name']}' and other values than "
-                f"'{preset['name']}'; choose another RUN or remove this folder."
+                f"'{preset['name']}'; choose another --run or remove this folder."
             )
 
     def save_preset(self, preset: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ HEADER = {
     "about": ABOUT,
     "seen": [{"salt": str, "hashes": [str]}],
 }
-FINE_TUNING = {  # what `INIT=` changes in the preset of the weights: short trainings at a quarter of the rate
+FINE_TUNING = {  # what `--init` changes in the preset of the weights: short trainings at a quarter of the rate
     "autoencoder": {"iterations": 800, "iterations_per_epoch": 200},
     "diffusion": {"iterations": 400, "iterations_per_epoch": 100},
     "regions": {"iterations": 400, "iterations_per_epoch": 100},
@@ -78,16 +78,16 @@ class Weights:
     states: dict[str, dict[str, torch.Tensor]]
 
     @classmethod
-    def read(cls, name: str | Path, variable: str = "WEIGHTS") -> Weights:
-        """Read a file of weights; `shipped` is that of the package. `variable` is what a message names.
+    def read(cls, name: str | Path, option: str = "--weights") -> Weights:
+        """Read a file of weights; `shipped` is that of the package. `option` is what a message names.
 
         Raises:
             InputError: it is not there, or is no such file.
         """
         path = SHIPPED if str(name) == "shipped" else user_path(name)
         if not path.is_file():
-            raise InputError(f"{variable}={name}: no such file; write shipped, or the path of a .safetensors file.")
-        with reading(path, "it must be a file that `make weights` wrote", remove=False, error=InputError):
+            raise InputError(f"{option} {name}: no such file; write shipped, or the path of a .safetensors file.")
+        with reading(path, "it must be a file that `sbldm weights` wrote", remove=False, error=InputError):
             with safe_open(path, "pt") as file:
                 header = json.loads((file.metadata() or {})["sbldm"])
                 tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 - no mapping
@@ -139,8 +139,8 @@ def _initial(preset: Mapping[str, Any]) -> Weights | None:
         ) from None
     if held.sha256 != preset["init"]["sha256"]:
         raise StateError(
-            f"{held.path}: is another file than when this run was prepared with INIT; put the old one back, or prepare "
-            "a new RUN."
+            f"{held.path}: is another file than when this run was prepared with --init; put the old one back, or "
+            "prepare a new run."
         )
     return held
 

@@ -151,7 +151,7 @@ def _strange(stored: np.ndarray, strange: np.ndarray, case: Case) -> str:
         )
     said = f"unknown label {join([f'{value:g}' for value in strange], 4)}; {case.layout} has {join(case.label_values)}"
     meaning = explain(float(strange[0]), np.unique(stored).tolist())
-    return f"{said}; {meaning}" if meaning else f"{said}; say what each number is with LABELS=file.yaml"
+    return f"{said}; {meaning}" if meaning else f"{said}; say what each number is with --labels file.yaml"
 
 
 def content_hash(volume: np.ndarray) -> str:

@@ -180,7 +180,7 @@ def read_lists_file(folder: Path) -> dict[str, Any]:
         StateError: there is no such file, or it is damaged.
     """
     again = (
-        f"run `make prepare DATA=/path/to/cases RUN={shlex.quote(str(folder))}` again, "
-        "with the same CASES, VALIDATION_CASES and SEED as before"
+        f"run `sbldm prepare --data /path/to/cases --run {shlex.quote(str(folder))}` again, "
+        "with the same --cases, --validation-cases and --seed as before"
     )
     return read_json(Path(folder) / LISTS_FILE, {"train": [str], "validation": [str], "data": str}, again)

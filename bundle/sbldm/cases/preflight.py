@@ -26,7 +26,6 @@ from sbldm.cases.layouts import Case, Source, content_hash, to_labels
 from sbldm.cases.volumes import is_nifti, load_image, squeezed
 from sbldm.errors import DataError, InputError, refused
 from sbldm.run.progress import console_for
-from sbldm.run.schema import split_words
 from sbldm.run.workers import map_in_processes
 
 __all__ = ["Finding", "Inspection", "inspect_case", "preflight", "print_table", "scan_fault"]
@@ -39,7 +38,7 @@ OUTLIER_FACTOR = 20.0  # brightest voxel over the 99th percentile of the non-zer
 MAX_OUTSIDE = 0.03  # share of the tumour on background; seen 0.0008
 SAMPLE = 200_000  # voxels that percentiles are taken from
 
-# Plausible sizes, with what the same cases show. What lies beyond may be right: ACCEPT says so, case by case.
+# Plausible sizes, with what the same cases show. What lies beyond may be right: `accept` says so, case by case.
 SPACING_MM = (0.2, 10.0)  # from 7-tesla scans to thick clinical slices; seen 1 and 2
 POSSIBLE_MM = (0.1, 30.0)  # no scan has finer or coarser voxels: the affine is in metres, micrometres or the like
 MIN_SLICES = 10  # along each axis: what 100 mm of brain have at the thickest; seen 78
@@ -53,7 +52,7 @@ MAX_PARTS = 500  # of the tumour, corners count as contact; seen 74
 MIN_LEVELS = 8  # different values in a sample of the brain, fewer are a mask's; seen 207
 MAX_VOXELS = 2**30  # of one volume, 4 GiB in memory; seen 9 million
 
-# Check -> what to do about it. Those in the second table are doubts: `ACCEPT` can overrule them.
+# Check -> what to do about it. Those in the second table are doubts: `accept` can overrule them.
 MENDS = {
     "missing": "put the file there",
     "unreadable": "copy or export the file again",
@@ -111,7 +110,7 @@ class Finding:
     def mend(self) -> str:
         """What to do about it."""
         doubtful = self.check in DOUBTS and self.action == "left out"
-        return (MENDS | DOUBTS)[self.check] + (f"; or ACCEPT={self.case}:{self.check}" if doubtful else "")
+        return (MENDS | DOUBTS)[self.check] + (f"; or --accept {self.case}:{self.check}" if doubtful else "")
 
 
 @dataclass(frozen=True)
@@ -396,30 +395,30 @@ def _nearest(word: str, known: Collection[str]) -> str:
     return f"the nearest is {near[0]}" if near else "there is none"
 
 
-def _accepted(accept: str, names: Collection[str]) -> set[tuple[str, str]]:
-    """The pairs of case and check that ACCEPT names; "" stands for every case, or every doubt.
+def _accepted(accept: Sequence[str], names: Collection[str]) -> set[tuple[str, str]]:
+    """The pairs of case and check that `accept` names; "" stands for every case, or every doubt.
 
     Raises:
         InputError: it names no such case or check, or a check that cannot be overruled.
     """
     pairs = set()
-    for word in split_words("ACCEPT", accept):
+    for word in accept:
         name, _, check = (word, "", "") if word in names or ":" not in word else word.rpartition(":")
         if name == "all" and check and "all" not in names:
             name = ""
         elif name not in names:
             mend = "for one check in all cases write all:CHECK" if name == "all" else _nearest(name, names)
-            raise InputError(f"ACCEPT={word}: no such case; {mend}.")
+            raise InputError(f"--accept {word}: no such case; {mend}.")
         if check in MENDS:
-            raise InputError(f"ACCEPT={word}: a case with {check} cannot be used, so not accepted; {MENDS[check]}.")
+            raise InputError(f"--accept {word}: a case with {check} cannot be used, so not accepted; {MENDS[check]}.")
         if check not in DOUBTS and (check or word.endswith(":")):
-            raise InputError(f"ACCEPT={word}: no such check; {_nearest(check, DOUBTS)}.")
+            raise InputError(f"--accept {word}: no such check; {_nearest(check, DOUBTS)}.")
         pairs.add((name, check))
     return pairs
 
 
 def _overruled(findings: Sequence[Finding], accepted: set[tuple[str, str]]) -> list[Finding]:
-    """The findings, with those marked that ACCEPT names."""
+    """The findings, with those marked that `accept` names."""
     return [
         replace(finding, action="accepted")
         if finding.check in DOUBTS and accepted & set(itertools.product((finding.case, ""), (finding.check, "")))
@@ -455,7 +454,7 @@ def preflight(
     lists: Mapping[str, Sequence[str]] | None = None,
     workers: int = 2,
     strict: bool = False,
-    accept: str | None = None,
+    accept: Sequence[str] | None = None,
 ) -> tuple[list[Case], list[Finding], dict[str, Identity]]:
     """Check all cases and print the table of what is wrong.
 
@@ -465,8 +464,8 @@ def preflight(
         lists: names by role (train, validation), when the user gave them; a case in two is left out.
         workers: processes; one checks in this process.
         strict: stop at any finding that is not accepted.
-        accept: doubts to overrule, `CASE`, `CASE:check` or `all:check` with blanks between; None where that cannot be
-            said, so that no hint names it.
+        accept: doubts to overrule, each `CASE`, `CASE:check` or `all:check`; None where that cannot be said, so that no
+            hint names it.
 
     Returns:
         The usable cases in their order, all findings, and what the files of each usable case hold. Of cases with the
@@ -476,7 +475,7 @@ def preflight(
         InputError: `accept` names something unknown, or a case that cannot be used all the same.
         DataError: no case is usable, or `strict` and anything is wrong.
     """
-    accepted = _accepted(accept or "", {case.name for case in cases})
+    accepted = _accepted(accept or (), {case.name for case in cases})
     results = map_in_processes(partial(inspect_case, source=source), cases, workers, "Pre-flight")
     findings: list[Finding] = []
     usable: list[Case] = []
@@ -499,10 +498,10 @@ def preflight(
     print_table(findings, len(cases), hints=accept is not None)
     for finding in findings:
         if (finding.case, "") in accepted and finding.action == "left out":
-            raise InputError(f"ACCEPT={finding.case}: {finding.what}; this cannot be accepted: {finding.mend}.")
+            raise InputError(f"--accept {finding.case}: {finding.what}; this cannot be accepted: {finding.mend}.")
     if not usable:
         first = f" First: {findings[0].case}, {findings[0].what}." if findings else ""
         raise DataError(f"none of the {len(cases)} cases is usable.{first}")
     if strict and (open_ones := [finding for finding in findings if finding.action != "accepted"]):
-        raise DataError(f"STRICT=1: {len(open_ones)} findings in the table above; mend them or leave STRICT out.")
+        raise DataError(f"--strict: {len(open_ones)} findings in the table above; mend them or leave it out.")
     return usable, findings, identities

@@ -1,9 +1,9 @@
 """Variants of a recipe at equal processor time: train, draw, score, one row each.
 
-  python -m sbldm.evaluation.ablation --run RUN --variants variants.yaml --out runs/ablation
+  sbldm ablation --run RUN --variants variants.yaml --out runs/ablation
 
-RUN is a prepared run, whose cases and preset all variants share (with a finished `make nnunet-eval ARMS=real+aug` its
-network judges the masks). The file names one variant a line by the values of the preset that it changes:
+RUN is a prepared run, whose cases and preset all variants share (after `sbldm nnunet eval --arms real+aug` its network
+judges the masks). The file names one variant a line by the values of the preset that it changes:
 
   budget: {autoencoder: 10, diffusion: 10}     # minutes of processor time of each training, in one thread
   pairs: 50                                    # drawn with the same requests and seeds
@@ -21,7 +21,6 @@ and `ablation.png` shows KID against processor minutes.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -34,20 +33,15 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from sbldm.errors import InputError, SbldmError, StateError, finish, quiet_while_loading
-
-if __name__ == "__main__":
-    quiet_while_loading()
-
 import matplotlib
 import yaml
 from matplotlib.figure import Figure
 
 from sbldm.cases.lists import read_lists
+from sbldm.errors import InputError, SbldmError, StateError
 from sbldm.evaluation.figures import GREY, ROLES, STYLE, WIDTH
-from sbldm.files import atomic_path, make_folder, user_path, write_csv
+from sbldm.files import atomic_path, make_folder, write_csv
 from sbldm.manifest import read_manifest
-from sbldm.run.schema import read_yaml
 from sbldm.run.workers import killed_with_parent
 from sbldm.runs import Run
 from sbldm.training.checkpoints import read_history, unfinished
@@ -155,13 +149,13 @@ class Ablation:
         base: the prepared run.
         out: folder of the variants' runs, of the table, and of what is known of each case.
         plan: content of the file.
-        nnunet: folder of a trained nnU-Net, or empty.
+        nnunet: folder of a trained nnU-Net, or None.
 
     Raises:
         InputError: a plan without a budget changes what is trained.
     """
 
-    def __init__(self, base: Run, plan: dict[str, Any], out: Path, nnunet: str) -> None:
+    def __init__(self, base: Run, plan: dict[str, Any], out: Path, nnunet: Path | None = None) -> None:
         self.base, self.plan, self.out, self.nnunet = base, plan, out, nnunet
         self.first = next(iter(plan["variants"]))
         for changes in [plan.get("common"), *plan["variants"].values()] if "budget" not in plan else []:
@@ -210,11 +204,12 @@ class Ablation:
         asked = {k.removeprefix("sampling."): v for k, v in every.items() if k.startswith("sampling.")}
         sampling = [f"--{name.replace('_', '-')}={value}" for name, value in asked.items()]
         drawn = f"--n={self.plan.get('pairs', 50)}", "--gate=off"
-        self._call("sbldm", "synth", f"--run={run.folder}", *drawn, *sampling)
+        self._call("synth", f"--run={run.folder}", *drawn, *sampling)
         if not (run.folder / "evaluation" / "evaluation.json").is_file():
+            own = [f"--nnunet={self.nnunet}"] * bool(self.nnunet)
             scores = " ".join(["distribution", "slices", "requests", "copies", *["fit"] * bool(self.nnunet)])
-            folders = f"--out={run.folder / 'evaluation'}", f"--cache={self.out / 'cache'}", f"--nnunet={self.nnunet}"
-            self._call("sbldm.evaluation", f"--run={run.folder}", f"--scores={scores}", "--workers=1", *folders)
+            folders = f"--out={run.folder / 'evaluation'}", f"--cache={self.out / 'cache'}", *own
+            self._call("evaluate", f"--run={run.folder}", f"--scores={scores}", "--workers=1", *folders)
         return run
 
     def _train(self, name: str, run: Run, changes: dict[str, Any], share: float) -> None:
@@ -226,7 +221,7 @@ class Ablation:
                 self._budget(run, stage, 60 * share * self.plan["budget"][stage])
             elif run.checkpoint(stage).is_file() and not unfinished(run, stage):
                 continue  # the budget of the other stage, set since, is a change that a training would refuse
-            self._call("sbldm", "train", stage, f"--run={run.folder}")
+            self._call("train", stage, f"--run={run.folder}")
 
     def _begin(self, run: Run, preset: dict[str, Any]) -> None:
         """A run folder on the cases of the base."""
@@ -256,7 +251,7 @@ class Ablation:
         for trial in TRIALS:
             shutil.rmtree(run.folder / stage, ignore_errors=True)  # of a trial
             _write(run, changed(preset, {f"{stage}.iterations": trial, f"{stage}.iterations_per_epoch": trial}))
-            self._call("sbldm", "train", stage, f"--run={run.folder}")
+            self._call("train", stage, f"--run={run.folder}")
             spent.append(float(read_history(run, stage)[-1]["cpu_seconds"]))
         shutil.rmtree(run.folder / stage)
         speed = (TRIALS[1] - TRIALS[0]) / (spent[1] - spent[0])
@@ -277,14 +272,14 @@ class Ablation:
             "floors": {s["protocol"]: s["floor"] for s in scores},
         }
 
-    def _call(self, module: str, *arguments: str) -> None:
+    def _call(self, *arguments: str) -> None:
         """Another command of ours, in one thread.
 
         Raises:
             StateError: it failed.
         """
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", module, *arguments]
+        command = [sys.executable, "-m", "sbldm", *arguments]
         if subprocess.run(command, env=environment, check=False, preexec_fn=killed_with_parent).returncode:
             raise StateError(f"`{shlex.join(command)}` failed; the same command goes on from here.")
 
@@ -297,24 +292,3 @@ def _mark(run: Run, stage: str) -> Path:
 def _write(run: Run, preset: dict[str, Any]) -> None:
     with atomic_path(run.folder / "preset.yaml") as temporary:
         temporary.write_text(yaml.safe_dump({"preset": preset}, sort_keys=False))
-
-
-def main() -> int:
-    """Run the variants of a file; what a user can mend is said in one line."""
-    parser = argparse.ArgumentParser("python -m sbldm.evaluation.ablation", description=__doc__,
-                                     formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
-    parser.add_argument("--run", required=True, help="prepared run")
-    parser.add_argument("--variants", default=str(VARIANTS), help="file of variants")
-    parser.add_argument("--out", required=True, help="folder to work in")
-    parser.add_argument("--nnunet", default="", help="trained nnU-Net to judge the masks, as for `make evaluate`")
-    asked = parser.parse_args()
-
-    def command() -> None:
-        plan, out = read_yaml(user_path(asked.variants), "a file of variants"), user_path(asked.out).absolute()
-        Ablation(Run.at(asked.run), plan, make_folder(out), asked.nnunet).run()
-
-    return finish(command)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -177,7 +177,7 @@ def evaluate(settings: Settings) -> Evaluation:
         score_requests(found, cohorts["synthetic"], settings.manifest)
     if "fit" in settings.groups:
         score_fit(found, cohorts, settings)
-    found.left_out += [(group, "not asked for (SCORES).") for group in GROUPS if group not in settings.groups]
+    found.left_out += [(group, "not asked for (--scores).") for group in GROUPS if group not in settings.groups]
     found.provenance = {
         "made": time.strftime("%Y-%m-%d"),
         "minutes": round((time.time() - begun) / 60, 1),
@@ -243,5 +243,5 @@ def _too_few(group: str, cohorts: dict[str, Cohort]) -> str:
     if not (few := [f"{n} {role}" for role, n in sizes.items() if n < LEAST[group]]):
         return ""
     what = "case(s) with a tumour" if group in ("tumours", "seam") else "case(s)"
-    mend = "" if "heldout" not in few[-1] else " Hold back more: make prepare VALIDATION_CASES=list.txt."
+    mend = "" if "heldout" not in few[-1] else " Hold back more: sbldm prepare --validation-cases list.txt."
     return f"{', '.join(few)} {what}; {LEAST[group]} on each side are the least.{mend}"

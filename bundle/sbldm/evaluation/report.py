@@ -525,7 +525,7 @@ def _advice(marks: Mapping[str, Mark]) -> Finding:
     evidence = [f"{words[m]}: {', '.join(by_mark[m])}." for m in words if by_mark[m]]
     evidence.append(
         "No score here measures whether the pairs help. Only training with and without them does, tested on real cases "
-        "that the generator has never seen (make nnunet-eval)."
+        "that the generator has never seen (sbldm nnunet eval)."
     )
     return Finding("advice", mark, statement, tuple(evidence))
 
@@ -909,7 +909,7 @@ def write_report(out: Path, run: Run | None) -> Path:
     """
     out = Path(out)
     if not (out / "evaluation.json").is_file():
-        raise StateError(f"{out}: holds no evaluation; evaluate first: make evaluate.")
+        raise StateError(f"{out}: holds no evaluation; evaluate first: sbldm evaluate.")
     content = read_evaluation(out)
     scores, provenance = read_scores(out), content["provenance"]
     by_group = {group: [score for score in scores if score.group == group] for group in GROUPS}

@@ -235,7 +235,7 @@ def score_distribution(found: Evaluation, sides: Mapping[str, Cohort], heldout: 
         values = {side: distribution.frechet(reference, x) for side, x in samples.items()}
         yield score("fid", values, aim="low", note=note)
     elif fid:
-        reason = f"FID: fewer than {FID_LEAST} cases, so its bias would exceed its value; FID=force gives it, flagged."
+        reason = f"FID: fewer than {FID_LEAST} cases, so its bias would exceed its value (--fid force: all the same)."
         found.left_out.append(("distribution.fid", reason))
 
 
@@ -547,7 +547,7 @@ def score_requests(found: Evaluation, synthetic: Cohort, manifest: Path | None) 
 def score_fit(found: Evaluation, cohorts: dict[str, Cohort], settings: Settings) -> None:
     """Masks against what a network trained on real cases alone segments."""
     if not settings.predictions:
-        reason = "no predictions of a network trained on real cases; train one: make nnunet-eval ARMS=real+aug."
+        reason = "no predictions of a network trained on real cases; train one: sbldm nnunet eval --arms real+aug."
         found.left_out.append(("fit", settings.no_predictions or reason))
         return
     rows = {}

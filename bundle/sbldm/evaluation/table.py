@@ -9,7 +9,7 @@ from typing import Any
 from sbldm.evaluation.protocols import REFERENCES, REFERENCES_EXPLAINED, Score, protocol
 from sbldm.files import atomic_path, read_json, reading
 
-EVALUATE_AGAIN = "run `make evaluate` again"
+EVALUATE_AGAIN = "run `sbldm evaluate` again"
 
 __all__ = ["EVALUATE_AGAIN", "GROUPS", "number", "read_evaluation", "read_scores", "write_table"]
 

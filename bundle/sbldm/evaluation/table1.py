@@ -41,7 +41,7 @@ __all__ = [
     "write_table1",
 ]
 
-EXAMPLE = 'make table1 RUNS="runs/mine runs/lsgan runs/ldm3d"'
+EXAMPLE = "sbldm table1 runs/mine runs/lsgan runs/ldm3d"
 DATASET = "501"
 PAIRS_SHOWN = 2
 HEAD, GREY_FIELD, PICTURE_DPI = 0.24, 0.45, 270  # inches, inches, and finer than plots: brains have details
@@ -150,19 +150,19 @@ class Entry:
 
 
 def read_entries(runs: Sequence[str]) -> list[Entry]:
-    """What `RUNS` names: run folders, each with the number of its dataset behind a colon where it is not 501.
+    """What `--runs` names: run folders, each with the number of its dataset behind a colon where it is not 501.
 
     Raises:
         InputError: there is none, a number is none, or the same pairs are named twice.
         StateError: a folder is no run, or holds no pairs under this number.
     """
     if not runs:
-        raise InputError(f"RUNS is missing: name runs whose pairs have been drawn, for example {EXAMPLE}.")
+        raise InputError(f"--runs is missing: name runs whose pairs have been drawn, for example {EXAMPLE}.")
     entries: list[Entry] = []
     for text in runs:
         entry = _entry(text)
         if entry.dataset in [other.dataset for other in entries]:
-            raise InputError(f"RUNS={text}: these pairs stand there twice; name each once.")
+            raise InputError(f"--runs {text}: these pairs stand there twice; name each once.")
         entries.append(entry)
     folders = {entry.run.folder for entry in entries}
     alike = [folder.name for folder in folders]
@@ -173,20 +173,20 @@ def read_entries(runs: Sequence[str]) -> list[Entry]:
 
 
 def _entry(text: str) -> Entry:
-    """One of `RUNS`."""
+    """One of `--runs`."""
     folder, _, number = text.rpartition(":")
     if not folder or user_path(text).is_dir():
         folder, number = text, DATASET
     run = Run.at(folder)
     if not re.fullmatch("[0-9]{1,3}", number):
-        raise InputError(f"RUNS={text}: {number} is not the number of a dataset; for example {folder}:{DATASET}.")
+        raise InputError(f"--runs {text}: {number} is not the number of a dataset; for example {folder}:{DATASET}.")
     if not run.preset_file.is_file():
-        raise StateError(f"{run.folder}: is no run; train a model, then draw its pairs: make synth RUN={folder} N=100.")
+        raise StateError(f"{run.folder}: is no run; train a model, then draw: sbldm synth --run {folder} --n 100.")
     found = sorted((run.folder / "nnUNet_raw").glob(f"Dataset{int(number):03d}_*/manifest.csv"))
     if not found:
         raise StateError(
             f"{run.folder / 'nnUNet_raw'}: no pairs in a dataset {number}; "
-            f"draw them: make synth RUN={folder} DATASET={number} N=100."
+            f"draw them: sbldm synth --run {folder} --dataset {number} --n 100."
         )
     dataset = found[0].parent
     mark = dataset / "synthesis.json"
@@ -195,7 +195,7 @@ def _entry(text: str) -> Entry:
     if not settings or model not in (run.preset["model"], "copypaste"):
         raise StateError(
             f"{mark}: does not say that this run drew these pairs; "
-            f"draw them into another DATASET: make synth RUN={folder} N=100."
+            f"draw them into another --dataset: sbldm synth --run {folder} --n 100."
         )
     name = run.folder.name if int(number) == int(DATASET) else f"{run.folder.name}:{int(number)}"
     return Entry(run, dataset, model, _title(model, settings.get("sampling", {})), name, settings)
@@ -224,12 +224,12 @@ def check_same_cases(entries: Sequence[Entry]) -> None:
         if stray:
             raise StateError(
                 f"{entry.dataset}: made from {len(stray)} cases that {entry.run.folder} does not train on "
-                f"({_some(stray)}); draw its pairs again, into another DATASET."
+                f"({_some(stray)}); draw its pairs again, into another --dataset."
             )
         if difference := _differences(first, entry):
             raise StateError(
                 f"{first.run.folder} and {entry.run.folder} do not belong in one table: {difference}; prepare and "
-                "train both alike, or leave one out of RUNS."
+                "train both alike, or leave one of them out."
             )
 
 
@@ -741,7 +741,7 @@ def _write(panel: Axes, place: float, text: str, **style: Any) -> None:
 def make_table1(
     runs: Sequence[str], evaluate: Callable[[Entry], None], out: Path | None = None, device: str = ""
 ) -> list[Path]:
-    """Read `RUNS`, refuse what cannot be compared, evaluate what is not evaluated, measure, and write the table.
+    """Read the runs, refuse what cannot be compared, evaluate what is not evaluated, measure, and write the table.
 
     Args:
         runs: as for `read_entries`.
@@ -814,7 +814,7 @@ def report_rows(run: Run) -> dict[str, Any] | None:
     path = run.folder / "table1" / "table1.json"
     if not path.is_file():
         return None
-    content = read_json(path, TABLE1, "run `make table1` again", remove=False)
+    content = read_json(path, TABLE1, "run `sbldm table1` again", remove=False)
     picture = path.with_name("methods.png")
     found = {name: content[name] for name in ("made", "header", "remarks")}
     found["notes"] = [note.replace("`", "") for note in content["notes"]]  # which are written for Markdown

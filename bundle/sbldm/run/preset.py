@@ -292,7 +292,7 @@ class NoiseLevels(Values):
 
 
 class Regions(Values):
-    """The training that goes on from stage 2 and draws within regions of real brains, for `CANVAS=`."""
+    """The training that goes on from stage 2 and draws within regions of real brains, for `--canvas`."""
 
     iterations: Natural
     iterations_per_epoch: Natural
@@ -430,7 +430,7 @@ SlicesOrStacks = Annotated[
 
 
 class Init(Values):
-    """Weights that the trainings begin with (`INIT=`)."""
+    """Weights that the trainings begin with (`--init`)."""
 
     weights: str  # shipped, or a file
     sha256: str

@@ -37,7 +37,7 @@ KINDS = ("healed", "pasted")
 ROW = {"seed": int, "canvas": str, "canvas_content": str, "requested_volume_ml": float}
 
 
-def draw_controls(run: Run, dataset_id: str, weights: str = "") -> list[Path]:
+def draw_controls(run: Run, dataset_id: int, weights: str = "") -> list[Path]:
     """Make both controls of a run's dataset on canvases, a pair for each of its pairs; what is there already stays.
 
     They get the next free numbers. A donor is a training case other than the canvas, whose tumour reaches the asked
@@ -53,20 +53,20 @@ def draw_controls(run: Run, dataset_id: str, weights: str = "") -> list[Path]:
         StateError: it, the run or a model is not whole.
         DataError: a case cannot be read, or pairs for which no tumour finds a place (the others are written).
     """
-    found = sorted((run.folder / "nnUNet_raw").glob(f"Dataset{dataset_id:>03}_*"))
+    found = sorted((run.folder / "nnUNet_raw").glob(f"Dataset{dataset_id:03d}_*"))
     if not found:
         raise InputError(
-            f"DATASET={dataset_id}: {run.folder} has no such dataset; draw it with `make synth CANVAS=..`."
+            f"--dataset {dataset_id}: {run.folder} has no such dataset; draw it with `sbldm synth --canvas ..`."
         )
     dataset, settings = found[0], read_settings(found[0])
     if "canvases" not in settings:
-        raise InputError(f"DATASET={dataset_id}: its pairs are not on canvases; these controls are for CANVAS= alone.")
+        raise InputError(f"--dataset {dataset_id}: its pairs are not on canvases, which these controls are for.")
     rows = read_manifest(dataset, ROW)
     model = Model.load(str(run.folder), choose_device(), regions=True, weights=weights or None)
     if settings.get("checkpoint_sha256") != model.sha256:
         raise StateError(
             f"{dataset}: was drawn by other weights than these, which would heal its canvases otherwise; name "
-            "those with WEIGHTS=, or leave it out for the run's own."
+            "those with --weights, or leave it out for the run's own."
         )
     keep = "1" if settings["canvases"]["own"] == "kept" else None
     canvases = Canvases.of_run(str(run.folder), settings["canvases"]["from"], model, keep)

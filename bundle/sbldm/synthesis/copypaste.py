@@ -5,7 +5,7 @@ MICCAI 2021), where a margin around the lesion, cut by its distance map, comes a
 seams away: the margin fades into the receiver, and intensities are brought to the receiver's.
 
 The receiver keeps its own tumour, as in CarveMix, so pairs hold two: 188 ml on average where 100 real cases hold 94. A
-gain may then be one of volume. The control heals the receiver first (`OWN=healed`): 40 pairs of those cases hold 96 ml,
+gain may then be one of volume. The control heals the receiver first (`--own healed`): 40 pairs of those hold 96 ml,
 a Wasserstein distance of 13 ml from the real volumes (40 real cases: 8 [95 %: 15]), and one lesion in .88 (real: .90).
 Keeping the tumour and choosing donor and scale so that the sum is a training volume came to 142 ml, 48 ml off, with two
 lesions in .90, as a receiver's own tumour is a whole one already.
@@ -244,7 +244,13 @@ class _Training:
 
 
 def draw_pairs(
-    run: Run, data: str, n: int | str, seed: int, dataset_id: str = "", name: str = "", own: str = "kept"
+    run: Run,
+    data: str | Path | None,
+    n: int | None,
+    seed: int,
+    dataset_id: int | None = None,
+    name: str = "",
+    own: str = "kept",
 ) -> Path:
     """Fill an nnU-Net raw dataset with pairs made of two training cases each; a second call adds what is missing.
 
@@ -254,10 +260,10 @@ def draw_pairs(
 
     Args:
         run: prepared; pairs go to its `nnUNet_raw`, a contact sheet to its `figures`.
-        data: folder of the cases, where it has moved since `make prepare`; else empty.
+        data: folder of the cases, where it has moved since `sbldm prepare`; else None.
         n: number of pairs in all.
         seed: of pair 0.
-        dataset_id, name: of the dataset; 502 and COPYPASTE when empty, 503 and COPYPASTE_HEALED for the control.
+        dataset_id, name: of the dataset; 502 and COPYPASTE when left out, 503 and COPYPASTE_HEALED for the control.
         own: "kept", or "healed" for the control: the receiver's own tumour is replaced by healthy tissue (`heal`).
 
     Returns:
@@ -272,7 +278,7 @@ def draw_pairs(
     """
     n = count_pairs(n, 0)
     if own not in OWN:
-        raise InputError(f"OWN={own}: write {' or '.join(OWN)}.")
+        raise InputError(f"--own {own}: write {' or '.join(OWN)}.")
     training = _Training(run, data, own)
     output = RawDataset.open(
         root=str(run.folder / "nnUNet_raw"),
@@ -315,6 +321,6 @@ def draw_pairs(
     if failed:
         raise DataError(
             f"{output.folder}: {len(failed)} pair(s) not made ({failed[0]}): {DONORS} tumours found no place in the "
-            "receiver's brain; use another SEED or more cases."
+            "receiver's brain; use another --seed or more cases."
         )
     return output.folder

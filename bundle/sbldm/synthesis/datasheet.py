@@ -19,7 +19,7 @@ from sbldm.models import MODELS
 
 __all__ = ["SHEET_AGAIN", "write_datasheet"]
 
-SHEET_AGAIN = "run `make synth` and `make evaluate` again"
+SHEET_AGAIN = "run `sbldm synth` and `sbldm evaluate` again"
 TUMOURS = {"none": "no tumour was drawn", "copypaste": "the tumours are those of other cases"}  # on canvases
 UNKNOWN = "not stated; the pairs fall under the terms of the real cases they were made from"
 
@@ -57,7 +57,7 @@ def write_datasheet(folder: Path, licence: str = "", findings: list[str] | None 
         *_checks(folder, rows, settings),
         "",
         "## Evaluation",
-        *(f"- {sentence}" for sentence in findings or ["not evaluated yet: `make evaluate`"]),
+        *(f"- {sentence}" for sentence in findings or ["not evaluated yet: `sbldm evaluate`"]),
         "",
         "## Intended use",
         "- Additional training data for tumour segmentation research, together with real cases.",
@@ -67,7 +67,7 @@ def write_datasheet(folder: Path, licence: str = "", findings: list[str] | None 
         "- A network must not be tested on a case of `lineage.json`: these pairs have seen it.",
         "- The generator knows only what its training cases show: one kind of scanner preparation, tumour and anatomy.",
         "- A pair that is no copy by the audit can still carry features of a training case.",
-        "- Whether pairs help must be measured (`make nnunet-eval`); it cannot be seen.",
+        "- Whether pairs help must be measured (`sbldm nnunet eval`); it cannot be seen.",
     ]
     with atomic_path(path) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -113,7 +113,7 @@ def _origin(settings: dict, rows: list[dict[str, str]]) -> list[str]:
     )
     unasked += "of a tumour cannot be asked for."
     return [
-        f"- Generator: {model.title} (MODEL={name}), checkpoint {settings['checkpoint_sha256'][:16]}; {sampling}.",
+        f"- Generator: {model.title} (model {name}), checkpoint {settings['checkpoint_sha256'][:16]}; {sampling}.",
         f"- Seeds from {settings.get('seed')}; " + (asked if model.conditional else unasked),
     ]
 

@@ -250,7 +250,7 @@ def run(evaluator: Evaluator, requests: PairRequests, writer: PairWriter, output
             request_plot(manifest, figures / f"{output.folder.name}_requests.png")
         write_datasheet(output.folder)
         if warning := too_many_copies(read_manifest(output.folder), writer.gate.settings["honest_cases"]):
-            print(f"WARNING: {warning}; `make nnunet-eval` will refuse these pairs.")
+            print(f"WARNING: {warning}; `sbldm nnunet eval` will refuse these pairs.")
         contact_sheet(output.folder, figures / f"{output.folder.name}.png")
     if writer.extrapolated:
         count, first = len(writer.extrapolated), writer.extrapolated[0]

@@ -273,7 +273,7 @@ def biases(steps: list[dict[str, Any]]) -> list[str]:
     """
     seeds = sorted(set.intersection(*({draw["seed"] for draw in step["draws"]} for step in steps)))
     if len(seeds) < 2:
-        return ["One seed of noise says nothing of bias: N=5 draws five."]
+        return ["One seed of noise says nothing of bias: --n 5 draws five."]
 
     def mean(sweep: str, name: str) -> Spread:
         drawn = [(step, draw) for step in steps for draw in step["draws"] if step["sweep"] == sweep]
@@ -412,8 +412,8 @@ def _read_summary(folder: Path) -> dict[str, Any]:
 
 
 def _again(folder: Path) -> str:
-    more = " CANVAS=.." * (folder.name == SWEEPS[1])
-    return f"run `make sweep RUN={shlex.quote(str(folder.parents[1]))}{more}` again"
+    more = " --canvas .." * (folder.name == SWEEPS[1])
+    return f"run `sbldm sweep --run {shlex.quote(str(folder.parents[1]))}{more}` again"
 
 
 def sweep_figure(folder: Path, path: Path) -> None:

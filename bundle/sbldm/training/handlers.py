@@ -75,7 +75,7 @@ class FiniteLoss:
         if not all(math.isfinite(loss) for loss in losses_of(engine).values()):
             raise StateError(
                 f"the loss is not finite at iteration {engine.state.iteration}; lower learning_rate in the preset and "
-                "train in a new RUN. The checkpoints of the epochs before are kept."
+                "train in a new --run. The checkpoints of the epochs before are kept."
             )
 
 

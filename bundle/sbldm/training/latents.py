@@ -96,7 +96,7 @@ class LatentStore:
         run = Run.at(folder)
         network = load_autoencoder(run, device)
         if so_far := unfinished(run, "autoencoder"):
-            raise StateError(f"{run.folder / 'autoencoder'}: only {so_far} done; `make train-autoencoder` goes on.")
+            raise StateError(f"{run.folder / 'autoencoder'}: only {so_far} done; `sbldm train autoencoder` goes on.")
         fingerprint = sha256(run.checkpoint("autoencoder"))
         made = {"autoencoder_sha256": fingerprint, "mirror": preset["mirror"], "latent": preset["diffusion"]["latent"]}
         made["centred"] = preset["diffusion"].get("centred", "channel")
@@ -192,7 +192,7 @@ def _read(run: Run, name: str, form: Any = dict) -> Any:
 
 def _encoded_anew(run: Run) -> str:
     """The way out when a file of the store is lost: it is made in one go."""
-    folder, command = shlex.quote(str(run.latents)), f"make train RUN={shlex.quote(str(run.folder))}"
+    folder, command = shlex.quote(str(run.latents)), f"sbldm train --run {shlex.quote(str(run.folder))}"
     return f"remove {folder} and run `{command}` again, which encodes the cases anew"
 
 

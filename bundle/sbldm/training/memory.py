@@ -159,7 +159,7 @@ def _mend(preset: dict[str, Any], free: int, mixed: bool) -> str:
     if not fitting:
         return "lower batch_size or the networks' channels in a preset of your own, or free memory"
     best = max(fitting, key=sizes.__getitem__)
-    return f"take a new RUN with PRESET={best} ({gigabytes(sizes[best])}), or lower batch_size in a preset of your own"
+    return f"take a new run with --preset {best} ({gigabytes(sizes[best])}), or lower batch_size in your own preset"
 
 
 def _free_bytes(device: torch.device) -> int | None:

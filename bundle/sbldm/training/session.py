@@ -69,7 +69,7 @@ def continued(run_dir: str, preset: dict[str, Any], constants: dict[str, Any]) -
     content = load_checkpoint(path, "diffusion")
     require_same(path, content, run.preset, ("data", "grid", "intensity", "mirror", "autoencoder", "diffusion"))
     if so_far := unfinished(run, "diffusion"):
-        raise StateError(f"{path}: only {so_far} done; `make train RUN={run_dir}` goes on.")
+        raise StateError(f"{path}: only {so_far} done; `sbldm train --run {run_dir}` goes on.")
     network = build_denoiser(preset, constants)
     state = network.state_dict()
     for name, weights in content["network"].items():

@@ -1,4 +1,4 @@
-"""Speed of this machine: `make bench`, or `python -m tests.bench NAME ..` for some of its rows.
+"""Speed of this machine: `sbldm bench`, or `sbldm bench NAME ..` for some of its rows.
 
 Each row is measured in a process of its own: the median of several calls, its ratio to one fixed convolution that is
 timed before and after it (so that figures from different machines and hours can be compared), and the most memory the
@@ -8,14 +8,13 @@ to a JSON list, one entry a run.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ from sbldm.synthesis import PairSampler
 from sbldm.synthesis.pairs import finish
 from sbldm.training import AutoencoderLoss, MixedPrecision, choose_device
 
-SLICES = str(Path(__file__).parent / "slices.yaml")  # `small` as it was with single slices and DDIM of 50 steps
+SLICES = Path(__file__).parents[2] / "tests" / "slices.yaml"  # `small` as it was: single slices, DDIM of 50 steps
 Step = Callable[[], object]
 
 
@@ -211,7 +210,7 @@ NETWORKS: dict[str, Callable[[], Step]] = {
     "small: decoding a pair": lambda: (parts := Parts("small")) and (lambda: parts.decode(torch.zeros(parts.shape))),
     "small: drawing and decoding a pair alone": lambda: Parts("small").draw(),
     "small: drawing and decoding a pair of eight at once": lambda: Parts("small").draw(8),
-    "small: the same of single slices, DDIM 50 (before)": lambda: Parts(SLICES).draw(),
+    "small: the same of single slices, DDIM 50 (before)": lambda: Parts(str(SLICES)).draw(),
     "MONAI's AutoencoderKL, DiffusionModelUNet, DDIM 50": monai_pair,
     "fast: autoencoder, one iteration of a stack": lambda: Parts("fast").autoencoder_step(1),
     "fast: diffusion, one iteration of a volume": lambda: Parts("fast").diffusion_step(1),
@@ -249,34 +248,32 @@ def measure(name: str) -> dict[str, Any]:
     return {"name": name, "seconds": found, "ratio": found / statistics.mean(unit), "peak_bytes": _memory(device)[1]}
 
 
-def main() -> None:
-    """Measure the rows that are asked for, each in a process of its own, and print them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", help="begin of the names of the rows (default: all)")
-    parser.add_argument("--history", type=Path, help="JSON list to add the rows to")
-    parser.add_argument("--here", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.here:
-        print(json.dumps(measure(arguments.here)))
+def run(rows: Sequence[str] = (), history: Path | None = None, here: str = "") -> None:
+    """Measure rows, each in a process of its own, and print them.
+
+    Args:
+        rows: how their names begin; all when empty.
+        history: JSON list to add them to.
+        here: one row, which is measured in this process and printed as JSON.
+    """
+    if here:
+        print(json.dumps(measure(here)))
         return
-    wanted = [n for n in (*CASES, *NETWORKS) if not arguments.rows or n.startswith(tuple(arguments.rows))]
-    table, rows = Table("row", "seconds", "in reference convolutions", "peak memory, GB"), []
+    wanted = [name for name in (*CASES, *NETWORKS) if not rows or name.startswith(tuple(rows))]
+    wanted = [name for name in wanted if SLICES.is_file() or "(before)" not in name]  # it lies beside the tests
+    table, found = Table("row", "seconds", "in reference convolutions", "peak memory, GB"), []
     for name in wanted:
-        done = subprocess.run([sys.executable, "-m", "tests.bench", "--here", name], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-m", "sbldm", "bench", "--here", name], capture_output=True, text=True)
         if done.returncode:
             table.add_row(name, "failed", (done.stderr.strip().splitlines() or ["killed"])[-1], "")
             continue
         row = json.loads(done.stdout.splitlines()[-1])
-        rows.append(row)
+        found.append(row)
         table.add_row(name, f"{row['seconds']:.3f}", f"{row['ratio']:.0f}", f"{row['peak_bytes'] / 1e9:.1f}")
     device = choose_device()
     Console().print(table, f"on {name_of(device)}, {torch.get_num_threads()} threads")
-    if arguments.history:
-        known = json.loads(arguments.history.read_text()) if arguments.history.is_file() else []
+    if history:
+        known = json.loads(history.read_text()) if history.is_file() else []
         entry = {"date": time.strftime("%Y-%m-%d"), "device": name_of(device), "threads": torch.get_num_threads()}
-        with atomic_path(arguments.history) as temporary:
-            temporary.write_text(json.dumps([*known, entry | {"torch": torch.__version__, "rows": rows}], indent=1))
-
-
-if __name__ == "__main__":
-    main()
+        with atomic_path(history) as temporary:
+            temporary.write_text(json.dumps([*known, entry | {"torch": torch.__version__, "rows": found}], indent=1))
