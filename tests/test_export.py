@@ -105,7 +105,7 @@ def test_reference_cases(tmp_path: Path, prepared_run: Path) -> None:
     assert [case.mask.stat().st_mtime_ns for case in reference_cases(run, names, "path")] == stamps
     (run.folder / "reference" / "path" / "made.json").write_text("{}")
     assert [case.mask.stat().st_mtime_ns for case in reference_cases(run, names, "path")] != stamps
-    with pytest.raises(StateError, match="make train"):
+    with pytest.raises(StateError, match="sbldm train"):
         reference_cases(run, names, "autoencoder")
 
 

@@ -60,7 +60,7 @@ def test_write_and_read(tmp_path):
 
 
 def test_missing_or_damaged(tmp_path):
-    with pytest.raises(StateError, match="make prepare"):
+    with pytest.raises(StateError, match="sbldm prepare"):
         read_lists(tmp_path)
     (tmp_path / "lists.json").write_text('{"seed": 1}')
     with pytest.raises(StateError, match="damaged"):

@@ -67,7 +67,8 @@ def test_too_little_memory_is_said_before_it_starts(monkeypatch: pytest.MonkeyPa
         check_memory(fast, "autoencoder", CPU, mixed=False)
     monkeypatch.setattr(memory, "_free_bytes", lambda device: 2**30)
     with pytest.raises(
-        InputError, match=r"autoencoder of the preset 'fast' needs about .* GB .*1.1 GB are free on cpu; .*PRESET=small"
+        InputError,
+        match=r"autoencoder of the preset 'fast' needs .* GB .*1.1 GB are free on cpu; .*--preset small",
     ):
         check_memory(fast, "autoencoder", CPU, mixed=False)
     monkeypatch.setattr(memory, "_free_bytes", lambda device: 2**20)

@@ -190,15 +190,15 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
 def test_what_is_no_entry(tmp_path: Path) -> None:
     """Each mistake has its own kind of error, which names the mend."""
     run = write_run(tmp_path / "mine")
-    with pytest.raises(InputError, match=r'RUNS is missing.*make table1 RUNS="runs/mine'):
+    with pytest.raises(InputError, match=r"--runs is missing.*sbldm table1 runs/mine"):
         read_entries([])
-    with pytest.raises(InputError, match=r"RUNS=.*mine:5x: 5x is not the number"):
+    with pytest.raises(InputError, match=r"--runs.*mine:5x: 5x is not the number"):
         read_entries([f"{run}:5x"])
     with pytest.raises(InputError, match="mine:501: these pairs stand there twice"):
         read_entries([str(run), f"{run}:501"])
-    with pytest.raises(StateError, match=r"nothing: is no run.*make synth RUN="):
+    with pytest.raises(StateError, match=r"nothing: is no run.*sbldm synth --run"):
         read_entries([str(tmp_path / "nothing")])
-    with pytest.raises(StateError, match=r"no pairs in a dataset 777; .*make synth RUN=.*DATASET=777"):
+    with pytest.raises(StateError, match=r"no pairs in a dataset 777; .*sbldm synth --run.*--dataset 777"):
         read_entries([f"{run}:777"])
     write_json(run / "nnUNet_raw" / "Dataset501_SBLDM" / "synthesis.json", {"model": "lsgan"})
     with pytest.raises(StateError, match=r"synthesis\.json: does not say that this run drew these pairs"):

@@ -226,15 +226,15 @@ def test_its_training_cases_are_recognised_at_both_resolutions() -> None:
 def test_wrong_files(handed_on: Path, trained_run: Path, tmp_path: Path) -> None:
     """In one line that says what such a file is."""
     synth = "synth", "--run", tmp_path / "empty", "--n", 1, "--weights"
-    assert "WEIGHTS=nowhere: no such file; write shipped" in one_line(call(*synth, "nowhere"), 2)
+    assert "--weights nowhere: no such file; write shipped" in one_line(call(*synth, "nowhere"), 2)
     prepare = "prepare", "--run", tmp_path / "empty", "--data", tmp_path, "--init", "nowhere"
-    assert "INIT=nowhere: no such file" in one_line(call(*prepare), 2)
+    assert "--init nowhere: no such file" in one_line(call(*prepare), 2)
     into = *synth, handed_on, "--canvas", "train"
-    assert "CANVAS=train: no cases are prepared here" in one_line(call(*into), 2)
+    assert "--canvas train: no cases are prepared here" in one_line(call(*into), 2)
     (tmp_path / "text.safetensors").write_text("no tensors")
-    assert "must be a file that `make weights` wrote" in one_line(call(*synth, tmp_path / "text.safetensors"), 2)
+    assert "must be a file that `sbldm weights` wrote" in one_line(call(*synth, tmp_path / "text.safetensors"), 2)
     (tmp_path / "half.safetensors").write_bytes(handed_on.read_bytes()[:-1000])
-    assert "must be a file that `make weights` wrote" in one_line(call(*synth, tmp_path / "half.safetensors"), 2)
+    assert "must be a file that `sbldm weights` wrote" in one_line(call(*synth, tmp_path / "half.safetensors"), 2)
     made = "weights", "--run", trained_run, "--out", tmp_path / "x.safetensors"
     assert "ABOUT" in one_line(call(*made), 2)
     assert "regions.whole of its preset is 0" in one_line(call(*made, *WORDS), 2)
