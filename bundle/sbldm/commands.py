@@ -127,15 +127,18 @@ def synth(asked: Drawing) -> None:
     )
 
 
-def sweep(run: Run, steps: int | None, seed: int, n: int | None, batch: int | None, canvas: str, weights: str) -> None:
-    """Draw tumours of five sizes at one place and of one size at five places, all else equal."""
+def sweep(
+    folder: Path, steps: int | None, seed: int, n: int | None, batch: int | None, canvas: str, weights: str
+) -> None:
+    """Draw tumours of five sizes at one place and of one size at five places into a run folder, all else equal."""
     from sbldm.device import choose_device
     from sbldm.synthesis.sweep import SEEDS, draw_sweeps, sweep_figure
 
+    run = Run.at(folder)
     _train_is_prepared(canvas, run)
     file = _weights(weights, run)
-    folder = draw_sweeps(run, choose_device(), steps, seed, n or SEEDS, batch, _canvas(canvas), file)
-    sweep_figure(folder, run.folder / "figures" / f"{folder.name}.png")
+    out = draw_sweeps(run, choose_device(), steps, seed, n or SEEDS, batch, _canvas(canvas), file)
+    sweep_figure(out, run.folder / "figures" / f"{out.name}.png")
 
 
 def _weights(name: str, run: Run) -> str | None:
