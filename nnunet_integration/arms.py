@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from sbldm.errors import InputError
-from sbldm.files import user_path
+from sbldm.run.errors import InputError
+from sbldm.run.files import user_path
 from sbldm.run.schema import Values, checked, nearest, read_yaml
 
 __all__ = ["Arm", "ArmBook", "default_budget", "load_budget"]

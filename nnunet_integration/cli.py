@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from sbldm.errors import loading
 from sbldm.options import (
     DATASET,
     RUN,
@@ -25,6 +24,7 @@ from sbldm.options import (
     whole,
     words,
 )
+from sbldm.run.errors import loading
 from sbldm.run.limits import MOST_ITERATIONS, MOST_PROCESSES
 
 __all__ = ["Evaluation", "Plan", "Plateau", "app"]
@@ -189,7 +189,7 @@ def verify(
     """Let nnU-Net check, plan and preprocess a dataset of a run."""
     with loading():
         from nnunet_integration.verify import verify_dataset
-        from sbldm.files import user_path
+        from sbldm.run.files import user_path
     verify_dataset(user_path(run).absolute(), dataset, workers)
 
 
@@ -213,7 +213,7 @@ def predict(
     with loading():
         from nnunet_integration.predict import predict_folder
         from sbldm.cases.lists import read_case_list
-        from sbldm.files import user_path
+        from sbldm.run.files import user_path
     names = read_case_list(cases) if cases else None
     files = predict_folder(model, user_path(images), user_path(out), names, fold, checkpoint)
     print(f"{out}: {len(files)} predictions.")

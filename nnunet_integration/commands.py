@@ -12,9 +12,9 @@ from nnunet_integration.cli import Evaluation, Plan, Plateau
 from nnunet_integration.evaluation import Question, export, queued
 from nnunet_integration.jobs import read_job, run_jobs
 from nnunet_integration.statistics import LEAST_TRAININGS
-from sbldm.errors import InputError
-from sbldm.files import user_path
-from sbldm.runs import Run
+from sbldm.run.errors import InputError
+from sbldm.run.files import user_path
+from sbldm.run.folder import Run
 
 __all__ = ["evaluate", "list_arms", "plateau", "queue", "table", "work"]
 
@@ -91,7 +91,7 @@ def _out(run: Path, out: Path | None) -> Path:
 
 def _at_once(jobs: int | None, threads: int) -> int:
     """As many jobs at once as were asked for, or as fit on the cores; one on a GPU."""
-    from sbldm.device import choose_device
+    from sbldm.run.device import choose_device
 
     device = choose_device()  # a wrong DEVICE is said before any work
     if device.index:

@@ -13,10 +13,10 @@ from nnunet_integration.arms import Arm, ArmBook
 from nnunet_integration.jobs import locked, plan_jobs, read_job, split_fold, write_jobs
 from nnunet_integration.pool import Pool, require_nnunet
 from nnunet_integration.sources import find_pairs, find_real, nested_subset
-from sbldm.errors import InputError, StateError
-from sbldm.files import atomic_path, read_json, reading, user_path, write_json
+from sbldm.run.errors import InputError, StateError
+from sbldm.run.files import atomic_path, read_json, reading, user_path, write_json
+from sbldm.run.folder import Run
 from sbldm.run.room import check_room
-from sbldm.runs import Run
 
 __all__ = ["Question", "export", "queued", "read_arms"]
 

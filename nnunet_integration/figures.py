@@ -17,7 +17,7 @@ from matplotlib.transforms import offset_copy
 
 from nnunet_integration.results import ArmResults, Results
 from nnunet_integration.statistics import LEAST_TRAININGS, paired_difference, undecided
-from sbldm.files import atomic_path
+from sbldm.run.files import atomic_path
 
 __all__ = ["arm_styles", "draw_figures", "n_real_points", "plateau_points", "worst_drops"]
 

@@ -23,11 +23,11 @@ from nnunet_integration.jobs import read_job
 from nnunet_integration.predict import Model, find_model, predict_folder
 from nnunet_integration.sources import some
 from sbldm.cases.volumes import read_image, whole_numbers
-from sbldm.errors import DataError, InputError, StateError
-from sbldm.files import atomic_path, make_folder, read_json, user_path, write_csv, write_json
-from sbldm.manifest import ANEW, DRAWN_BY, from_elsewhere, read_description, read_manifest, read_settings
+from sbldm.pages.datasheet import write_datasheet
+from sbldm.run.errors import DataError, InputError, StateError
+from sbldm.run.files import atomic_path, make_folder, read_json, user_path, write_csv, write_json
+from sbldm.run.manifest import ANEW, DRAWN_BY, from_elsewhere, read_description, read_manifest, read_settings
 from sbldm.run.progress import progress
-from sbldm.synthesis.datasheet import write_datasheet
 
 __all__ = ["acceptance", "agreement", "filter_pairs", "trained_on"]
 

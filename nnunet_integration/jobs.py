@@ -19,8 +19,8 @@ import numpy as np
 from nnunet_integration.arms import Arm
 from nnunet_integration.pool import COPIES, Pool, copy_id, pair_id
 from nnunet_integration.sources import Pairs, RealCases, nested_subset, pairs_for, some
-from sbldm.errors import DataError, InputError, StateError
-from sbldm.files import make_folder, read_json, read_rows, write_json
+from sbldm.run.errors import DataError, InputError, StateError
+from sbldm.run.files import make_folder, read_json, read_rows, write_json
 from sbldm.run.progress import Progress
 from sbldm.run.workers import start_quietly
 

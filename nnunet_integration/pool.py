@@ -23,8 +23,8 @@ import numpy as np
 from nnunet_integration.sources import Pairs, RealCases
 from sbldm.cases.layouts import Case, Source, read_arrays
 from sbldm.cases.volumes import RESTORE, load_image, read_image, whole_numbers
-from sbldm.errors import DataError, StateError
-from sbldm.files import (
+from sbldm.run.errors import DataError, StateError
+from sbldm.run.files import (
     atomic_path,
     check,
     clear_partial,

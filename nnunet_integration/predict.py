@@ -26,9 +26,9 @@ from sbldm.cases.layouts import CHANNELS, Source, content_hash, find_cases, plai
 from sbldm.cases.lists import pick
 from sbldm.cases.naming import choose, image_files
 from sbldm.cases.volumes import load_image, read_image, split_ending
-from sbldm.device import choose_device
-from sbldm.errors import DataError, InputError, StateError
-from sbldm.files import (
+from sbldm.run.device import choose_device
+from sbldm.run.errors import DataError, InputError, StateError
+from sbldm.run.files import (
     atomic_path,
     clear_partial,
     make_folder,

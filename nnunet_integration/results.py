@@ -12,8 +12,8 @@ import numpy as np
 from nnunet_integration.arms import ArmBook
 from nnunet_integration.evaluation import queued, read_arms
 from nnunet_integration.jobs import made_anew, read_done, read_job
-from sbldm.errors import StateError
-from sbldm.files import read_rows
+from sbldm.run.errors import StateError
+from sbldm.run.files import read_rows
 
 __all__ = ["METRICS", "ArmResults", "Results"]
 

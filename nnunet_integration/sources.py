@@ -16,12 +16,12 @@ from sbldm.cases.layouts import Case, Source, find_cases, plain_name, read_array
 from sbldm.cases.pipeline import check_unchanged, original_cases
 from sbldm.cases.preflight import preflight
 from sbldm.cases.volumes import load_image, read_image, whole_numbers
-from sbldm.errors import DataError, InputError, StateError
-from sbldm.evaluation.copies import too_many_copies
-from sbldm.files import read_json, reading, user_path
-from sbldm.manifest import from_elsewhere, read_lineage, read_manifest, read_origin, read_settings
+from sbldm.metrics.copies import too_many_copies
+from sbldm.run.errors import DataError, InputError, StateError
+from sbldm.run.files import read_json, reading, user_path
+from sbldm.run.folder import Run
+from sbldm.run.manifest import from_elsewhere, read_lineage, read_manifest, read_origin, read_settings
 from sbldm.run.progress import progress
-from sbldm.runs import Run
 
 __all__ = ["Pairs", "RealCases", "find_pairs", "find_real", "nested_subset", "pairs_for", "some"]
 

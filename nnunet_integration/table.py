@@ -24,8 +24,8 @@ from nnunet_integration.statistics import (
     verdict,
     wilcoxon_p,
 )
-from sbldm.evaluation.segmentation import SIZE_BINS_ML, size_bin
-from sbldm.files import atomic_path, write_csv
+from sbldm.metrics.segmentation import SIZE_BINS_ML, size_bin
+from sbldm.run.files import atomic_path, write_csv
 
 __all__ = ["compare", "interval", "number", "table_rows", "write_table"]
 

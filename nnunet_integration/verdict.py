@@ -9,7 +9,7 @@ from nnunet_integration.arms import ArmBook
 from nnunet_integration.results import ArmResults, Results
 from nnunet_integration.statistics import undecided
 from nnunet_integration.table import compare, interval, number
-from sbldm.manifest import read_settings
+from sbldm.run.manifest import read_settings
 
 __all__ = ["answer"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from nnunet_integration.pool import plan_and_preprocess
-from sbldm.errors import StateError
-from sbldm.files import read_json
-from sbldm.manifest import read_description
+from sbldm.run.errors import StateError
+from sbldm.run.files import read_json
+from sbldm.run.manifest import read_description
 from sbldm.run.workers import at_most
 
 __all__ = ["verify_dataset"]

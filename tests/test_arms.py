@@ -7,7 +7,7 @@ import yaml
 
 from nnunet_integration.arms import HERE, Arm, ArmBook, default_budget, load_budget
 from nnunet_integration.trainers.sbldm_nnunet_trainers import share_at
-from sbldm.errors import InputError
+from sbldm.run.errors import InputError
 
 
 @pytest.fixture

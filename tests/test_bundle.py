@@ -16,9 +16,9 @@ import yaml
 from conftest import BUNDLE, copy_run, snapshot
 from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
 
-from sbldm.errors import StateError, mendable
 from sbldm.networks import StackVAE, build_autoencoder, build_denoiser, latent_shape
-from sbldm.runs import load_preset
+from sbldm.run.errors import StateError, mendable
+from sbldm.run.folder import load_preset
 
 pytestmark = pytest.mark.filterwarnings("ignore:No hash value provided")
 SCHEMA = Path(__file__).with_name("metadata_schema.json")

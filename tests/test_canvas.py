@@ -19,10 +19,10 @@ from test_synthesis import manifest
 
 from sbldm.cases.layouts import Source, find_cases, read_arrays
 from sbldm.cases.phantom import write_phantoms
-from sbldm.errors import DataError
-from sbldm.files import read_json
 from sbldm.networks import RequestPicture
-from sbldm.runs import within_regions
+from sbldm.run.errors import DataError
+from sbldm.run.files import read_json
+from sbldm.run.folder import within_regions
 from sbldm.synthesis import blending, session
 from sbldm.synthesis import canvases as module
 from sbldm.synthesis.blending import draw_into

@@ -24,7 +24,7 @@ from sbldm import commands, options
 from sbldm.cli import app
 from sbldm.diffusion import SAMPLERS, SPACINGS
 from sbldm.evaluation.evaluate import GROUPS
-from sbldm.models import SAMPLING
+from sbldm.run.models import SAMPLING
 from sbldm.synthesis.copypaste import OWN
 from sbldm.tumour.requests import PARTS
 

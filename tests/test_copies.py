@@ -10,9 +10,10 @@ import pytest
 from scipy import ndimage
 from scipy.stats import betabinom, mannwhitneyu
 
-from sbldm.errors import DataError, StateError
-from sbldm.evaluation.alignment import affine_fit, moved
-from sbldm.evaluation.copies import (
+from sbldm.evaluation.disguises import DISGUISES as MADE_UP
+from sbldm.evaluation.disguises import scaled, turned, warped
+from sbldm.metrics.alignment import affine_fit, moved
+from sbldm.metrics.copies import (
     Memory,
     TumourMemory,
     _excess,
@@ -27,8 +28,7 @@ from sbldm.evaluation.copies import (
     nearest_mask,
     tumour_print,
 )
-from sbldm.evaluation.disguises import DISGUISES as MADE_UP
-from sbldm.evaluation.disguises import scaled, turned, warped
+from sbldm.run.errors import DataError, StateError
 
 SHAPE, SPACING = (64, 72, 56), (3.0, 3.0, 3.0)
 N_TRAIN, N_HELDOUT, N_QUERIES = 30, 30, 40

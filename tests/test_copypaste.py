@@ -16,7 +16,7 @@ from conftest import call, copy_run, one_line, snapshot
 from scipy import ndimage
 
 from sbldm.cases.layouts import Source, find_cases, read_arrays
-from sbldm.runs import Run
+from sbldm.run.folder import Run
 from sbldm.synthesis import copypaste
 from sbldm.synthesis.copypaste import BLEND_MM, CLEAR_MM, GAIN, OVERLAP, SCALE, _carve, _Training, paste_tumour
 from sbldm.synthesis.healing import MARGIN_MM, heal

@@ -17,14 +17,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sbldm.errors import StateError
 from sbldm.evaluation import costs, paper_costs
 from sbldm.evaluation.costs import Cost, count, measure, measured, model_costs
 from sbldm.evaluation.paper_costs import paper_rows, write_paper_costs
-from sbldm.files import read_json, sha256, write_json
-from sbldm.models import SAMPLING
 from sbldm.networks import GanGenerator, build_denoiser
-from sbldm.runs import Run, load_preset
+from sbldm.run.errors import StateError
+from sbldm.run.files import read_json, sha256, write_json
+from sbldm.run.folder import Run, load_preset
+from sbldm.run.models import SAMPLING
 from sbldm.synthesis import Model
 
 CPU = torch.device("cpu")

@@ -16,8 +16,8 @@ import yaml
 from conftest import TINY, call, copy_run, one_line, run_cli
 
 from sbldm.cases.phantom import write_phantoms
-from sbldm.errors import DamagedError
-from sbldm.files import write_json
+from sbldm.run.errors import DamagedError
+from sbldm.run.files import write_json
 from sbldm.synthesis.raw_dataset import _alike
 
 DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {

@@ -30,7 +30,7 @@ from sbldm.diffusion import (
     unipc,
 )
 from sbldm.diffusion.schedule import KINDS, PREDICTIONS
-from sbldm.errors import InputError
+from sbldm.run.errors import InputError
 from sbldm.synthesis import PairSampler
 
 MEAN, STD = 1.5, 0.4

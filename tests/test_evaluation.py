@@ -14,15 +14,16 @@ from conftest import call, one_line
 
 from sbldm.cases.layouts import Case, Source, find_cases
 from sbldm.cases.phantom import write_phantoms
-from sbldm.errors import StateError
 from sbldm.evaluation import commands as evaluation_command
-from sbldm.evaluation.copies import REACH
-from sbldm.evaluation.distribution import Scale, kid, mmd
 from sbldm.evaluation.evaluate import Evaluation, reference_names
-from sbldm.evaluation.protocols import PROTOCOLS, REFERENCES_EXPLAINED, Estimate, Score, mean_estimate, protocol
+from sbldm.evaluation.protocols import PROTOCOLS, REFERENCES_EXPLAINED, Score, protocol
 from sbldm.evaluation.scoring import LEAST, chosen, score_distribution
-from sbldm.evaluation.table import GROUPS, number, read_scores, write_table
-from sbldm.runs import Run
+from sbldm.metrics.copies import REACH
+from sbldm.metrics.distribution import Scale, kid, mmd
+from sbldm.metrics.intervals import Estimate, mean_estimate
+from sbldm.pages.table import GROUPS, number, read_scores, write_table
+from sbldm.run.errors import StateError
+from sbldm.run.folder import Run
 
 
 def rename(case: Path, name: str) -> Path:

@@ -14,11 +14,11 @@ from matplotlib.colors import same_color, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sbldm.errors import DataError, OutputError, StateError
-from sbldm.evaluation import figures
-from sbldm.evaluation.figures import animation, draw_figures, side_by_side
 from sbldm.evaluation.protocols import Score
-from sbldm.files import write_csv, write_json
+from sbldm.pages import figures
+from sbldm.pages.figures import animation, draw_figures, side_by_side
+from sbldm.run.errors import DataError, OutputError, StateError
+from sbldm.run.files import write_csv, write_json
 from sbldm.tumour.characteristics import NAMES
 
 ALL = ("tumours", "place", "slices", "seam", "copies", "worst", "requests", "fit")

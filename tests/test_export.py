@@ -14,8 +14,8 @@ from sbldm.cases.geometry import NativeGrid, WorkingGrid, to_image
 from sbldm.cases.layouts import Source, find_cases, read_arrays
 from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import prepare_case, read_sidecar
-from sbldm.errors import StateError
-from sbldm.runs import Run, load_preset
+from sbldm.run.errors import StateError
+from sbldm.run.folder import Run, load_preset
 from sbldm.synthesis.reference import reference_cases
 from sbldm.tumour.characteristics import NAMES, measure
 

@@ -13,8 +13,8 @@ from conftest import call, one_line, partial_files, snapshot
 from nnunet_integration import filter as filtering
 from nnunet_integration.filter import acceptance, agreement, filter_pairs, trained_on
 from nnunet_integration.predict import find_model
-from sbldm.errors import DataError, InputError, StateError
-from sbldm.files import read_json, read_rows, write_csv, write_json, write_nifti
+from sbldm.run.errors import DataError, InputError, StateError
+from sbldm.run.files import read_json, read_rows, write_csv, write_json, write_nifti
 
 AFFINE = np.diag([2.0, 2, 2, 1])
 NAME = "Dataset504_SBLDM"

@@ -15,14 +15,14 @@ from nnunet_integration.sources import find_pairs, find_real
 from sbldm.cases.geometry import NativeGrid
 from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import load_prepared
-from sbldm.errors import InputError, StateError
-from sbldm.evaluation.copies import REACH, Memory, too_many_copies
-from sbldm.evaluation.tumours import shape_measures
-from sbldm.evaluation.volumes import evaluation_grid, to_volume
-from sbldm.files import read_json, write_csv, write_json
-from sbldm.runs import Run
+from sbldm.metrics.copies import REACH, Memory, too_many_copies
+from sbldm.metrics.tumours import shape_measures
+from sbldm.metrics.volumes import evaluation_grid, to_volume
+from sbldm.pages.datasheet import write_datasheet
+from sbldm.run.errors import InputError, StateError
+from sbldm.run.files import read_json, write_csv, write_json
+from sbldm.run.folder import Run
 from sbldm.synthesis import Gate, Pair, finish_pair, session
-from sbldm.synthesis.datasheet import write_datasheet
 from sbldm.synthesis.gate import MEASURES, Tolerance, _limits, _unlike_request
 from sbldm.synthesis.gate import _measures as gate_measures
 from sbldm.tumour.characteristics import NAMES, measure, to_dict

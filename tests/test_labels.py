@@ -14,8 +14,8 @@ from sbldm.cases.labels import read_scheme
 from sbldm.cases.layouts import Source, find_cases, read_arrays
 from sbldm.cases.lists import read_lists
 from sbldm.cases.pipeline import original_cases
-from sbldm.errors import DataError, InputError
-from sbldm.runs import Run
+from sbldm.run.errors import DataError, InputError
+from sbldm.run.folder import Run
 from tests.conftest import TINY, call, one_line
 
 AFFINE = np.diag([-1.0, -1.0, 2.0, 1.0])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sbldm.cases.layouts import Source, find_cases, read_arrays, to_labels
-from sbldm.errors import DataError, InputError
+from sbldm.run.errors import DataError, InputError
 
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
 TISSUE_LABELS = {"oedema": ["oedema"], "core": ["necrotic", "enhancing"]}

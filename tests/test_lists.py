@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sbldm.cases.lists import check_disjoint, pick, read_case_list, read_lists, split_cases, write_lists
-from sbldm.errors import DataError, InputError, StateError
+from sbldm.run.errors import DataError, InputError, StateError
 
 NAMES = [f"case{index:02d}" for index in range(20)]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from sbldm.errors import InputError
-from sbldm.models import MODELS
-from sbldm.runs import load_preset
+from sbldm.run.errors import InputError
+from sbldm.run.folder import load_preset
+from sbldm.run.models import MODELS
 from sbldm.training import memory
 from sbldm.training.memory import LiveBytes, check_memory, training_bytes
 

@@ -17,11 +17,11 @@ from conftest import call, copy_run, one_line
 from ignite.engine import Engine
 from torch import nn
 
-from sbldm.errors import InputError, StateError
-from sbldm.models import MODELS, refuse_requests
 from sbldm.networks import LatentUNet, MonaiUNet, MonaiVAE, TiledUNet, VolumeVAE, build_denoiser
 from sbldm.networks.latent_unet import tiles
-from sbldm.runs import Run, load_preset
+from sbldm.run.errors import InputError, StateError
+from sbldm.run.folder import Run, load_preset
+from sbldm.run.models import MODELS, refuse_requests
 from sbldm.synthesis import Model
 from sbldm.training import Adversary, GanLosses, MovingAverage, VaeGanLoss, VolumeDataset, clip_before_steps
 

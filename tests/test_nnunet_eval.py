@@ -20,7 +20,7 @@ from nnunet_integration.arms import HERE
 from nnunet_integration.offline import augmented_copy
 from nnunet_integration.results import Results
 from sbldm.cases.phantom import write_phantoms
-from sbldm.files import read_json
+from sbldm.run.files import read_json
 from tests.conftest import Cli, one_line, snapshot, wait_for
 
 BUDGET = {

@@ -15,8 +15,8 @@ import torch
 
 from nnunet_integration.predict import find_images, find_model, predict_folder
 from sbldm.cli import main
-from sbldm.errors import DataError, InputError, StateError
-from sbldm.files import read_json, sha256, write_json, write_nifti
+from sbldm.run.errors import DataError, InputError, StateError
+from sbldm.run.files import read_json, sha256, write_json, write_nifti
 from tests.conftest import partial_files, snapshot
 
 LPS, RAS = np.diag([-2, -2, 2, 1.0]), np.diag([2, 2, 2, 1.0])

@@ -16,7 +16,7 @@ from sbldm.cases import preflight as module
 from sbldm.cases.identity import Identity
 from sbldm.cases.layouts import Source, find_cases, read_arrays
 from sbldm.cases.preflight import Finding, inspect_case, preflight, print_table
-from sbldm.errors import DataError, InputError
+from sbldm.run.errors import DataError, InputError
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 SHAPE = (24, 24, 24)

@@ -25,8 +25,8 @@ from sbldm.cases.lists import read_lists
 from sbldm.cases.phantom import make_channels, write_phantoms
 from sbldm.cases.pipeline import original_cases, prepare_run
 from sbldm.cases.prepare import load_prepared, prepare_case, prepare_cases
-from sbldm.errors import DataError, InputError, StateError
-from sbldm.runs import Run, load_preset
+from sbldm.run.errors import DataError, InputError, StateError
+from sbldm.run.folder import Run, load_preset
 from sbldm.tumour.characteristics import NAMES
 
 SHARED = Path(__file__).parents[2] / "shared/data"

@@ -13,12 +13,12 @@ import torch
 import yaml
 from conftest import TINY, call, copy_run, one_line, snapshot
 
-from sbldm.errors import InputError, StateError
-from sbldm.models import MODELS, kind_of
 from sbldm.networks import build_autoencoder, build_denoiser, build_discriminator, build_generator
+from sbldm.run.errors import InputError, StateError
+from sbldm.run.folder import PRESETS, Run, load_preset
+from sbldm.run.models import MODELS, kind_of
 from sbldm.run.preset import check_preset
 from sbldm.run.schema import read_yaml
-from sbldm.runs import PRESETS, Run, load_preset
 
 SMALL = (Path(__file__).parent / "slices.yaml").read_text()
 LSGAN = yaml.safe_dump({"preset": load_preset("small", "lsgan")}, sort_keys=False)

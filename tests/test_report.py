@@ -23,12 +23,12 @@ from scipy.stats import binomtest
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from sbldm.errors import OutputError, StateError
-from sbldm.evaluation import report
 from sbldm.evaluation.protocols import Score, protocol
-from sbldm.evaluation.report import SUBJECTS, Finding, _strip, summarise, write_report
-from sbldm.evaluation.table import GROUPS
-from sbldm.runs import Run
+from sbldm.pages import report
+from sbldm.pages.report import SUBJECTS, Finding, _strip, summarise, write_report
+from sbldm.pages.table import GROUPS
+from sbldm.run.errors import OutputError, StateError
+from sbldm.run.folder import Run
 from sbldm.training.checkpoints import FORMAT
 
 HOSTILE = "<script>alert(1)</script>"

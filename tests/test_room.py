@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import TINY, call, copy_run, one_line, snapshot
 
-from sbldm.errors import InputError, OutputError, finish
-from sbldm.files import write_json
+from sbldm.run.errors import InputError, OutputError, finish
+from sbldm.run.files import write_json
 from sbldm.run.room import check_room, free_bytes, gigabytes, lasting
 from sbldm.synthesis import RawDataset
 from sbldm.synthesis.requests import count_pairs

@@ -26,9 +26,9 @@ from conftest import call, copy_run, one_line, partial_files, snapshot, wait_for
 
 from sbldm.cases.geometry import WorkingGrid
 from sbldm.diffusion import Schedule
-from sbldm.errors import InputError
-from sbldm.files import sha256
 from sbldm.networks import LatentUNet
+from sbldm.run.errors import InputError
+from sbldm.run.files import sha256
 from sbldm.synthesis import Pair, PairSampler, finish_pair, session
 from sbldm.synthesis.model import row_noise
 from sbldm.training.checkpoints import load_checkpoint
@@ -309,7 +309,7 @@ def test_without_a_model(tmp_path: Path, prepared_run: Path) -> None:
     run = copy_run(prepared_run, tmp_path)
     before = snapshot(run)
     assert f"run `sbldm train --run {run}` first" in one_line(call("synth", "--run", run, "--n", 1), 4)
-    with mock.patch("sbldm.weights.SHIPPED", tmp_path / "lost"):  # the generator that comes with the package
+    with mock.patch("sbldm.training.weights.SHIPPED", tmp_path / "lost"):  # the generator that comes with the package
         assert f"{tmp_path}/none" in one_line(call("synth", "--run", tmp_path / "none", "--n", 1), 4)
     assert snapshot(run) == before and not (tmp_path / "none").exists()
 

@@ -17,11 +17,10 @@ import pytest
 from PIL import Image
 
 from sbldm.cases.lists import write_lists
-from sbldm.errors import InputError, StateError
-from sbldm.evaluation import figures, table1
 from sbldm.evaluation.evaluate import SCORING
 from sbldm.evaluation.protocols import REFERENCES_EXPLAINED, Score
-from sbldm.evaluation.table1 import (
+from sbldm.pages import figures, table1
+from sbldm.pages.table1 import (
     Entry,
     check_same_cases,
     make_table1,
@@ -30,8 +29,9 @@ from sbldm.evaluation.table1 import (
     update_evaluations,
     write_table1,
 )
-from sbldm.files import make_folder, read_json, write_csv, write_json
-from sbldm.runs import Run, load_preset
+from sbldm.run.errors import InputError, StateError
+from sbldm.run.files import make_folder, read_json, write_csv, write_json
+from sbldm.run.folder import Run, load_preset
 
 TRAIN, HELD = [f"case_{k:02d}" for k in range(6)], ["held_0", "held_1"]
 DDIM = {"sampler": "ddim", "steps": 25, "eta": 0.0, "guidance": 1.0}

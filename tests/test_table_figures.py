@@ -28,7 +28,7 @@ BUDGET = {"plan": None, "iterations": 2400}
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """As `sbldm.files`, but without waiting for the disk, which takes most of the time with hundreds of files."""
+    """As `sbldm.run.files`, but without waiting for the disk, which takes most of the time with hundreds of files."""
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()

@@ -32,9 +32,9 @@ from sbldm.cases.geometry import NativeGrid
 from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import load_prepared
 from sbldm.diffusion import Schedule
-from sbldm.errors import InputError, OutputError, StateError
-from sbldm.files import sha256
-from sbldm.runs import Run, load_preset
+from sbldm.run.errors import InputError, OutputError, StateError
+from sbldm.run.files import sha256
+from sbldm.run.folder import Run, load_preset
 from sbldm.synthesis.model import Model
 from sbldm.training import (
     Continuing,
@@ -230,7 +230,7 @@ def test_kill_between_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
             raise KeyboardInterrupt
         return kept(path, *arguments, **keywords)
 
-    from sbldm import files
+    from sbldm.run import files
     from sbldm.training import checkpoints
 
     kept = files.atomic_path

@@ -12,7 +12,7 @@ import pytest
 from scipy.special import ellipeinc, ellipkinc
 from scipy.stats import ks_2samp, multivariate_normal, spearmanr, wasserstein_distance
 
-from sbldm.errors import InputError
+from sbldm.run.errors import InputError
 from sbldm.tumour.characteristics import NAMES, measure, sphere_surface, to_dict
 from sbldm.tumour.normaliser import Normaliser
 from sbldm.tumour.requests import TumourModel, _functions, parse_request, read_requests

@@ -19,16 +19,16 @@ from sbldm.cases.identity import Seen, brightness_hash, coarse_hash
 from sbldm.cases.layouts import content_hash
 from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import read_sidecar
-from sbldm.errors import InputError
-from sbldm.files import read_json
-from sbldm.manifest import from_elsewhere, read_lineage, read_origin
-from sbldm.runs import Run, load_preset
+from sbldm.run.errors import InputError
+from sbldm.run.files import read_json
+from sbldm.run.folder import Run, load_preset
+from sbldm.run.manifest import from_elsewhere, read_lineage, read_origin
 from sbldm.synthesis.gate import Gate
 from sbldm.synthesis.model import Model
 from sbldm.training import new_autoencoder, new_denoiser
 from sbldm.training.checkpoints import load_checkpoint
+from sbldm.training.weights import Weights
 from sbldm.tumour.requests import TumourModel
-from sbldm.weights import Weights
 
 CPU = torch.device("cpu")
 WORDS = "--about", "five phantoms", "--licence", "None."

@@ -13,7 +13,7 @@ import pytest
 from conftest import TINY, partial_files, wait_for
 from worker_tasks import act
 
-from sbldm.errors import DataError, OutputError, StateError
+from sbldm.run.errors import DataError, OutputError, StateError
 from sbldm.run.workers import Workers, at_most, map_in_processes, run_tied
 
 

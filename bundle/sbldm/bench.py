@@ -31,18 +31,18 @@ from sbldm.cases.layouts import Case, Source, find_cases
 from sbldm.cases.phantom import write_phantoms
 from sbldm.cases.preflight import inspect_case
 from sbldm.cases.prepare import prepare_case
-from sbldm.device import fast_bfloat16
 from sbldm.diffusion import Schedule
-from sbldm.evaluation.copies import Memory, fingerprint
 from sbldm.evaluation.costs import _memory, name_of
-from sbldm.evaluation.features import load_extractor
-from sbldm.evaluation.similarity import ssim
-from sbldm.evaluation.slices import slice_measures
-from sbldm.evaluation.tumours import tumour_measures
-from sbldm.evaluation.volumes import evaluation_grid, read_volume
-from sbldm.files import atomic_path, write_nifti
+from sbldm.metrics.copies import Memory, fingerprint
+from sbldm.metrics.features import load_extractor
+from sbldm.metrics.similarity import ssim
+from sbldm.metrics.slices import slice_measures
+from sbldm.metrics.tumours import tumour_measures
+from sbldm.metrics.volumes import evaluation_grid, read_volume
 from sbldm.networks import StackVAE, build_autoencoder, build_denoiser, latent_shape
-from sbldm.runs import load_preset
+from sbldm.run.device import fast_bfloat16
+from sbldm.run.files import atomic_path, write_nifti
+from sbldm.run.folder import load_preset
 from sbldm.synthesis import PairSampler
 from sbldm.synthesis.pairs import finish
 from sbldm.training import AutoencoderLoss, MixedPrecision, choose_device

@@ -17,7 +17,6 @@ from typing import Annotated, Any
 
 import typer
 
-from sbldm.errors import InputError, finish, loading
 from sbldm.evaluation import cli as evaluation
 from sbldm.options import (
     DATASET,
@@ -42,6 +41,7 @@ from sbldm.options import (
     takes,
     whole,
 )
+from sbldm.run.errors import InputError, finish, loading
 from sbldm.run.limits import MOST_PAIRS
 
 __all__ = ["app", "main"]
@@ -109,9 +109,10 @@ def copypaste(
 ) -> None:
     """Paste tumours of training cases into other training cases: pairs without any training, the rival to beat."""
     with loading():
-        from sbldm.runs import Run
+        from sbldm.pages import show_pairs
+        from sbldm.run.folder import Run
         from sbldm.synthesis.copypaste import draw_pairs
-    draw_pairs(Run.at(run), data, n, seed, dataset, name, own or "kept")
+    draw_pairs(Run.at(run), data, n, seed, show_pairs, dataset, name, own or "kept")
 
 
 @app.command(rich_help_panel=PAIRS)
@@ -122,9 +123,10 @@ def controls(
 ) -> None:
     """Make the controls of a dataset on canvases: healed canvases alone, and real tumours pasted into them."""
     with loading():
-        from sbldm.runs import Run
+        from sbldm.pages import show_pairs
+        from sbldm.run.folder import Run
         from sbldm.synthesis.controls import draw_controls
-    draw_controls(Run.at(run), dataset, weights)
+    draw_controls(Run.at(run), dataset, show_pairs, weights)
 
 
 @app.command(rich_help_panel=PAIRS)
@@ -141,8 +143,8 @@ def weights(
     if out.suffix != ".safetensors" or not about:
         raise InputError(f"--out {out} --about '{about}': name a .safetensors file, and what it was trained on.")
     with loading():
-        from sbldm.files import user_path
-        from sbldm.runs import Run
+        from sbldm.run.files import user_path
+        from sbldm.run.folder import Run
         from sbldm.synthesis.export import export_weights
     file = user_path(out)
     export_weights(Run.at(run), file, about, licence, like)
@@ -178,7 +180,7 @@ def phantom(
     """Write phantom cases in the layout of BraTS 2018-2021."""
     with loading():
         from sbldm.cases.phantom import write_phantoms
-        from sbldm.files import user_path
+        from sbldm.run.files import user_path
     write_phantoms(user_path(out), n, seed)
     print(f"{out}: {n} phantom cases")
 
@@ -188,7 +190,7 @@ def download(out: OutOption = Path("data")) -> None:
     """Download MSD Task01_BrainTumour (7.1 GB) through MONAI."""
     with loading():
         from sbldm.cases.download import download_decathlon
-        from sbldm.files import user_path
+        from sbldm.run.files import user_path
     download_decathlon(user_path(out))
 
 

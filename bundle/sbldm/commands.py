@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from sbldm.cases.pipeline import check_same_data, is_prepared, prepare_run
-from sbldm.errors import InputError, StateError
-from sbldm.files import user_path
-from sbldm.models import configs_of, kind_of, refuse_requests
 from sbldm.options import Drawing, Preparation
+from sbldm.run.errors import InputError, StateError
+from sbldm.run.files import user_path
+from sbldm.run.folder import Run, load_preset, within_regions
+from sbldm.run.models import configs_of, kind_of, refuse_requests
 from sbldm.run.schema import refuse_expressions
-from sbldm.runs import Run, load_preset, within_regions
 
 __all__ = ["prepare", "sweep", "synth", "train"]
 
@@ -24,7 +24,7 @@ BUNDLE = Path(__file__).parents[1]
 def prepare(asked: Preparation) -> None:
     """Check the cases, draw the lists, and bring the cases onto the working grid."""
     if asked.init:
-        from sbldm.weights import Weights
+        from sbldm.training.weights import Weights
 
         if asked.preset not in ("", "small") or asked.model not in (None, "sbldm") or asked.minutes:
             raise InputError(f"--init {asked.init}: brings its own preset; leave --preset, --model and --minutes out.")
@@ -49,7 +49,7 @@ def train(asked: Preparation, stage: str) -> None:
     """Train one stage, or all; a stopped training goes on where it was. With `data` the cases are prepared first."""
     run = Run.at(asked.run)
     if asked.init and is_prepared(run):
-        from sbldm.weights import Weights
+        from sbldm.training.weights import Weights
 
         if (run.preset.get("init") or {}).get("sha256") != Weights.read(asked.init, "--init").sha256:
             raise StateError(
@@ -97,11 +97,12 @@ def synth(asked: Drawing) -> None:
     model = "sbldm" if file else run.preset["model"]
     name = asked.name or (_plain(file) if file else model.upper())
     if model == "copypaste":
+        from sbldm.pages import show_pairs
         from sbldm.synthesis.copypaste import draw_pairs
 
         others = {name: getattr(asked, name) or None for name in ("batch", "tol", "canvas", "keep", "push")}
         refuse_requests(model, requests, asked.sampling | others | {"satellites": asked.satellites})
-        draw_pairs(run, asked.data, asked.n, asked.seed, asked.dataset, name, asked.own or "kept")
+        draw_pairs(run, asked.data, asked.n, asked.seed, show_pairs, asked.dataset, name, asked.own or "kept")
         return
     if asked.own:
         raise InputError(f"--own {asked.own}: pairs of the model {model} have no receiver; leave it out.")
@@ -131,7 +132,7 @@ def sweep(
     folder: Path, steps: int | None, seed: int, n: int | None, batch: int | None, canvas: str, weights: str
 ) -> None:
     """Draw tumours of five sizes at one place and of one size at five places into a run folder, all else equal."""
-    from sbldm.device import choose_device
+    from sbldm.run.device import choose_device
     from sbldm.synthesis.sweep import SEEDS, draw_sweeps, sweep_figure
 
     run = Run.at(folder)
@@ -143,7 +144,7 @@ def sweep(
 
 def _weights(name: str, run: Run) -> str | None:
     """The generator to draw with: as asked for, else the run's own; the shipped one where nothing is prepared."""
-    from sbldm.weights import SHIPPED, Weights
+    from sbldm.training.weights import SHIPPED, Weights
 
     if not name and (run.preset_file.is_file() or not SHIPPED.is_file()):
         return None
@@ -156,7 +157,7 @@ def _weights(name: str, run: Run) -> str | None:
 
 def _plain(file: str) -> str:
     """What pairs of a file of weights are called: SHIPPED, or as the file."""
-    from sbldm.weights import SHIPPED
+    from sbldm.training.weights import SHIPPED
 
     return "SHIPPED" if Path(file) == SHIPPED else f"W_{re.sub('[^A-Za-z0-9]', '_', Path(file).stem)}"
 

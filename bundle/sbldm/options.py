@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import typer
 
-from sbldm.models import MODELS
 from sbldm.run.limits import MOST_BATCH, MOST_ITERATIONS, MOST_MINUTES, MOST_PAIRS, MOST_PROCESSES, MOST_SEED
+from sbldm.run.models import MODELS
 
 RUN = Path("runs/default")
 DATASET = 501

@@ -14,7 +14,7 @@ import numpy as np
 from sbldm.cases.labels import NO_TUMOUR, TISSUES, Scheme, check_scheme, explain, join
 from sbldm.cases.naming import CHANNELS
 from sbldm.cases.volumes import read_image, whole_numbers
-from sbldm.errors import DataError, InputError
+from sbldm.run.errors import DataError, InputError
 
 __all__ = ["Case", "Source", "content_hash", "read_arrays", "to_labels"]
 

@@ -12,8 +12,8 @@ from sbldm.cases.case import Case, Source
 from sbldm.cases.labels import join, named_values, plain_name, scheme_values
 from sbldm.cases.naming import CHANNELS, choose, image_files, nearest
 from sbldm.cases.volumes import ENDINGS, load_image, split_ending
-from sbldm.errors import DataError, InputError
-from sbldm.files import check, reading
+from sbldm.run.errors import DataError, InputError
+from sbldm.run.files import check, reading
 
 __all__ = ["dataset_cases", "described_cases", "is_dataset", "is_stacked"]
 

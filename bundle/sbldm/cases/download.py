@@ -7,8 +7,8 @@ from pathlib import Path
 
 from monai.apps import DecathlonDataset
 
-from sbldm.errors import InputError
-from sbldm.files import make_folder
+from sbldm.run.errors import InputError
+from sbldm.run.files import make_folder
 from sbldm.run.progress import is_terminal
 
 __all__ = ["download_decathlon"]

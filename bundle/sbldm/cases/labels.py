@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sbldm.errors import InputError
-from sbldm.files import user_path
+from sbldm.run.errors import InputError
+from sbldm.run.files import user_path
 from sbldm.run.schema import read_yaml
 
 __all__ = [

@@ -13,7 +13,7 @@ from sbldm.cases.folders import folder_cases
 from sbldm.cases.labels import TISSUES, join, plain_name
 from sbldm.cases.lists import pick
 from sbldm.cases.naming import CHANNELS, image_files, parse, subfolders
-from sbldm.errors import DataError, InputError
+from sbldm.run.errors import DataError, InputError
 
 __all__ = [
     "CHANNELS",

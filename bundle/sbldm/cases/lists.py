@@ -15,8 +15,8 @@ import numpy as np
 from sbldm.cases.labels import join
 from sbldm.cases.naming import parse
 from sbldm.cases.volumes import split_ending
-from sbldm.errors import DataError, InputError
-from sbldm.files import read_json, read_text, user_path, write_json
+from sbldm.run.errors import DataError, InputError
+from sbldm.run.files import read_json, read_text, user_path, write_json
 
 __all__ = [
     "LISTS_FILE",

@@ -35,8 +35,8 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from sbldm.errors import InputError
-from sbldm.files import write_nifti
+from sbldm.run.errors import InputError
+from sbldm.run.files import write_nifti
 from sbldm.run.progress import progress as show_progress
 from sbldm.run.room import check_room
 

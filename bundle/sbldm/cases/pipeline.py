@@ -15,10 +15,10 @@ from sbldm.cases.layouts import Case, Source, find_cases
 from sbldm.cases.lists import LISTS_FILE, read_case_list, read_lists, read_lists_file, split_cases, write_lists
 from sbldm.cases.preflight import DOUBTS, Finding, inspect_case, preflight
 from sbldm.cases.prepare import known_sidecar, prepare_cases, read_sidecar
-from sbldm.errors import DataError, InputError, OutputError, StateError
-from sbldm.files import read_json, user_path, write_csv, write_json
+from sbldm.run.errors import DataError, InputError, OutputError, StateError
+from sbldm.run.files import read_json, user_path, write_csv, write_json
+from sbldm.run.folder import Run
 from sbldm.run.progress import progress
-from sbldm.runs import Run
 
 __all__ = ["check_same_data", "check_unchanged", "is_prepared", "original_cases", "prepare_run"]
 

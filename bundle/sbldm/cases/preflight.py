@@ -24,7 +24,7 @@ from scipy import ndimage
 from sbldm.cases.identity import Identity, brightness_hash
 from sbldm.cases.layouts import Case, Source, content_hash, to_labels
 from sbldm.cases.volumes import is_nifti, load_image, squeezed
-from sbldm.errors import DataError, InputError, refused
+from sbldm.run.errors import DataError, InputError, refused
 from sbldm.run.progress import console_for
 from sbldm.run.workers import map_in_processes
 

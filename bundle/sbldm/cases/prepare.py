@@ -17,8 +17,8 @@ from sbldm.cases.geometry import NativeGrid, WorkingGrid, brain_centre, from_ima
 from sbldm.cases.identity import Identity
 from sbldm.cases.intensity import scale_intensity
 from sbldm.cases.layouts import Case, Source, read_arrays
-from sbldm.errors import StateError
-from sbldm.files import atomic_path, clear_partial, read_json, read_npz, write_csv, write_json
+from sbldm.run.errors import StateError
+from sbldm.run.files import atomic_path, clear_partial, read_json, read_npz, write_csv, write_json
 from sbldm.run.room import check_room
 from sbldm.run.workers import map_in_processes
 from sbldm.tumour.characteristics import NAMES, measure, to_dict

@@ -18,10 +18,9 @@ import numpy as np
 import torch
 
 from sbldm.diffusion.schedule import Schedule
+from sbldm.run.limits import CLEANEST, NOISIEST
 
 __all__ = [
-    "CLEANEST",
-    "NOISIEST",
     "SAMPLERS",
     "SOLVERS",
     "SPACINGS",
@@ -39,7 +38,6 @@ __all__ = [
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Noise = Callable[[int], torch.Tensor]
 
-NOISIEST, CLEANEST = 40.0, 0.03  # sigma / alpha where the solvers begin and whence they leap unless told
 SPACINGS = {
     "karras": lambda first, last, n: np.linspace(first ** (1 / 7), last ** (1 / 7), n) ** 7,
     "logsnr": np.geomspace,

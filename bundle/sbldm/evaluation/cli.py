@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from sbldm.errors import InputError, loading
 from sbldm.options import (
     DATASET,
     RUN,
@@ -28,6 +27,7 @@ from sbldm.options import (
     words,
     words_or_commas,
 )
+from sbldm.run.errors import InputError, loading
 
 FOLDERS = "Folders in place of a run"
 MANY = 10**6
@@ -158,10 +158,10 @@ def ablation(
 ) -> None:
     """Variants of a recipe at equal processor time: train, draw, score, one row each."""
     with loading():
-        from sbldm.evaluation.ablation import VARIANTS, Ablation
-        from sbldm.files import make_folder, user_path
+        from sbldm.pages.ablation import VARIANTS, Ablation
+        from sbldm.run.files import make_folder, user_path
+        from sbldm.run.folder import Run
         from sbldm.run.schema import read_yaml
-        from sbldm.runs import Run
     plan = read_yaml(user_path(variants or VARIANTS), "a file of variants")
     Ablation(Run.at(run), plan, make_folder(user_path(out).absolute()), nnunet).run()
 

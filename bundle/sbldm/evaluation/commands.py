@@ -15,15 +15,15 @@ from sbldm.cases.labels import read_scheme
 from sbldm.cases.layouts import Case, Source, find_cases
 from sbldm.cases.lists import read_case_list, read_lists, read_lists_file
 from sbldm.cases.pipeline import original_cases
-from sbldm.errors import InputError, StateError
 from sbldm.evaluation.cli import Question
 from sbldm.evaluation.evaluate import GROUPS, SCORING, Settings, evaluate, reference_names
 from sbldm.evaluation.protocols import REFERENCES
-from sbldm.evaluation.table import read_evaluation
-from sbldm.files import make_folder, read_json, user_path
-from sbldm.manifest import from_elsewhere, read_description, read_lineage, read_manifest, read_settings
+from sbldm.pages.table import read_evaluation
+from sbldm.run.errors import InputError, StateError
+from sbldm.run.files import make_folder, read_json, user_path
+from sbldm.run.folder import Run
+from sbldm.run.manifest import from_elsewhere, read_description, read_lineage, read_manifest, read_settings
 from sbldm.run.workers import killed_with_parent
-from sbldm.runs import Run
 
 __all__ = ["evaluate_pairs", "make_report", "set_beside"]
 
@@ -206,10 +206,10 @@ def evaluate_pairs(asked: Question) -> None:
     Raises:
         InputError, DataError, StateError, OutputError: see the modules called.
     """
-    from sbldm.evaluation.figures import draw_figures
-    from sbldm.evaluation.report import summarise
-    from sbldm.evaluation.table import write_table
-    from sbldm.synthesis.datasheet import write_datasheet
+    from sbldm.pages.datasheet import write_datasheet
+    from sbldm.pages.figures import draw_figures
+    from sbldm.pages.report import summarise
+    from sbldm.pages.table import write_table
 
     settings = _settings(asked)
     make_folder(settings.out)
@@ -232,7 +232,7 @@ def make_report(asked: Question) -> None:
     Raises:
         InputError, DataError, StateError, OutputError: see the modules called.
     """
-    from sbldm.evaluation.report import write_report
+    from sbldm.pages.report import write_report
 
     out = _out(asked)
     last = out / "evaluation.json"
@@ -259,7 +259,7 @@ def set_beside(runs: Sequence[str], asked: Question) -> None:
         InputError, DataError, StateError, OutputError: see the modules called.
     """
     from sbldm.evaluation.paper_costs import write_paper_costs
-    from sbldm.evaluation.table1 import Entry, make_table1, read_entries
+    from sbldm.pages.table1 import Entry, make_table1, read_entries
 
     first = read_entries(runs)[0].run.folder
     out = user_path(asked.out).absolute() if asked.out else first / "table1"

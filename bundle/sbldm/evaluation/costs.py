@@ -30,10 +30,6 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
-from sbldm.device import choose_device
-from sbldm.errors import DataError, InputError, OutputError, StateError
-from sbldm.files import read_json, sha256, user_path, write_json
-from sbldm.models import kind_of
 from sbldm.networks import (
     GanGenerator,
     SliceVAE,
@@ -44,8 +40,12 @@ from sbldm.networks import (
     build_generator,
     latent_shape,
 )
+from sbldm.run.device import choose_device
+from sbldm.run.errors import DataError, InputError, OutputError, StateError
+from sbldm.run.files import read_json, sha256, user_path, write_json
+from sbldm.run.folder import Run
+from sbldm.run.models import kind_of
 from sbldm.run.workers import killed_with_parent
-from sbldm.runs import Run
 from sbldm.synthesis.model import Model, Sampler
 from sbldm.tumour.characteristics import NAMES
 

@@ -25,10 +25,7 @@ import numpy as np
 
 from sbldm.cases.geometry import WorkingGrid
 from sbldm.cases.layouts import Case, Source
-from sbldm.device import choose_device
-from sbldm.errors import DataError
 from sbldm.evaluation.cohort import Cohort, describe, workers
-from sbldm.evaluation.features import load_extractor
 from sbldm.evaluation.protocols import REFERENCES, Score
 from sbldm.evaluation.scoring import (
     LEAST,
@@ -42,8 +39,11 @@ from sbldm.evaluation.scoring import (
     score_slices,
     score_tumours,
 )
-from sbldm.evaluation.volumes import common_spacing, evaluation_grid
-from sbldm.files import PARTIAL, atomic_path, clear_partial, make_folder, write_csv, write_json
+from sbldm.metrics.features import load_extractor
+from sbldm.metrics.volumes import common_spacing, evaluation_grid
+from sbldm.run.device import choose_device
+from sbldm.run.errors import DataError
+from sbldm.run.files import PARTIAL, atomic_path, clear_partial, make_folder, write_csv, write_json
 from sbldm.run.workers import Workers
 
 __all__ = ["GROUPS", "SCORING", "Evaluation", "Settings", "evaluate", "reference_names"]

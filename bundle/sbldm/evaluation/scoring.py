@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from sbldm.errors import DataError, StateError
-from sbldm.evaluation import copies, distribution, fit, requests, similarity, slices, tumours
+from sbldm.evaluation import fit
 from sbldm.evaluation.cohort import Cohort, read_image
 from sbldm.evaluation.disguises import DISGUISES
-from sbldm.evaluation.protocols import MEASURES, REFERENCES, Estimate, Score, mean_estimate
-from sbldm.manifest import read_given_up
+from sbldm.evaluation.protocols import MEASURES, REFERENCES, Score
+from sbldm.metrics import copies, distribution, requests, similarity, slices, tumours
+from sbldm.metrics.intervals import Estimate, mean_estimate
+from sbldm.run.errors import DataError, StateError
+from sbldm.run.manifest import read_given_up
 from sbldm.run.workers import Workers
 from sbldm.tumour.characteristics import NAMES
 

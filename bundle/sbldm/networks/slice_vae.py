@@ -12,8 +12,8 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from sbldm.errors import InputError
 from sbldm.networks.blocks import ResidualBlock, SinusoidalEmbedding, convolution, zero_initialised
+from sbldm.run.errors import InputError
 
 __all__ = ["SliceVAE", "StackVAE", "VolumeVAE", "cell_means"]
 

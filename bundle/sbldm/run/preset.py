@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, StringConstraints, Tag, model_validator
 from pydantic import Discriminator as Discriminator_
 
-from sbldm.diffusion import CLEANEST, NOISIEST
-from sbldm.run.limits import MOST_BATCH
+from sbldm.run.limits import CLEANEST, MOST_BATCH, NOISIEST
 from sbldm.run.schema import Values, checked, refuse_expressions
 
 __all__ = ["SCHEMAS", "check_preset"]

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sbldm.errors import InputError, refused
+from sbldm.run.errors import InputError, refused
 
 __all__ = ["Values", "checked", "nearest", "read_yaml", "refuse_expressions"]
 

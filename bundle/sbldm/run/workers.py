@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from sbldm.errors import SbldmError, StateError, mendable
+from sbldm.run.errors import SbldmError, StateError, mendable
 from sbldm.run.progress import Progress
 
 __all__ = [

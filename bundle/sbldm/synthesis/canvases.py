@@ -23,12 +23,12 @@ from scipy import ndimage
 from sbldm.cases.geometry import to_native
 from sbldm.cases.layouts import Case, Source, find_cases
 from sbldm.cases.pipeline import original_cases
-from sbldm.errors import DataError, InputError
-from sbldm.files import make_folder, user_path
 from sbldm.networks.request_picture import MARGIN_MM, RequestPicture
+from sbldm.run.errors import DataError, InputError
+from sbldm.run.files import make_folder, user_path
+from sbldm.run.folder import Run
 from sbldm.run.limits import MOST_SEED
 from sbldm.run.progress import Progress
-from sbldm.runs import Run
 from sbldm.synthesis.blending import blended, smaller
 from sbldm.synthesis.canvas import Canvas, read_canvas
 from sbldm.synthesis.model import Model, PairSampler

@@ -17,7 +17,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,9 @@ from sbldm.cases.intensity import BRIGHTEST, describe_written, to_unit, whole_nu
 from sbldm.cases.layouts import Source, content_hash, read_arrays
 from sbldm.cases.pipeline import original_cases
 from sbldm.cases.prepare import read_sidecar
-from sbldm.errors import DataError, InputError
+from sbldm.run.errors import DataError, InputError
+from sbldm.run.folder import Run
 from sbldm.run.progress import Progress
-from sbldm.runs import Run
-from sbldm.synthesis.datasheet import write_datasheet
-from sbldm.synthesis.figures import contact_sheet
 from sbldm.synthesis.healing import heal, rise
 from sbldm.synthesis.raw_dataset import RawDataset
 from sbldm.synthesis.requests import count_pairs
@@ -248,6 +246,7 @@ def draw_pairs(
     data: str | Path | None,
     n: int | None,
     seed: int,
+    show: Callable[[Path], None],
     dataset_id: int | None = None,
     name: str = "",
     own: str = "kept",
@@ -259,10 +258,11 @@ def draw_pairs(
     directions) than most are left out with a warning.
 
     Args:
-        run: prepared; pairs go to its `nnUNet_raw`, a contact sheet to its `figures`.
+        run: prepared; pairs go to its `nnUNet_raw`.
         data: folder of the cases, where it has moved since `sbldm prepare`; else None.
         n: number of pairs in all.
         seed: of pair 0.
+        show: what is done with the folder when it is filled (`pages.show_pairs`).
         dataset_id, name: of the dataset; 502 and COPYPASTE when left out, 503 and COPYPASTE_HEALED for the control.
         own: "kept", or "healed" for the control: the receiver's own tumour is replaced by healthy tissue (`heal`).
 
@@ -316,8 +316,7 @@ def draw_pairs(
         count = output.compile()
     print(f"{output.folder}: {count} pairs.")
     if count:
-        contact_sheet(output.folder, run.folder / "figures" / f"{output.folder.name}.png")
-        write_datasheet(output.folder)
+        show(output.folder)
     if failed:
         raise DataError(
             f"{output.folder}: {len(failed)} pair(s) not made ({failed[0]}): {DONORS} tumours found no place in the "

@@ -1,4 +1,4 @@
-"""A trained generator into one file (`sbldm.weights`), cleared of everything that belongs to a single training case."""
+"""A trained generator into one file (`training/weights.py`), cleared of all that belongs to a single case."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sbldm.cases.geometry import NativeGrid, WorkingGrid, to_image
 from sbldm.cases.identity import Seen
 from sbldm.cases.prepare import read_sidecar
 from sbldm.cases.volumes import load_image
-from sbldm.errors import InputError, StateError
-from sbldm.files import atomic_path, reading, sha256, user_path
-from sbldm.runs import Run
+from sbldm.run.errors import InputError, StateError
+from sbldm.run.files import atomic_path, reading, sha256, user_path
+from sbldm.run.folder import Run
 from sbldm.synthesis.gate import Gate
 from sbldm.training.checkpoints import load_checkpoint, unfinished
+from sbldm.training.weights import CONSTANTS, FORMAT
 from sbldm.tumour.requests import TumourModel
-from sbldm.weights import CONSTANTS, FORMAT
 
 __all__ = ["export_weights"]
 

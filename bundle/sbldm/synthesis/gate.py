@@ -20,18 +20,18 @@ from scipy.stats import t as student
 from sbldm.cases.geometry import WorkingGrid
 from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import load_prepared, read_sidecar
-from sbldm.errors import DataError, InputError, StateError
-from sbldm.evaluation.copies import Memory, TumourMemory, fingerprint, tumour_print
-from sbldm.evaluation.tumours import shape_measures, tumour_contrast, tumour_measures
-from sbldm.evaluation.volumes import Volume, evaluation_grid, to_volume
-from sbldm.files import read_json, write_json
-from sbldm.models import kind_of, refuse_requests
+from sbldm.metrics.copies import Memory, TumourMemory, fingerprint, tumour_print
+from sbldm.metrics.tumours import shape_measures, tumour_contrast, tumour_measures
+from sbldm.metrics.volumes import Volume, evaluation_grid, to_volume
+from sbldm.run.errors import DataError, InputError, StateError
+from sbldm.run.files import read_json, write_json
+from sbldm.run.folder import Run
+from sbldm.run.models import kind_of, refuse_requests
 from sbldm.run.progress import progress
-from sbldm.runs import Run
 from sbldm.synthesis.pairs import OUTSIDE, Pair
 from sbldm.synthesis.reference import as_pair
 from sbldm.training.cases import measure_cases
-from sbldm.weights import Weights
+from sbldm.training.weights import Weights
 
 __all__ = ["Gate", "Tolerance", "Verdict"]
 

@@ -16,19 +16,20 @@ from torch import nn
 from sbldm.cases.geometry import NativeGrid, WorkingGrid
 from sbldm.cases.intensity import describe_written, written_by
 from sbldm.cases.lists import read_lists
-from sbldm.device import choose_precision, fast_bfloat16
-from sbldm.diffusion import CLEANEST, NOISIEST, SAMPLERS, SOLVERS, SPACINGS, Noise, Schedule, guided, time_steps
-from sbldm.errors import InputError, StateError
-from sbldm.files import reading, sha256
-from sbldm.models import kind_of, refuse_requests
+from sbldm.diffusion import SAMPLERS, SOLVERS, SPACINGS, Noise, Schedule, guided, time_steps
 from sbldm.networks import SliceVAE, VolumeVAE, build_autoencoder, build_denoiser, build_generator
-from sbldm.runs import Run, within_regions
+from sbldm.run.device import choose_precision, fast_bfloat16
+from sbldm.run.errors import InputError, StateError
+from sbldm.run.files import reading, sha256
+from sbldm.run.folder import Run, within_regions
+from sbldm.run.limits import CLEANEST, NOISIEST
+from sbldm.run.models import kind_of, refuse_requests
 from sbldm.training.cases import measure_cases
 from sbldm.training.checkpoints import load_checkpoint, reading_checkpoint, require_same, unfinished
 from sbldm.training.latents import load_autoencoder
+from sbldm.training.weights import Weights
 from sbldm.tumour.normaliser import Normaliser
 from sbldm.tumour.requests import TumourModel
-from sbldm.weights import Weights
 
 __all__ = ["Model", "OneStep", "PairSampler", "Sampler", "row_noise"]
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from sbldm.errors import DamagedError, InputError, OutputError, StateError
-from sbldm.files import clear_partial, make_folder, read_json, write_csv, write_json, write_nifti
-from sbldm.manifest import DRAWN_BY, GIVEN_UP, RECORD, read_settings
+from sbldm.run.errors import DamagedError, InputError, OutputError, StateError
+from sbldm.run.files import clear_partial, make_folder, read_json, write_csv, write_json, write_nifti
+from sbldm.run.manifest import DRAWN_BY, GIVEN_UP, RECORD, read_settings
 from sbldm.run.room import free_bytes, gigabytes, lasting
 
 # Bytes of a compressed voxel: 130 real cases at 2 mm and 10 at 1 mm have .24 to .26 and .007 to .009 in the mean.

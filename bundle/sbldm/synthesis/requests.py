@@ -11,9 +11,9 @@ import torch
 from monai.engines import PrepareBatch
 from torch.utils.data import Dataset
 
-from sbldm.errors import InputError
-from sbldm.models import refuse_requests
+from sbldm.run.errors import InputError
 from sbldm.run.limits import MOST_PAIRS, MOST_SEED
+from sbldm.run.models import refuse_requests
 from sbldm.synthesis.canvases import Canvases
 from sbldm.synthesis.model import Model
 from sbldm.synthesis.raw_dataset import RawDataset

@@ -28,11 +28,11 @@ from matplotlib.figure import Figure
 from scipy.stats import t as student
 
 from sbldm.cases.geometry import NativeGrid
-from sbldm.errors import StateError
-from sbldm.files import atomic_path, clear_partial, read_json, read_nifti, write_csv, write_json, write_nifti
-from sbldm.models import refuse_requests
+from sbldm.run.errors import StateError
+from sbldm.run.files import atomic_path, clear_partial, read_json, read_nifti, write_csv, write_json, write_nifti
+from sbldm.run.folder import Run
+from sbldm.run.models import refuse_requests
 from sbldm.run.progress import Progress
-from sbldm.runs import Run
 from sbldm.synthesis.blending import VARIED, draw_into, varied
 from sbldm.synthesis.canvas import Canvas
 from sbldm.synthesis.canvases import Canvases

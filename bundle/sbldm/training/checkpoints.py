@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from sbldm.errors import StateError
-from sbldm.files import atomic_path, check, clear_partial, read_rows, reading, write_csv
-from sbldm.runs import DEFAULTS, Run
+from sbldm.run.errors import StateError
+from sbldm.run.files import atomic_path, check, clear_partial, read_rows, reading, write_csv
+from sbldm.run.folder import DEFAULTS, Run
 from sbldm.training.handlers import losses_of
 
 __all__ = [

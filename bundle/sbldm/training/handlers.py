@@ -14,7 +14,7 @@ from monai.engines.utils import IterationEvents
 from monai.utils.enums import GanKeys
 from torch import nn
 
-from sbldm.errors import StateError
+from sbldm.run.errors import StateError
 from sbldm.run.progress import Progress
 
 __all__ = ["ClipGradient", "FiniteLoss", "MovingAverage", "ProgressBar", "Seeded", "losses_of"]

@@ -12,14 +12,14 @@ from monai.inferers import SimpleInferer
 from torch.optim.lr_scheduler import LambdaLR
 
 from sbldm.cases.lists import read_lists
-from sbldm.device import fast_bfloat16
-from sbldm.errors import InputError, StateError
 from sbldm.networks import build_autoencoder, build_denoiser
-from sbldm.runs import Run
+from sbldm.run.device import fast_bfloat16
+from sbldm.run.errors import InputError, StateError
+from sbldm.run.folder import Run
 from sbldm.training.checkpoints import RunCheckpoint, load_checkpoint, require_same, unfinished
 from sbldm.training.data import Continuing
 from sbldm.training.memory import check_memory
-from sbldm.weights import begin_with
+from sbldm.training.weights import begin_with
 
 __all__ = [
     "MixedPrecision",

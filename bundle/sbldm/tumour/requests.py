@@ -41,8 +41,8 @@ from scipy.linalg import solve_triangular
 from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 
-from sbldm.errors import InputError
-from sbldm.files import read_text, user_path
+from sbldm.run.errors import InputError
+from sbldm.run.files import read_text, user_path
 from sbldm.tumour.characteristics import NAMES
 
 __all__ = ["ASKABLE", "PARTS", "TumourModel", "parse_request", "read_requests"]

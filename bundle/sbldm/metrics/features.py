@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from sbldm.device import choose_device
-from sbldm.errors import DataError, InputError
-from sbldm.evaluation.volumes import Volume
-from sbldm.files import atomic_path, cached_npz, sha256, user_path
+from sbldm.metrics.volumes import Volume
+from sbldm.run.device import choose_device
+from sbldm.run.errors import DataError, InputError
+from sbldm.run.files import atomic_path, cached_npz, sha256, user_path
 
 __all__ = ["Extractor", "features_of", "imagenet_classifier", "load_extractor", "slices_of"]
 

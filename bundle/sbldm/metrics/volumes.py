@@ -15,8 +15,8 @@ from sbldm.cases.geometry import NativeGrid, WorkingGrid, brain_centre, from_ima
 from sbldm.cases.intensity import to_unit
 from sbldm.cases.layouts import Case, Source, content_hash, to_labels
 from sbldm.cases.volumes import load_image
-from sbldm.errors import DataError
-from sbldm.files import reading
+from sbldm.run.errors import DataError
+from sbldm.run.files import reading
 from sbldm.tumour.characteristics import measure
 
 __all__ = [

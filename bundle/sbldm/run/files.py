@@ -19,7 +19,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from sbldm.errors import DENIED, REFUSALS, DamagedError, OutputError, SbldmError, StateError, refused
+from sbldm.run.errors import DENIED, REFUSALS, DamagedError, OutputError, SbldmError, StateError, refused
 
 __all__ = [
     "atomic_path",

@@ -26,15 +26,15 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from sbldm.cases.lists import LISTS_FILE, read_lists
-from sbldm.errors import DataError, StateError
-from sbldm.evaluation.figures import animation, draw_figures, side_by_side
 from sbldm.evaluation.protocols import REFERENCES, Score, protocol
-from sbldm.evaluation.table import EVALUATE_AGAIN, GROUPS, number, read_evaluation, read_scores
-from sbldm.evaluation.table1 import report_rows
-from sbldm.files import atomic_path, read_rows, read_text, reading, sha256
-from sbldm.manifest import read_manifest, read_settings
-from sbldm.runs import Run
-from sbldm.synthesis.datasheet import SHEET_AGAIN
+from sbldm.pages.datasheet import SHEET_AGAIN
+from sbldm.pages.figures import animation, draw_figures, side_by_side
+from sbldm.pages.table import EVALUATE_AGAIN, GROUPS, number, read_evaluation, read_scores
+from sbldm.pages.table1 import report_rows
+from sbldm.run.errors import DataError, StateError
+from sbldm.run.files import atomic_path, read_rows, read_text, reading, sha256
+from sbldm.run.folder import Run
+from sbldm.run.manifest import read_manifest, read_settings
 from sbldm.synthesis.sweep import SWEEPS, biases, drawn_words, read_sweeps, sweep_figure
 from sbldm.training.checkpoints import load_checkpoint, read_history
 

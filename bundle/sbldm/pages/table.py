@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sbldm.evaluation.protocols import REFERENCES, REFERENCES_EXPLAINED, Score, protocol
-from sbldm.files import atomic_path, read_json, reading
+from sbldm.run.files import atomic_path, read_json, reading
 
 EVALUATE_AGAIN = "run `sbldm evaluate` again"
 

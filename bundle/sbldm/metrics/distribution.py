@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.spatial.distance import pdist, squareform
 
-from sbldm.evaluation.protocols import Estimate
+from sbldm.metrics.intervals import Estimate
 
 __all__ = ["Scale", "frechet", "kid", "mmd", "permutation_p", "prdc"]
 

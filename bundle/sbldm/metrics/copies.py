@@ -20,10 +20,10 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import cdist
 from scipy.stats import binomtest, gumbel_r
 
-from sbldm.errors import DataError, StateError
-from sbldm.evaluation.alignment import affine_fit, moved
-from sbldm.evaluation.protocols import Estimate
-from sbldm.files import atomic_path, cached_npz
+from sbldm.metrics.alignment import affine_fit, moved
+from sbldm.metrics.intervals import Estimate
+from sbldm.run.errors import DataError, StateError
+from sbldm.run.files import atomic_path, cached_npz
 
 __all__ = [
     "REACH",

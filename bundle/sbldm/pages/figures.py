@@ -25,12 +25,12 @@ from scipy import ndimage
 
 from sbldm.cases.intensity import to_unit
 from sbldm.cases.volumes import load_image, whole_numbers
-from sbldm.errors import DataError
 from sbldm.evaluation.protocols import MEASURES, Score
-from sbldm.evaluation.table import EVALUATE_AGAIN, read_scores
-from sbldm.evaluation.volumes import PERCENTILES
-from sbldm.files import atomic_path, read_npz, read_rows, reading
-from sbldm.manifest import DRAWN_BY
+from sbldm.metrics.volumes import PERCENTILES
+from sbldm.pages.table import EVALUATE_AGAIN, read_scores
+from sbldm.run.errors import DataError
+from sbldm.run.files import atomic_path, read_npz, read_rows, reading
+from sbldm.run.manifest import DRAWN_BY
 from sbldm.tumour.characteristics import NAMES
 
 __all__ = ["animation", "draw_figures", "side_by_side"]

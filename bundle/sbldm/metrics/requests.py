@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from sbldm.errors import DataError, refused
-from sbldm.evaluation.protocols import Estimate
+from sbldm.metrics.intervals import Estimate
+from sbldm.run.errors import DataError, refused
 from sbldm.tumour.characteristics import NAMES
 
 __all__ = ["fidelity", "read_manifest", "shuffled", "spread"]

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import fft, ndimage
 
-from sbldm.errors import DataError
-from sbldm.evaluation.protocols import Estimate
-from sbldm.evaluation.volumes import Volume
+from sbldm.metrics.intervals import Estimate
+from sbldm.metrics.volumes import Volume
+from sbldm.run.errors import DataError
 
 __all__ = ["adjacent_curve", "effect_size", "slice_measures"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import nibabel as nib
 
-from sbldm.errors import DamagedError
-from sbldm.files import check, read_json, read_nifti, read_rows, reading
+from sbldm.run.errors import DamagedError
+from sbldm.run.files import check, read_json, read_nifti, read_rows, reading
 
 __all__ = [
     "ANEW",

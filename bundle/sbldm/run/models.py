@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sbldm.errors import InputError
+from sbldm.run.errors import InputError
 
 __all__ = ["MODELS", "SAMPLING", "ModelKind", "check_model", "configs_of", "kind_of", "refuse_requests"]
 

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from sbldm.errors import InputError
+from sbldm.run.errors import InputError
 
 __all__ = ["choose_device", "choose_precision", "fast_bfloat16"]
 

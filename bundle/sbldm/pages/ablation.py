@@ -38,12 +38,12 @@ import yaml
 from matplotlib.figure import Figure
 
 from sbldm.cases.lists import read_lists
-from sbldm.errors import InputError, SbldmError, StateError
-from sbldm.evaluation.figures import GREY, ROLES, STYLE, WIDTH
-from sbldm.files import atomic_path, make_folder, write_csv
-from sbldm.manifest import read_manifest
+from sbldm.pages.figures import GREY, ROLES, STYLE, WIDTH
+from sbldm.run.errors import InputError, SbldmError, StateError
+from sbldm.run.files import atomic_path, make_folder, write_csv
+from sbldm.run.folder import Run
+from sbldm.run.manifest import read_manifest
 from sbldm.run.workers import killed_with_parent
-from sbldm.runs import Run
 from sbldm.training.checkpoints import read_history, unfinished
 from sbldm.training.deformation import copies_of_each
 

@@ -20,8 +20,8 @@ from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 
 from sbldm.cases.volumes import load_image, whole_numbers
-from sbldm.errors import DataError, StateError
-from sbldm.files import reading
+from sbldm.run.errors import DataError, StateError
+from sbldm.run.files import reading
 
 __all__ = ["SIZE_BINS_ML", "score_case", "score_folder", "size_bin"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sbldm.evaluation.copies import REACH, TUMOUR_REACH, too_many_copies
-from sbldm.files import atomic_path, read_text
-from sbldm.manifest import (
+from sbldm.metrics.copies import REACH, TUMOUR_REACH, too_many_copies
+from sbldm.run.files import atomic_path, read_text
+from sbldm.run.manifest import (
     from_elsewhere,
     read_description,
     read_given_up,
@@ -15,7 +15,7 @@ from sbldm.manifest import (
     read_origin,
     read_settings,
 )
-from sbldm.models import MODELS
+from sbldm.run.models import MODELS
 
 __all__ = ["SHEET_AGAIN", "write_datasheet"]
 

@@ -19,16 +19,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sbldm.cases.lists import read_lists
-from sbldm.errors import InputError, StateError
-from sbldm.evaluation import figures
 from sbldm.evaluation.costs import measured, model_costs
 from sbldm.evaluation.evaluate import ROLES, SCORING
 from sbldm.evaluation.protocols import REFERENCES, REFERENCES_EXPLAINED, Score, protocol
-from sbldm.evaluation.table import number, read_evaluation, read_scores
-from sbldm.files import atomic_path, read_json, user_path, write_csv, write_json
-from sbldm.manifest import read_given_up, read_lineage, read_manifest, read_settings
-from sbldm.models import MODELS
-from sbldm.runs import Run
+from sbldm.pages import figures
+from sbldm.pages.table import number, read_evaluation, read_scores
+from sbldm.run.errors import InputError, StateError
+from sbldm.run.files import atomic_path, read_json, user_path, write_csv, write_json
+from sbldm.run.folder import Run
+from sbldm.run.manifest import read_given_up, read_lineage, read_manifest, read_settings
+from sbldm.run.models import MODELS
 from sbldm.training.checkpoints import read_history
 
 __all__ = [

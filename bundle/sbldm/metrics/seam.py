@@ -15,7 +15,7 @@ import math
 import numpy as np
 from scipy import ndimage
 
-from sbldm.evaluation.volumes import Volume
+from sbldm.metrics.volumes import Volume
 from sbldm.networks.request_picture import MARGIN_MM
 from sbldm.tumour.characteristics import NAMES
 

@@ -9,8 +9,8 @@ import numpy as np
 from scipy import ndimage
 from skimage.transform import resize_local_mean
 
-from sbldm.evaluation.protocols import Estimate
-from sbldm.evaluation.volumes import Volume
+from sbldm.metrics.intervals import Estimate
+from sbldm.metrics.volumes import Volume
 from sbldm.tumour.characteristics import NAMES
 
 __all__ = ["HEAT_CELLS", "compare", "heat_distance", "heat_map", "shape_measures", "tumour_contrast", "tumour_measures"]

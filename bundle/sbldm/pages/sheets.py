@@ -9,11 +9,26 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from sbldm.files import atomic_path
-from sbldm.manifest import read_manifest, read_pair_file
+from sbldm.pages.datasheet import write_datasheet
+from sbldm.run.files import atomic_path, clear_partial
+from sbldm.run.manifest import read_manifest, read_pair_file
 from sbldm.tumour.characteristics import NAMES
 
-__all__ = ["contact_sheet", "request_plot", "summarise"]
+__all__ = ["contact_sheet", "request_plot", "show_pairs", "summarise"]
+
+
+def show_pairs(dataset: Path) -> None:
+    """Write what people look at when a raw dataset of a run is filled: datasheet, contact sheet, how requests were met.
+
+    The figures go to `RUN/figures`.
+    """
+    figures, manifest = dataset.parents[1] / "figures", dataset / "manifest.csv"
+    clear_partial(figures)
+    if f"requested_{NAMES[0]}" in read_manifest(dataset)[0]:
+        print(summarise(manifest))
+        request_plot(manifest, figures / f"{dataset.name}_requests.png")
+    write_datasheet(dataset)
+    contact_sheet(dataset, figures / f"{dataset.name}.png")
 
 
 def contact_sheet(dataset: Path, path: Path, most: int = 8) -> None:
