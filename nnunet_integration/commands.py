@@ -10,7 +10,8 @@ from pathlib import Path
 from nnunet_integration.arms import ArmBook, default_budget, load_budget
 from nnunet_integration.cli import Evaluation, Plan, Plateau
 from nnunet_integration.evaluation import Question, export, queued
-from nnunet_integration.jobs import read_job, run_jobs
+from nnunet_integration.jobs import read_job
+from nnunet_integration.running import run_jobs
 from nnunet_integration.statistics import LEAST_TRAININGS
 from sbldm.run.errors import InputError
 from sbldm.run.files import user_path

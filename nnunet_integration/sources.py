@@ -16,7 +16,7 @@ from sbldm.cases.layouts import Case, Source, find_cases, plain_name, read_array
 from sbldm.cases.pipeline import check_unchanged, original_cases
 from sbldm.cases.preflight import preflight
 from sbldm.cases.volumes import load_image, read_image, whole_numbers
-from sbldm.metrics.copies import too_many_copies
+from sbldm.metrics.nearness import too_many_copies
 from sbldm.run.errors import DataError, InputError, StateError
 from sbldm.run.files import read_json, reading, user_path
 from sbldm.run.folder import Run

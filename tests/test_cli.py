@@ -23,7 +23,7 @@ from nnunet_integration.jobs import FOLDS
 from sbldm import commands, options
 from sbldm.cli import app
 from sbldm.diffusion import SAMPLERS, SPACINGS
-from sbldm.evaluation.evaluate import GROUPS
+from sbldm.evaluation.settings import GROUPS
 from sbldm.run.models import SAMPLING
 from sbldm.synthesis.copypaste import OWN
 from sbldm.tumour.requests import PARTS

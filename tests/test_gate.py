@@ -15,7 +15,8 @@ from nnunet_integration.sources import find_pairs, find_real
 from sbldm.cases.geometry import NativeGrid
 from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import load_prepared
-from sbldm.metrics.copies import REACH, Memory, too_many_copies
+from sbldm.metrics.copies import REACH, Memory
+from sbldm.metrics.nearness import too_many_copies
 from sbldm.metrics.tumours import shape_measures
 from sbldm.metrics.volumes import evaluation_grid, to_volume
 from sbldm.pages.datasheet import write_datasheet

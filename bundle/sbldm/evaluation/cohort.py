@@ -15,10 +15,11 @@ import torch
 
 from sbldm.cases.geometry import WorkingGrid
 from sbldm.cases.layouts import Case, Source
-from sbldm.metrics.copies import fingerprint, mask_print, tumour_print
+from sbldm.metrics.copies import fingerprint
 from sbldm.metrics.features import Extractor, features_of, load_extractor
 from sbldm.metrics.seam import seam_measures
 from sbldm.metrics.slices import adjacent_curve, slice_measures
+from sbldm.metrics.tumour_copies import mask_print, tumour_print
 from sbldm.metrics.tumours import heat_map, tumour_measures
 from sbldm.metrics.volumes import Volume, read_volume, spacing_of
 from sbldm.run.errors import DataError

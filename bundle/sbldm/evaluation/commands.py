@@ -16,8 +16,9 @@ from sbldm.cases.layouts import Case, Source, find_cases
 from sbldm.cases.lists import read_case_list, read_lists, read_lists_file
 from sbldm.cases.pipeline import original_cases
 from sbldm.evaluation.cli import Question
-from sbldm.evaluation.evaluate import GROUPS, SCORING, Settings, evaluate, reference_names
+from sbldm.evaluation.evaluate import SCORING, evaluate, reference_names
 from sbldm.evaluation.protocols import REFERENCES
+from sbldm.evaluation.settings import GROUPS, Settings
 from sbldm.pages.table import read_evaluation
 from sbldm.run.errors import InputError, StateError
 from sbldm.run.files import make_folder, read_json, user_path

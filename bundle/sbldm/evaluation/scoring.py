@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.spatial.distance import cdist
@@ -15,15 +15,23 @@ from sbldm.evaluation import fit
 from sbldm.evaluation.cohort import Cohort, read_image
 from sbldm.evaluation.disguises import DISGUISES
 from sbldm.evaluation.protocols import MEASURES, REFERENCES, Score
-from sbldm.metrics import copies, distribution, requests, similarity, slices, tumours
+from sbldm.evaluation.settings import Evaluation, Settings
+from sbldm.metrics import (
+    copies,
+    distribution,
+    feature_copies,
+    nearness,
+    requests,
+    similarity,
+    slices,
+    tumour_copies,
+    tumours,
+)
 from sbldm.metrics.intervals import Estimate, mean_estimate
 from sbldm.run.errors import DataError, StateError
 from sbldm.run.manifest import read_given_up
 from sbldm.run.workers import Workers
 from sbldm.tumour.characteristics import NAMES
-
-if TYPE_CHECKING:
-    from sbldm.evaluation.evaluate import Evaluation, Settings
 
 __all__ = [
     "LEAST",
@@ -366,14 +374,14 @@ def score_copies(
     nearest = [memory.nearest(fingerprint) for fingerprint in synthetic.fingerprints]
     excess = np.array([n.excess for n in nearest])
     n, floor_n = (len(synthetic), len(train)), (memory.honest, len(train))
-    floors = {"near": copies.near_floor(len(synthetic), memory.honest), "sure": copies.SURE}
+    floors = {"near": nearness.near_floor(len(synthetic), memory.honest), "sure": nearness.SURE}
     for name, limit in (("near", memory.near), ("sure", memory.copy)):
-        count, rate = copies.copy_rate(excess, limit)
+        count, rate = nearness.copy_rate(excess, limit)
         note = f"{count} pairs beyond an excess of r = {limit:.3f}"
         yield _score(f"copies.{name}", "copies", rate, floors[name], n, floor_n, aim="low", note=note)
     planted = {kind: [memory.nearest(print_).excess for print_ in prints] for kind, prints in _planted(train).items()}
     told = [f"{kind} {sum(e > memory.copy for e in seen)} of {len(seen)}" for kind, seen in planted.items()]
-    _, rate = copies.copy_rate(np.concatenate(list(planted.values())), memory.copy)
+    _, rate = nearness.copy_rate(np.concatenate(list(planted.values())), memory.copy)
     of = (sum(map(len, planted.values())), len(train))
     yield _score("copies.planted", "copies", rate, 1.0, of, (0, 0), aim="high", note="; ".join(told))
 
@@ -412,13 +420,13 @@ def _planted(train: Cohort) -> dict[str, list[np.ndarray]]:
 def _copied_tumours(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: Cohort) -> Iterator[Score]:
     """Tumours that are those of training cases, wherever they lie."""
     try:
-        memory = copies.TumourMemory.build(
+        memory = tumour_copies.TumourMemory.build(
             *(dict(zip(c.names, c.tumour_prints, strict=True)) for c in (train, heldout))
         )
     except DataError as error:
         found.left_out.append(("copies.tumours", str(error)))
         return
-    found.remarks.append(f"Copied tumours: limits set by {memory.calibration}. {copies.TUMOUR_REACH}")
+    found.remarks.append(f"Copied tumours: limits set by {memory.calibration}. {tumour_copies.TUMOUR_REACH}")
     with_tumour = [k for k, mask in enumerate(synthetic.tumour_prints) if mask.any()]
     nearest = [memory.nearest(synthetic.tumour_prints[k]) for k in with_tumour]
     if not nearest:
@@ -429,9 +437,9 @@ def _copied_tumours(found: Evaluation, synthetic: Cohort, train: Cohort, heldout
         (memory.honest, len(memory.names)),
         [e.excess for e in nearest],
     )
-    floors = {"near": copies.near_floor(len(nearest), memory.honest), "sure": copies.SURE}
+    floors = {"near": nearness.near_floor(len(nearest), memory.honest), "sure": nearness.SURE}
     for name, limit in (("near", memory.near), ("sure", memory.copy)):
-        count, rate = copies.copy_rate(np.array(excess), limit)
+        count, rate = nearness.copy_rate(np.array(excess), limit)
         note = f"{count} tumours beyond an excess of DSC = {limit:.3f}"
         yield _score(f"copies.tumours.{name}", "copies", rate, floors[name], n, floor_n, aim="low", note=note)
     for k, near in zip(with_tumour, nearest, strict=True):
@@ -444,7 +452,7 @@ def _copied_masks(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: 
     overlaps = []
     for c in (synthetic, heldout):
         kept = [k for k, mask in enumerate(c.mask_prints) if mask.any()]
-        nearest = [copies.nearest_mask(c.mask_prints[k], prints) for k in kept] if prints else []
+        nearest = [tumour_copies.nearest_mask(c.mask_prints[k], prints) for k in kept] if prints else []
         overlaps.append(np.array([overlap for _, overlap in nearest]))
         if c is synthetic:
             for k, (name, overlap) in zip(kept, nearest, strict=False):
@@ -460,10 +468,10 @@ def _copied_features(found: Evaluation, synthetic: Cohort, train: Cohort, heldou
     samples, of_train, of_heldout = (
         np.concatenate(list(c.features.values()), axis=1) for c in (synthetic, train, heldout)
     )
-    ratios = copies.feature_ratio(samples, of_train, of_heldout)
+    ratios = feature_copies.feature_ratio(samples, of_train, of_heldout)
     honest = np.concatenate(
         [
-            copies.feature_ratio(of_heldout[k : k + 1], of_train, np.delete(of_heldout, k, axis=0))
+            feature_copies.feature_ratio(of_heldout[k : k + 1], of_train, np.delete(of_heldout, k, axis=0))
             for k in range(len(heldout))
         ]
     )
@@ -473,8 +481,8 @@ def _copied_features(found: Evaluation, synthetic: Cohort, train: Cohort, heldou
         yield _score(f"copies.ratio.{name}", "copies", *values, n, floor_n, aim="high")
     shares = []
     for x in (samples, of_heldout):
-        authentic = round(copies.authenticity(x, of_train) * len(x))
-        shares.append(copies.copy_rate(np.arange(len(x)) < authentic, 0.5)[1])
+        authentic = round(feature_copies.authenticity(x, of_train) * len(x))
+        shares.append(nearness.copy_rate(np.arange(len(x)) < authentic, 0.5)[1])
     yield _score("copies.authpct", "copies", *shares, n, floor_n, aim="high")
     distances = cdist(samples, of_train).min(axis=1)
     for pair, ratio, distance in zip(found.pairs, ratios, distances, strict=True):

@@ -2,63 +2,46 @@
 
 A generator that learnt the distribution comes as near to its training cases as a new patient does; one that memorised
 comes nearer (Carlini et al. 2023, "Extracting training data from diffusion models"; Dar et al. 2024, "Unconditional
-latent diffusion models memorize patient imaging data"). Three looks at it: the brain at low resolution
-(`fingerprint`, `Memory`), the tumour, at its place (`mask_print`, `nearest_mask`) and wherever it lies (`tumour_print`,
-`TumourMemory`), and feature vectors of a network (`feature_ratio`, `authenticity`).
+latent diffusion models memorize patient imaging data"). Three looks at it: the brain at low resolution (here), the
+tumour (`tumour_copies`), and feature vectors of a network (`feature_copies`).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
-from scipy.spatial.distance import cdist
-from scipy.stats import binomtest, gumbel_r
 
 from sbldm.metrics.alignment import affine_fit, moved
-from sbldm.metrics.intervals import Estimate
-from sbldm.run.errors import DataError, StateError
-from sbldm.run.files import atomic_path, cached_npz
+from sbldm.metrics.nearness import (
+    LEAST_TRAIN,
+    VERSION,
+    Nearest,
+    excess_of,
+    limits_of,
+    plain_values,
+    read_memory,
+    unreadable,
+    yardstick_of,
+)
+from sbldm.run.errors import DataError
+from sbldm.run.files import atomic_path
 
-__all__ = [
-    "REACH",
-    "SURE",
-    "TUMOUR_REACH",
-    "Memory",
-    "Nearest",
-    "TumourMemory",
-    "aligned",
-    "authenticity",
-    "copy_rate",
-    "feature_ratio",
-    "fingerprint",
-    "mask_print",
-    "near_floor",
-    "nearest_mask",
-    "too_many_copies",
-    "tumour_print",
-]
+__all__ = ["REACH", "Memory", "aligned", "fingerprint"]
+
 
 CELL, GRID = 6.0, (30, 36, 30)  # mm; 180 x 216 x 180 mm hold every skull-stripped adult brain
-MASK_CELL, MASK_GRID = 4.0, (44, 54, 44)
 NEIGHBOURHOOD = 10.0  # mm, SD of the window whose mean and contrast a fingerprint takes out
 FAINTEST = 0.2  # of the brain's SD: contrasts below it are not blown up
 SLIVER = 0.01  # planes with less of the brain than this share of the fullest plane do not move its bounding box
 
 SHIFTS = tuple(itertools.product((-1, 0, 1), repeat=3))
-LEAST_HELDOUT, LEAST_TRAIN = 10, 3
 MOST_LEFT_OUT = 100  # training cases that are compared with the others, for time's sake
-NEAR = 0.95
-SURE = 0.001  # share of honest pairs beyond the limit for copies
-COPY = round((gumbel_r.ppf(1 - SURE) - gumbel_r.mean()) / gumbel_r.std(), 2)  # SD above the mean: 4.94
-NEXT = 5  # training cases that the nearest one is set against
-REPEAT, PLAIN = 6.0, 0.3  # robust SD and z beyond which a held-back case is a training case under another name
-VERSION = 3
 # What the audit finds, measured on twenty copies of each kind beyond `Memory.copy` (docs/copies.md).
 REACH = (
     "The audit compares whole brains at 6 mm. On BraTS at 2 mm, where one honest brain in a thousand is taken for a "
@@ -68,16 +51,6 @@ REACH = (
     "more (by 5 mm over 10 mm: 40 % found; by 7 mm over 20 mm: 30 %), copies of parts of a brain or of details below "
     "6 mm, which it does not look for, nor those of a person who is among the training cases more than five times."
 )
-TUMOUR_REACH = (
-    "Tumours are compared by their masks at 4 mm, wherever they lie. On BraTS at 2 mm, where one honest tumour in a "
-    "thousand is taken for a copy, that finds all copies that are mirrored, moved, turned by 5 degrees or scaled by "
-    "5 %, 97 % of those that went through the autoencoder of `small`, and most that are turned by 10 degrees, scaled "
-    "by 10 % or warped by 3 mm (SD, smooth over 20 mm); it does not find most that are turned by 20 degrees or scaled "
-    "by 15 %, nor those of the tissue inside behind another outline."
-)
-
-
-# --- brains at low resolution -----------------------------------------------------------------------------------------
 
 
 def fingerprint(image: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
@@ -99,17 +72,17 @@ def fingerprint(image: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
         DataError: there is no brain in the image.
     """
     brain = image != 0
-    windows = _windows(brain, spacing, CELL, GRID)
-    share = _averages(brain, windows)
+    windows = cell_windows(brain, spacing, CELL, GRID)
+    share = cell_means(brain, windows)
     inside = share > 0.5
-    cells = np.where(inside, _averages(image, windows) / np.maximum(share, 0.5), 0)
+    cells = np.where(inside, cell_means(image, windows) / np.maximum(share, 0.5), 0)
     cells = _standardised(cells, inside)
     cells = np.where(inside, cells - _local_mean(cells, inside), 0)
     cells /= np.sqrt(_local_mean(cells**2, inside) + FAINTEST**2)
     return _standardised(cells, inside).astype(np.float32)
 
 
-def _windows(brain: np.ndarray, spacing: Sequence[float], cell: float, grid: Sequence[int]) -> list[np.ndarray]:
+def cell_windows(brain: np.ndarray, spacing: Sequence[float], cell: float, grid: Sequence[int]) -> list[np.ndarray]:
     """For each axis `[cells, voxels]`: which share of a cell each voxel fills, on a grid centred on the brain."""
     if not brain.any():
         raise DataError("An image without a brain (all voxels are 0) cannot be compared with others.")
@@ -124,7 +97,7 @@ def _windows(brain: np.ndarray, spacing: Sequence[float], cell: float, grid: Seq
     return windows
 
 
-def _averages(image: np.ndarray, windows: Sequence[np.ndarray]) -> np.ndarray:
+def cell_means(image: np.ndarray, windows: Sequence[np.ndarray]) -> np.ndarray:
     """Area averages of `[X, Y, Z]`, separably."""
     cells = image.astype(np.float32)
     for window in windows:  # each pass puts its axis last, so three bring them back in order
@@ -146,17 +119,6 @@ def _standardised(cells: np.ndarray, inside: np.ndarray) -> np.ndarray:
     if spread <= 1e-6 * np.abs(values).max(initial=0):
         return np.zeros_like(cells)
     return np.where(inside, (cells - values.mean()) / spread, 0)
-
-
-# --- nearest brains ---------------------------------------------------------------------------------------------------
-
-
-class Nearest(NamedTuple):
-    """The nearest training case of one brain: its name, their correlation, and its excess over the next five."""
-
-    name: str
-    correlation: float
-    excess: float
 
 
 class _Look(NamedTuple):
@@ -217,12 +179,6 @@ def aligned(query: np.ndarray, other: np.ndarray) -> np.ndarray:
     variants = np.concatenate([_shifted(query), _fitted(query, other)])
     rows, target = variants.reshape(len(variants), -1), other.ravel()
     return variants[int((rows @ target / np.maximum(np.linalg.norm(rows, axis=1), 1e-6)).argmax())]
-
-
-def _excess(correlations: np.ndarray) -> float:
-    """By how much the largest of correlations `[N]` exceeds the mean of the next five, after Fisher's z transform."""
-    first, *others = _fisher(np.sort(correlations)[::-1][: 1 + NEXT])
-    return float(np.tanh(first - np.mean(others)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,15 +244,17 @@ class Memory:
         template = _template(np.stack([moved(cells, affine_fit(cells, template)) for cells in prints]))
         fitted = np.stack([moved(cells, affine_fit(cells, template)) for cells in prints])
         looks = _Look.at(prints), _Look.at(fitted)
-        measured = np.array([_excess(_correlations(cells, template, looks)) for cells in heldout.values()], np.float64)
-        honest, calibration = _yardstick(measured, lambda: _leave_one_out(prints, fitted, template))
-        return cls(tuple(train), *_limits(honest), calibration, len(honest), measured, template, looks)
+        measured = np.array(
+            [excess_of(_correlations(cells, template, looks)) for cells in heldout.values()], np.float64
+        )
+        honest, calibration = yardstick_of(measured, lambda: _leave_one_out(prints, fitted, template))
+        return cls(tuple(train), *limits_of(honest), calibration, len(honest), measured, template, looks)
 
     def nearest(self, fingerprint: np.ndarray) -> Nearest:
         """The training case that a fingerprint correlates most with (see the class)."""
         found = _correlations(fingerprint, self.template, self.looks)
         best = int(found.argmax())
-        return Nearest(self.names[best], float(found[best]), _excess(found))
+        return Nearest(self.names[best], float(found[best]), excess_of(found))
 
     def save(self, path: Path) -> None:
         """Write one .npz of plain arrays, whole or not at all.
@@ -317,29 +275,12 @@ class Memory:
         Raises:
             StateError: the file is missing, damaged or of another version.
         """
-        content = _content(path)
+        content = read_memory(path)
         try:
             looks = tuple(_Look(*(content.pop(f"{name}_{k}") for name in _Look._fields)) for k in range(2))
-            return cls(**content | {"names": tuple(content["names"].tolist())} | _plain(content), looks=looks)
+            return cls(**content | {"names": tuple(content["names"].tolist())} | plain_values(content), looks=looks)
         except (KeyError, TypeError, ValueError) as error:
-            raise _unreadable(path, error) from None
-
-
-def _content(path: Path) -> dict[str, Any]:
-    """Arrays of a memory of this version."""
-    content = dict(cached_npz(path) or {})
-    version = content.pop("version", None)
-    if version != VERSION:
-        raise _unreadable(path, "missing or damaged" if version is None else "of another version")
-    return content
-
-
-def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: content[key].item() for key in ("near", "copy", "calibration", "honest")}
-
-
-def _unreadable(path: Path, why: Any) -> StateError:
-    return StateError(f"{path}: no memory of training cases can be read ({why}); remove and rebuild it.")
+            raise unreadable(path, error) from None
 
 
 def _correlations(cells: np.ndarray, template: np.ndarray, looks: tuple[_Look, _Look]) -> np.ndarray:
@@ -354,253 +295,5 @@ def _leave_one_out(prints: np.ndarray, fitted: np.ndarray, template: np.ndarray)
     found = []
     for k in chosen:
         looks = tuple(_Look.at(np.delete(brains, k, axis=0)) for brains in (prints, fitted))
-        found.append(_excess(_correlations(prints[k], template, looks)))
+        found.append(excess_of(_correlations(prints[k], template, looks)))
     return np.array(found, dtype=np.float64)
-
-
-def _yardstick(measured: np.ndarray, leave_one_out: Callable[[], np.ndarray]) -> tuple[np.ndarray, str]:
-    """Excess of honest cases: the held-back ones `measured`, or training cases where these are too few; and in words.
-
-    Those that must be a training case under another name are left out.
-    """
-    enough = len(measured) >= LEAST_HELDOUT
-    each = measured if enough else leave_one_out()
-    honest = _without_repeats(each)
-    calibration = f"{len(honest)} {'held-back cases' if enough else 'training cases, each against the others'}"
-    if len(honest) < len(each):
-        calibration += f" ({len(each) - len(honest)} more seem to be a training case under another name: left out)"
-    return honest, calibration
-
-
-def _fisher(values: np.ndarray) -> np.ndarray:
-    return np.arctanh(np.minimum(values, 1 - 1e-6))
-
-
-def _without_repeats(values: np.ndarray) -> np.ndarray:
-    """Without those so large that they must belong to one person scanned, or listed, twice."""
-    z = _fisher(values)
-    spread = 1.4826 * np.median(np.abs(z - np.median(z)))
-    return values[z <= max(np.median(z) + REPEAT * spread, PLAIN)]  # of few values the spread can be small by chance
-
-
-def _limits(honest: np.ndarray) -> tuple[float, float]:
-    """`near` and `copy` (see `Memory`)."""
-    z = _fisher(honest)
-    near = float(np.quantile(honest, NEAR, method="weibull"))
-    return near, max(float(honest.max()), float(np.tanh(z.mean() + COPY * z.std(ddof=1))))
-
-
-def copy_rate(values: np.ndarray, threshold: float) -> tuple[int, Estimate]:
-    """How many of values `[N]`, N >= 1, exceed a limit, and their share with its exact 95 % interval.
-
-    Clopper & Pearson 1934. The interval covers the chance in the pairs, not that in the limit.
-    """
-    count, n = int((np.asarray(values) > threshold).sum()), len(values)
-    interval = binomtest(count, n).proportion_ci(0.95, "exact")
-    return count, Estimate(count / n, float(interval.low), float(interval.high))
-
-
-# --- masks ------------------------------------------------------------------------------------------------------------
-
-
-def near_floor(pairs: int, honest: int, seed: int = 0) -> Estimate:
-    """Share of `pairs` honest pairs beyond `Memory.near`, which was measured on so many honest brains.
-
-    The mean and the middle 95 % of shares: 5 % on average (1 / (M + 1) of fewer than 19), but one limit measured on few
-    brains can lie low, and then all pairs have it against them.
-    """
-    random = np.random.default_rng(seed)
-    limits = np.quantile(random.uniform(size=(4000, honest)), NEAR, axis=1, method="weibull")
-    low, high = np.quantile(random.binomial(pairs, 1 - limits) / pairs, [0.025, 0.975])
-    return Estimate(max(1 - NEAR, 1 / (honest + 1)), float(low), float(high))
-
-
-def too_many_copies(rows: Sequence[Mapping[str, str]], honest_cases: int) -> str:
-    """Say so when more pairs look near to a training case than an honest generator would have (`near_floor`).
-
-    Args:
-        rows: of a manifest; those without `near_copy` count for nothing.
-        honest_cases: on how many brains nearness was measured.
-    """
-    near = [row["near_copy"] == "1" for row in rows if row.get("near_copy")]
-    if not near or not honest_cases:
-        return ""
-    most = near_floor(len(near), honest_cases).high
-    if sum(near) <= most * len(near):
-        return ""
-    return (
-        f"{sum(near)} of {len(near)} pairs are nearer to a training case than 95 % of {honest_cases} other cases are; "
-        f"an honest generator would have {most * len(near):.0f} at most"
-    )
-
-
-def mask_print(mask: np.ndarray, image: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    """A mask at 4 mm on a grid centred on the brain's bounding box.
-
-    Args:
-        mask: `[X, Y, Z]` bool.
-        image: `[X, Y, Z]`, background exactly 0, axes along L, P, S.
-        spacing: of the axes, mm.
-
-    Returns:
-        `[44, 54, 44]` bool: cells filled by half or more; of a mask that fills none by half, the fullest.
-
-    Raises:
-        DataError: there is no brain in the image.
-    """
-    share = _averages(mask, _windows(image != 0, spacing, MASK_CELL, MASK_GRID))
-    return (share > 0) & (share >= min(0.5, share.max()))
-
-
-def nearest_mask(mask: np.ndarray, train_masks: Mapping[str, np.ndarray]) -> tuple[str, float]:
-    """The training mask with the largest Dice coefficient with a mask or its left-right mirror image, and that Dice.
-
-    Args:
-        mask: bool, of `mask_print`.
-        train_masks: the same of one training case or more, by name.
-
-    Returns:
-        Name and Dice; 0 for empty masks, which are like no other.
-    """
-    dice = {name: max(_dice(mask, other), _dice(mask[::-1], other)) for name, other in train_masks.items()}
-    name = max(dice, key=dice.__getitem__)
-    return name, dice[name]
-
-
-@dataclass(frozen=True, eq=False)
-class TumourMemory:
-    """Knows the shapes of the training tumours: is a tumour one of them, wherever in whichever brain it lies?
-
-    Compared are masks on grids centred on their own bounding boxes (`mask_print` of a mask in place of a brain), by
-    their Dice coefficients, mirror images allowed. As with whole brains (`Memory`) the excess over the next five is
-    judged, by limits of the same kind. What it finds, and what not, stands in docs/copies.md.
-
-    Attributes:
-        names: of the training cases with a tumour (N).
-        prints: `[N, 44, 54, 44]` bool.
-        near, copy, calibration, honest: as in `Memory`.
-    """
-
-    names: tuple[str, ...]
-    prints: np.ndarray
-    near: float
-    copy: float
-    calibration: str
-    honest: int
-
-    @classmethod
-    def build(cls, train: Mapping[str, np.ndarray], heldout: Mapping[str, np.ndarray]) -> TumourMemory:
-        """From prints by name; those without a tumour are left out.
-
-        Raises:
-            DataError: fewer than 3 training cases with a tumour.
-        """
-        train, heldout = ({name: mask for name, mask in some.items() if mask.any()} for some in (train, heldout))
-        if len(train) < LEAST_TRAIN:
-            raise DataError(
-                f"Copies of tumours cannot be told with {len(train)} training cases that have one; "
-                f"at least {LEAST_TRAIN} are needed."
-            )
-        prints = np.stack(list(train.values()))
-        measured = np.array([_excess(_all_dice(mask, prints)) for mask in heldout.values()], np.float64)
-
-        def leave_one_out() -> np.ndarray:
-            return np.array([_excess(np.delete(_all_dice(mask, prints), k)) for k, mask in enumerate(prints)])
-
-        honest, calibration = _yardstick(measured, leave_one_out)
-        return cls(tuple(train), prints, *_limits(honest), calibration, len(honest))
-
-    def nearest(self, mask: np.ndarray) -> Nearest:
-        """The training tumour most like a print, with their Dice coefficient in the place of a correlation."""
-        dice = _all_dice(mask, self.prints)
-        best = int(dice.argmax())
-        return Nearest(self.names[best], float(dice[best]), _excess(dice))
-
-    def save(self, path: Path) -> None:
-        """Write one .npz of plain arrays, whole or not at all.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
-        with atomic_path(Path(path)) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, version=VERSION, **vars(self))
-
-    @classmethod
-    def load(cls, path: Path) -> TumourMemory:
-        """Read what `save` wrote.
-
-        Raises:
-            StateError: the file is missing, damaged or of another version.
-        """
-        content = _content(path)
-        try:
-            return cls(**content | {"names": tuple(content["names"].tolist())} | _plain(content))
-        except (KeyError, TypeError, ValueError) as error:
-            raise _unreadable(path, error) from None
-
-
-def tumour_print(mask: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    """A tumour for `TumourMemory`, wherever it lies: `mask_print` of it alone; empty for an empty mask."""
-    return mask_print(mask, mask, spacing) if mask.any() else np.zeros(MASK_GRID, bool)
-
-
-def _all_dice(mask: np.ndarray, prints: np.ndarray) -> np.ndarray:
-    """`[N]` Dice coefficients of a print with others, each the larger of it and its left-right mirror image."""
-    common = np.maximum(*((prints & way).sum(axis=(1, 2, 3)) for way in (mask, mask[::-1])))
-    return 2 * common / np.maximum(prints.sum(axis=(1, 2, 3)) + mask.sum(), 1)
-
-
-def _dice(a: np.ndarray, b: np.ndarray) -> float:
-    return 2 * np.count_nonzero(a & b) / max(np.count_nonzero(a) + np.count_nonzero(b), 1)
-
-
-# --- feature vectors --------------------------------------------------------------------------------------------------
-
-
-def feature_ratio(samples: np.ndarray, train: np.ndarray, heldout: np.ndarray) -> np.ndarray:
-    """Distance to the nearest training vector over that to the nearest held-back vector: 1 if honest, 0 for copies.
-
-    The nearest of more is nearer. So the distance to the larger set is multiplied by what it would grow by, for real
-    vectors of the smaller set, if the larger set were cut to that size at random: the mean over all such subsets, in
-    closed form. (Cutting the set for the samples themselves would hide each copy whose original is cut away.)
-
-    Args:
-        samples: `[N, D]`.
-        train: `[T, D]`, T >= 1.
-        heldout: `[H, D]`, H >= 1.
-
-    Returns:
-        `[N]`. Its median says little: with a quarter of copies it is still near 1; look at the lowest quantiles.
-    """
-    to_train, to_heldout = (cdist(samples, real).min(axis=1) for real in (train, heldout))
-    if len(train) > len(heldout):
-        to_train = to_train * _growth(heldout, train)
-    else:
-        to_heldout = to_heldout * _growth(train, heldout)
-    return to_train / np.maximum(to_heldout, np.finfo(float).tiny)
-
-
-def _growth(few: np.ndarray, many: np.ndarray) -> float:
-    """Mean distance of few vectors to the nearest in a random subset of many, as large as the few, over that in all."""
-    n, size = len(many), len(few)
-    distances = np.sort(cdist(few, many), axis=1)
-    # The k-th nearest is the nearest in the subset when it is drawn and all nearer ones are not.
-    skipped = np.arange(n - size)
-    chance = size / n * np.cumprod(np.concatenate([[1.0], (n - size - skipped) / (n - 1 - skipped)]))
-    return float((distances[:, : n - size + 1] @ chance).mean() / max(distances[:, 0].mean(), np.finfo(float).tiny))
-
-
-def authenticity(samples: np.ndarray, train: np.ndarray) -> float:
-    """AuthPct: share of samples farther from their nearest training vector than that is from its own nearest one.
-
-    Alaa et al. 2022, "How faithful is your synthetic data?". Vectors from the training distribution reach about 0.6,
-    not 1, copies 0; vectors in the middle of the cloud, such as of over-smooth images, come near 0 too.
-
-    Args:
-        samples: `[N, D]`, N >= 1.
-        train: `[T, D]`, T >= 2.
-    """
-    among = cdist(train, train)
-    np.fill_diagonal(among, np.inf)
-    distances = cdist(samples, train)
-    return float((distances.min(axis=1) > among.min(axis=1)[distances.argmin(axis=1)]).mean())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sbldm.metrics.copies import REACH, TUMOUR_REACH, too_many_copies
+from sbldm.metrics.copies import REACH
+from sbldm.metrics.nearness import too_many_copies
+from sbldm.metrics.tumour_copies import TUMOUR_REACH
 from sbldm.run.files import atomic_path, read_text
 from sbldm.run.manifest import (
     from_elsewhere,

@@ -20,7 +20,8 @@ from scipy.stats import t as student
 from sbldm.cases.geometry import WorkingGrid
 from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import load_prepared, read_sidecar
-from sbldm.metrics.copies import Memory, TumourMemory, fingerprint, tumour_print
+from sbldm.metrics.copies import Memory, fingerprint
+from sbldm.metrics.tumour_copies import TumourMemory, tumour_print
 from sbldm.metrics.tumours import shape_measures, tumour_contrast, tumour_measures
 from sbldm.metrics.volumes import Volume, evaluation_grid, to_volume
 from sbldm.run.errors import DataError, InputError, StateError

@@ -15,7 +15,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 
-from sbldm.metrics.copies import too_many_copies
+from sbldm.metrics.nearness import too_many_copies
 from sbldm.run.errors import StateError
 from sbldm.run.manifest import read_manifest
 from sbldm.run.models import SAMPLING
