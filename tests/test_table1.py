@@ -19,7 +19,7 @@ from PIL import Image
 from sbldm.cases.lists import write_lists
 from sbldm.evaluation.evaluate import SCORING
 from sbldm.evaluation.protocols import REFERENCES_EXPLAINED, Score
-from sbldm.pages import figures, table1
+from sbldm.pages import brains, table1
 from sbldm.pages.table1 import (
     Entry,
     check_same_cases,
@@ -498,8 +498,8 @@ def test_nothing_of_the_machine_is_written(tmp_path: Path, timed: list[dict[str,
 
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The pairs that are read for a picture."""
-    names, read = [], figures._read_pair
-    monkeypatch.setattr(figures, "_read_pair", lambda folder, name: (names.append(name), read(folder, name))[1])
+    names, read = [], brains._read_pair
+    monkeypatch.setattr(brains, "_read_pair", lambda folder, name: (names.append(name), read(folder, name))[1])
     return names
 
 

@@ -38,7 +38,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from sbldm.cases.lists import read_lists
-from sbldm.pages.figures import GREY, ROLES, STYLE, WIDTH
+from sbldm.pages.style import GREY, ROLES, STYLE, WIDTH
 from sbldm.run.errors import InputError, SbldmError, StateError
 from sbldm.run.files import atomic_path, make_folder, write_csv
 from sbldm.run.folder import Run

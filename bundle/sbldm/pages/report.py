@@ -27,8 +27,9 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from sbldm.cases.lists import LISTS_FILE, read_lists
 from sbldm.evaluation.protocols import REFERENCES, Score, protocol
+from sbldm.pages.brains import animation, side_by_side
 from sbldm.pages.datasheet import SHEET_AGAIN
-from sbldm.pages.figures import animation, draw_figures, side_by_side
+from sbldm.pages.figures import draw_figures
 from sbldm.pages.table import EVALUATE_AGAIN, GROUPS, number, read_evaluation, read_scores
 from sbldm.pages.table1 import report_rows
 from sbldm.run.errors import DataError, StateError

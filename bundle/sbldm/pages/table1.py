@@ -22,7 +22,7 @@ from sbldm.cases.lists import read_lists
 from sbldm.evaluation.costs import measured, model_costs
 from sbldm.evaluation.evaluate import ROLES, SCORING
 from sbldm.evaluation.protocols import REFERENCES, REFERENCES_EXPLAINED, Score, protocol
-from sbldm.pages import figures
+from sbldm.pages import brains, style
 from sbldm.pages.table import number, read_evaluation, read_scores
 from sbldm.run.errors import InputError, StateError
 from sbldm.run.files import atomic_path, read_json, user_path, write_csv, write_json
@@ -692,17 +692,17 @@ def draw_methods(entries: Sequence[Entry], path: Path) -> Path:
     """
     hidden = {entry.label: _hidden(entry) for entry in entries}
     pairs = {
-        entry.label: [figures._read_pair(entry.dataset, name) for name in _accepted(read_manifest(entry.dataset))]
+        entry.label: [brains._read_pair(entry.dataset, name) for name in _accepted(read_manifest(entry.dataset))]
         for entry in entries
         if not hidden[entry.label]
     }
     fovs = [pair.fov for found in pairs.values() for pair in found] or [np.full(3, 150.0)]
-    x, y, z = np.max(fovs, axis=0) + figures.MARGIN_MM
-    widths = [*([x, x, y, figures.GAP_MM] * PAIRS_SHOWN)][:-1]
+    x, y, z = np.max(fovs, axis=0) + brains.MARGIN_MM
+    widths = [*([x, x, y, brains.GAP_MM] * PAIRS_SHOWN)][:-1]
     tall = max(y, z)
-    inch = figures.WIDTH / sum(widths)  # per mm
+    inch = style.WIDTH / sum(widths)  # per mm
     heights = [h for label in hidden for h in (HEAD, GREY_FIELD if hidden[label] else tall * inch)]
-    figure = Figure(figsize=(figures.WIDTH, sum(heights)), facecolor="black")
+    figure = Figure(figsize=(style.WIDTH, sum(heights)), facecolor="black")
     edges = {"left": 0, "right": 1, "bottom": 0, "top": 1, "wspace": 0, "hspace": 0}
     grid = figure.add_gridspec(len(heights), len(widths), width_ratios=widths, height_ratios=heights, **edges)
     for k, (label, why) in enumerate(hidden.items()):
@@ -714,7 +714,7 @@ def draw_methods(entries: Sequence[Entry], path: Path) -> Path:
             row = [figure.add_subplot(grid[2 * k + 1, 4 * m + c]) for c in range(3)]
             for panel in row:
                 panel.axis("off")
-            figures._draw_planes(row, pair, (x, x, y), (-tall / 2, tall / 2))
+            brains._draw_planes(row, pair, (x, x, y), (-tall / 2, tall / 2))
             row[2].text(
                 0.98, 0.97, pair.title, transform=row[2].transAxes, color="white", fontsize=8, ha="right", va="top"
             )
