@@ -19,12 +19,14 @@ from sbldm.evaluation.evaluate import reference_names
 from sbldm.evaluation.protocols import PROTOCOLS, REFERENCES_EXPLAINED, Score, protocol
 from sbldm.evaluation.scoring import LEAST, chosen, score_distribution
 from sbldm.evaluation.settings import Evaluation
+from sbldm.evaluation.written import GROUPS, read_scores
 from sbldm.metrics.copies import REACH
 from sbldm.metrics.distribution import Scale, kid, mmd
 from sbldm.metrics.intervals import Estimate, mean_estimate
-from sbldm.pages.table import GROUPS, number, read_scores, write_table
+from sbldm.pages.table import write_table
 from sbldm.run.errors import StateError
 from sbldm.run.folder import Run
+from sbldm.run.text import number
 
 
 def rename(case: Path, name: str) -> Path:

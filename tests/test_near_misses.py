@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from sbldm.cases.inspection import DOUBTS, inspect_case
 from sbldm.cases.layouts import Source, find_cases, read_arrays
-from sbldm.cases.preflight import DOUBTS, inspect_case
 from sbldm.cases.volumes import load_image
 from sbldm.run.errors import DataError, InputError
 

@@ -12,10 +12,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from sbldm.cases import preflight as module
+from sbldm.cases import inspection
 from sbldm.cases.identity import Identity
+from sbldm.cases.inspection import Finding, inspect_case
 from sbldm.cases.layouts import Source, find_cases, read_arrays
-from sbldm.cases.preflight import Finding, inspect_case, preflight, print_table
+from sbldm.cases.preflight import preflight, print_table
 from sbldm.run.errors import DataError, InputError
 
 SHARED = Path(__file__).parents[2] / "shared/data"
@@ -375,7 +376,7 @@ def test_large_grid_is_sampled(monkeypatch, data):
     array = brain().astype(np.int32)
     array[12, 12, 12] = 612_366
     save(flair(data), array)
-    monkeypatch.setattr(module, "SAMPLE", 500)
+    monkeypatch.setattr(inspection, "SAMPLE", 500)
     found = inspect_case(find_cases(data, Source())[0], Source()).findings
     assert [finding.check for finding in found] == ["outlier"]
 
@@ -511,7 +512,7 @@ def test_plausible_sizes(data, spoil, checks, words):
     assert all(finding.action == "left out" and finding.case == "bad" for finding in findings)
     if checks:
         assert words in findings[0].what and findings[0].what.startswith("bad_")
-    doubtful = set(checks) <= set(module.DOUBTS)
+    doubtful = set(checks) <= set(inspection.DOUBTS)
     if doubtful:
         assert all(finding.mend.endswith(f"; or --accept bad:{finding.check}") for finding in findings)
         usable, findings, _ = preflight(cases, Source(), workers=1, strict=True, accept=["bad"])

@@ -17,11 +17,12 @@ from matplotlib.image import imread
 from scipy.stats import norm
 from scipy.stats import t as student
 
+from sbldm.pages.sweeps import sweep_figure
 from sbldm.run.errors import StateError
 from sbldm.run.files import read_json, sha256, write_json
 from sbldm.run.folder import Run
 from sbldm.synthesis import Model, PairSampler, finish_pair, sweep
-from sbldm.synthesis.sweep import SEEDS, biases, draw_sweeps, over_seeds, plan_sweeps, read_sweeps, sweep_figure
+from sbldm.synthesis.sweep import SEEDS, biases, draw_sweeps, over_seeds, plan_sweeps, read_sweeps
 from sbldm.tumour.characteristics import NAMES
 from sbldm.tumour.requests import TumourModel
 

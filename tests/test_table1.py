@@ -17,18 +17,12 @@ import pytest
 from PIL import Image
 
 from sbldm.cases.lists import write_lists
+from sbldm.evaluation import comparison
+from sbldm.evaluation.entries import Entry, check_same_cases, read_entries, update_evaluations
 from sbldm.evaluation.evaluate import SCORING
 from sbldm.evaluation.protocols import REFERENCES_EXPLAINED, Score
 from sbldm.pages import brains, table1
-from sbldm.pages.table1 import (
-    Entry,
-    check_same_cases,
-    make_table1,
-    read_entries,
-    report_rows,
-    update_evaluations,
-    write_table1,
-)
+from sbldm.pages.table1 import make_table1, report_rows, write_table1
 from sbldm.run.errors import InputError, StateError
 from sbldm.run.files import make_folder, read_json, write_csv, write_json
 from sbldm.run.folder import Run, load_preset
@@ -137,8 +131,8 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         critic = SimpleNamespace(parameters=1_000_000, counted=750_000, macs=1.0, flops=2.0)
         return {"sample": sample} | ({} if preset["model"] == "sbldm" else {"discriminator": critic})
 
-    monkeypatch.setattr(table1, "measured", measured)
-    monkeypatch.setattr(table1, "model_costs", model_costs)
+    monkeypatch.setattr(comparison, "measured", measured)
+    monkeypatch.setattr(comparison, "model_costs", model_costs)
     return calls
 
 
@@ -423,7 +417,7 @@ def test_rows_of_real_cases_through_the_path(tmp_path: Path, timed: list[dict[st
     paths = write_table1(entries, tmp_path / "out")
     page, content = paths[2], read_json(paths[0])
     path, *autoencoders = [row["method"] for row in content["references"]]
-    assert path == table1.THROUGH["path"] and len(autoencoders) == 2
+    assert path == comparison.THROUGH["path"] and len(autoencoders) == 2
     assert autoencoders[1] == "real cases through path and autoencoder of SBLDM (DDIM 25), b"
     assert [row["method"] for row in content["table"][-4:]] == [table1.REAL, path, *autoencoders]
     top, below = "# Table 1: the methods beside each other", "## What these columns leave out"

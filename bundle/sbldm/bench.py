@@ -27,9 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from sbldm.cases.geometry import NativeGrid, WorkingGrid
+from sbldm.cases.inspection import inspect_case
 from sbldm.cases.layouts import Case, Source, find_cases
 from sbldm.cases.phantom import write_phantoms
-from sbldm.cases.preflight import inspect_case
 from sbldm.cases.prepare import prepare_case
 from sbldm.diffusion import Schedule
 from sbldm.evaluation.costs import _memory, name_of

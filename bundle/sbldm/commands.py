@@ -132,8 +132,9 @@ def sweep(
     folder: Path, steps: int | None, seed: int, n: int | None, batch: int | None, canvas: str, weights: str
 ) -> None:
     """Draw tumours of five sizes at one place and of one size at five places into a run folder, all else equal."""
+    from sbldm.pages.sweeps import sweep_figure
     from sbldm.run.device import choose_device
-    from sbldm.synthesis.sweep import SEEDS, draw_sweeps, sweep_figure
+    from sbldm.synthesis.sweep import SEEDS, draw_sweeps
 
     run = Run.at(folder)
     _train_is_prepared(canvas, run)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from sbldm.cases.identity import IDENTITY, Identity, stamp
+from sbldm.cases.inspection import DOUBTS, Finding, inspect_case
 from sbldm.cases.labels import check_scheme, read_scheme
 from sbldm.cases.layouts import Case, Source, find_cases
 from sbldm.cases.lists import LISTS_FILE, read_case_list, read_lists, read_lists_file, split_cases, write_lists
-from sbldm.cases.preflight import DOUBTS, Finding, inspect_case, preflight
+from sbldm.cases.preflight import preflight
 from sbldm.cases.prepare import known_sidecar, prepare_cases, read_sidecar
 from sbldm.run.errors import DataError, InputError, OutputError, StateError
 from sbldm.run.files import read_json, user_path, write_csv, write_json

@@ -19,7 +19,7 @@ from sbldm.evaluation.cli import Question
 from sbldm.evaluation.evaluate import SCORING, evaluate, reference_names
 from sbldm.evaluation.protocols import REFERENCES
 from sbldm.evaluation.settings import GROUPS, Settings
-from sbldm.pages.table import read_evaluation
+from sbldm.evaluation.written import read_evaluation
 from sbldm.run.errors import InputError, StateError
 from sbldm.run.files import make_folder, read_json, user_path
 from sbldm.run.folder import Run
@@ -207,9 +207,9 @@ def evaluate_pairs(asked: Question) -> None:
     Raises:
         InputError, DataError, StateError, OutputError: see the modules called.
     """
+    from sbldm.evaluation.findings import summarise
     from sbldm.pages.datasheet import write_datasheet
     from sbldm.pages.figures import draw_figures
-    from sbldm.pages.report import summarise
     from sbldm.pages.table import write_table
 
     settings = _settings(asked)
@@ -259,8 +259,9 @@ def set_beside(runs: Sequence[str], asked: Question) -> None:
     Raises:
         InputError, DataError, StateError, OutputError: see the modules called.
     """
+    from sbldm.evaluation.entries import Entry, read_entries
     from sbldm.evaluation.paper_costs import write_paper_costs
-    from sbldm.pages.table1 import Entry, make_table1, read_entries
+    from sbldm.pages.table1 import make_table1
 
     first = read_entries(runs)[0].run.folder
     out = user_path(asked.out).absolute() if asked.out else first / "table1"

@@ -27,7 +27,6 @@ from sbldm.evaluation.protocols import REFERENCES, Score
 from sbldm.evaluation.scoring import (
     LEAST,
     chosen,
-    score_copies,
     score_distribution,
     score_fit,
     score_requests,
@@ -36,6 +35,7 @@ from sbldm.evaluation.scoring import (
     score_slices,
     score_tumours,
 )
+from sbldm.evaluation.scoring_copies import score_copies
 from sbldm.evaluation.settings import GROUPS, Evaluation, Settings
 from sbldm.metrics.features import load_extractor
 from sbldm.metrics.volumes import common_spacing, evaluation_grid

@@ -20,12 +20,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import Formatter, LogLocator, MaxNLocator, NullLocator
 
 from sbldm.evaluation.protocols import MEASURES, Score
+from sbldm.evaluation.written import EVALUATE_AGAIN, read_scores
 from sbldm.pages.style import EXTRAPOLATED, GREY, PLANES, ROLES, STYLE, WIDTH
-from sbldm.pages.table import EVALUATE_AGAIN, read_scores
 from sbldm.run.files import atomic_path, read_npz, read_rows
 from sbldm.tumour.characteristics import NAMES
 
 __all__ = ["draw_figures"]
+
 LOGARITHMIC = ("volume_ml", "surface_mm2")  # spread over two decades
 
 

@@ -4,53 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 from sbldm.evaluation.protocols import REFERENCES, REFERENCES_EXPLAINED, Score, protocol
-from sbldm.run.files import atomic_path, read_json, reading
+from sbldm.evaluation.written import GROUPS, read_evaluation, read_scores
+from sbldm.run.files import atomic_path
+from sbldm.run.text import number
 
-EVALUATE_AGAIN = "run `sbldm evaluate` again"
-
-__all__ = ["EVALUATE_AGAIN", "GROUPS", "number", "read_evaluation", "read_scores", "write_table"]
-
-GROUPS = {
-    "distribution": "Do the images come from the same distribution?",
-    "slices": "Do neighbouring slices fit together?",
-    "seam": "Do tumours fit into their brains?",
-    "tumours": "Are the tumours distributed like real ones?",
-    "requests": "Is the tumour drawn that was asked for?",
-    "fit": "Does the mask fit the image?",
-    "copies": "Are pairs copies of training cases?",
-    "similarity": "PSNR and SSIM, for comparison with the paper",
-}
-"""Groups of scores in the order of a reader's questions."""
-
-
-EVALUATED = {"scores": [dict]}
-
-
-def read_evaluation(out: Path) -> dict[str, Any]:
-    """What `evaluation.json` says in an evaluation folder.
-
-    Raises:
-        StateError: it is missing or damaged.
-    """
-    return read_json(out / "evaluation.json", EVALUATED, EVALUATE_AGAIN, remove=False)
-
-
-def read_scores(out: Path) -> list[Score]:
-    """The scores of an evaluation folder; a `StateError` when they are missing or damaged."""
-    rows = read_evaluation(out)["scores"]
-    with reading(out / "evaluation.json", EVALUATE_AGAIN, remove=False):
-        return [Score.from_row(row) for row in rows]
-
-
-def number(value: float, unit: str = "") -> str:
-    """Three significant digits, never as a power of ten."""
-    if not math.isfinite(value):
-        return "-"
-    digits = 0 if abs(value) < 1e-9 else min(6, max(0, 2 - math.floor(math.log10(abs(value)))))
-    return f"{value:.{digits}f}{' ' + unit if unit else ''}"
+__all__ = ["write_table"]
 
 
 def _words(score: Score, side: str) -> str:

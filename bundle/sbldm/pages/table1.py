@@ -6,48 +6,39 @@ runs of the same cases, grid, channels and labels go into one table, and only ev
 
 from __future__ import annotations
 
-import math
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sbldm.cases.lists import read_lists
-from sbldm.evaluation.costs import measured, model_costs
-from sbldm.evaluation.evaluate import ROLES, SCORING
+from sbldm.evaluation.comparison import (
+    SCORES,
+    Paper,
+    budget_of,
+    floors_of,
+    references_of,
+    remarks_of,
+    row_of,
+    score_words,
+)
+from sbldm.evaluation.entries import Entry, check_same_cases, read_entries, update_evaluations
+from sbldm.evaluation.evaluate import ROLES
 from sbldm.evaluation.protocols import REFERENCES, REFERENCES_EXPLAINED, Score, protocol
+from sbldm.evaluation.written import read_evaluation
 from sbldm.pages import brains, style
-from sbldm.pages.table import number, read_evaluation, read_scores
-from sbldm.run.errors import InputError, StateError
-from sbldm.run.files import atomic_path, read_json, user_path, write_csv, write_json
+from sbldm.run.files import atomic_path, read_json, write_csv, write_json
 from sbldm.run.folder import Run
-from sbldm.run.manifest import read_given_up, read_lineage, read_manifest, read_settings
-from sbldm.run.models import MODELS
-from sbldm.training.checkpoints import read_history
+from sbldm.run.manifest import read_manifest
+from sbldm.run.text import number
 
-__all__ = [
-    "Entry",
-    "check_same_cases",
-    "make_table1",
-    "read_entries",
-    "report_rows",
-    "update_evaluations",
-    "write_table1",
-]
+__all__ = ["make_table1", "report_rows", "write_table1"]
 
-EXAMPLE = "sbldm table1 runs/mine runs/lsgan runs/ldm3d"
-DATASET = "501"
 PAIRS_SHOWN = 2
 HEAD, GREY_FIELD, PICTURE_DPI = 0.24, 0.45, 270  # inches, inches, and finer than plots: brains have details
-CLOCKS = {"seconds": "minutes", "cpu_seconds": "cpu_minutes"}  # columns of a training's history
-EQUAL_BUDGET = 0.15  # largest difference of training times that still counts as equal
-MANY_STEPS, QUICK = 200, {"repeats": 1, "batches": (1,)}  # beyond so many steps a volume is timed once
 TABLE1 = {  # what the report needs of it
     "made": str,
     "header": [str],
@@ -56,457 +47,10 @@ TABLE1 = {  # what the report needs of it
     "notes": [str],
     "remarks": [str],
 }
-SAME_FLOOR = 1e-3  # relative; floors of equal cases differ by rounding alone
-
-
-class _Paper(NamedTuple):
-    """A row of the paper's Table 1."""
-
-    psnr: str
-    ssim: str
-    parameters: str
-    seconds: str
-
-
-PAPER = {
-    "lsgan": _Paper("20.091", ".601", "71 M", "0.002 s"),
-    "ldm3d": _Paper("21.034", ".677", "728 M", "13.324 s"),
-    "sbldm.ddpm": _Paper("21.466", ".731", "159 M", "30.900 s"),
-    "sbldm.ddim": _Paper("21.701", ".726", "159 M", "1.965 s"),
-}
-SCORES = {
-    "psnr": ("PSNR", "psnr.random-pair.train"),
-    "ssim": ("SSIM", "ssim.random-pair.train"),
-    "mmd": ("MMD", "mmd-laplace.heldout"),
-    "precision": ("precision", "precision.heldout"),
-    "recall": ("recall", "recall.heldout"),
-    "coverage": ("coverage", "coverage.heldout"),
-    "kid": ("KID as reported before", "kid.heldout"),
-    "psnr_brain": ("PSNR in the brain", "psnr.all-pairs.heldout"),
-    "ssim_brain": ("SSIM in the brain", "ssim.all-pairs.heldout"),
-    "diversity": ("MS-SSIM among pairs", "ms-ssim.diversity"),
-    "fit_dsc": ("DSC of mask and segmentation", "fit.dsc"),
-    "near_copies": ("near copies, share", "copies.near"),
-    "volume_error": ("error of the volume asked for", "request.volume_error"),
-}
-"""Key -> heading and protocol."""
 PICTURE = "The first accepted pairs of each method in three planes through the tumour, its mask as an outline"
 REAL = "real against real cases (floor)"
-THROUGH = {"path": "real cases through the path", "autoencoder": "real cases through path and autoencoder"}
 HEADER = ("Methods", "PSNR", "SSIM", "#params", "Sampling time")
 NO_REQUESTS = "takes no requests"
-
-
-# --- what is compared -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One row to be: the pairs of a run.
-
-    Attributes:
-        run: that drew them.
-        dataset: folder of the nnU-Net raw dataset.
-        model: one of `MODELS`.
-        title: of the method, with its sampler where it has one: "SBLDM (DDIM 50)".
-        name: of the run, with the number of the dataset where it is not 501: "mine:502".
-        settings: what all pairs have in common (`synthesis.json`).
-    """
-
-    run: Run
-    dataset: Path
-    model: str
-    title: str
-    name: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def label(self) -> str:
-        """What the row is called."""
-        return f"{self.title}, {self.name}"
-
-    @property
-    def number(self) -> str:
-        """Of the dataset."""
-        return self.dataset.name.removeprefix("Dataset").partition("_")[0]
-
-    @property
-    def evaluation(self) -> Path:
-        """Where its evaluation is, or will be."""
-        return self.run.folder / "evaluation" / self.dataset.name / "evaluation.json"
-
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """How the pairs were drawn: sampler, steps and so on; empty where nothing was sampled."""
-        return dict(self.settings.get("sampling", {}))
-
-    @property
-    def is_current(self) -> bool:
-        """Whether there is an evaluation of this version, and no pair has been drawn since."""
-        manifest = self.dataset / "manifest.csv"
-        if not self.evaluation.is_file() or self.evaluation.stat().st_mtime_ns < manifest.stat().st_mtime_ns:
-            return False
-        return read_evaluation(self.evaluation.parent)["provenance"].get("scoring") == SCORING
-
-
-def read_entries(runs: Sequence[str]) -> list[Entry]:
-    """What `--runs` names: run folders, each with the number of its dataset behind a colon where it is not 501.
-
-    Raises:
-        InputError: there is none, a number is none, or the same pairs are named twice.
-        StateError: a folder is no run, or holds no pairs under this number.
-    """
-    if not runs:
-        raise InputError(f"--runs is missing: name runs whose pairs have been drawn, for example {EXAMPLE}.")
-    entries: list[Entry] = []
-    for text in runs:
-        entry = _entry(text)
-        if entry.dataset in [other.dataset for other in entries]:
-            raise InputError(f"--runs {text}: these pairs stand there twice; name each once.")
-        entries.append(entry)
-    folders = {entry.run.folder for entry in entries}
-    alike = [folder.name for folder in folders]
-    return [
-        replace(e, name=f"{e.run.folder.parent.name}/{e.name}") if alike.count(e.run.folder.name) > 1 else e
-        for e in entries
-    ]
-
-
-def _entry(text: str) -> Entry:
-    """One of `--runs`."""
-    folder, _, number = text.rpartition(":")
-    if not folder or user_path(text).is_dir():
-        folder, number = text, DATASET
-    run = Run.at(folder)
-    if not re.fullmatch("[0-9]{1,3}", number):
-        raise InputError(f"--runs {text}: {number} is not the number of a dataset; for example {folder}:{DATASET}.")
-    if not run.preset_file.is_file():
-        raise StateError(f"{run.folder}: is no run; train a model, then draw: sbldm synth --run {folder} --n 100.")
-    found = sorted((run.folder / "nnUNet_raw").glob(f"Dataset{int(number):03d}_*/manifest.csv"))
-    if not found:
-        raise StateError(
-            f"{run.folder / 'nnUNet_raw'}: no pairs in a dataset {number}; "
-            f"draw them: sbldm synth --run {folder} --dataset {number} --n 100."
-        )
-    dataset = found[0].parent
-    mark = dataset / "synthesis.json"
-    settings = read_settings(dataset) if mark.is_file() else {}
-    model = settings.get("model") or settings.get("generator") or "sbldm"
-    if not settings or model not in (run.preset["model"], "copypaste"):
-        raise StateError(
-            f"{mark}: does not say that this run drew these pairs; "
-            f"draw them into another --dataset: sbldm synth --run {folder} --n 100."
-        )
-    name = run.folder.name if int(number) == int(DATASET) else f"{run.folder.name}:{int(number)}"
-    return Entry(run, dataset, model, _title(model, settings.get("sampling", {})), name, settings)
-
-
-def _title(model: str, sampling: Mapping[str, Any]) -> str:
-    """The method in words, with what differs from its usual sampling."""
-    sampler = sampling.get("sampler", "gan")
-    if sampler == "gan":
-        return MODELS[model].title
-    words = f"{sampler.upper()} {sampling['steps']}"
-    words += f", eta {sampling['eta']:g}" if sampler == "ddim" and sampling.get("eta") else ""
-    words += f", guidance {sampling['guidance']:g}" if sampling.get("guidance", 1) != 1 else ""
-    return f"{MODELS[model].title} ({words})"
-
-
-def check_same_cases(entries: Sequence[Entry]) -> None:
-    """Make sure that all entries may stand in one table: same training and held-back cases, grid, channels, labels.
-
-    Raises:
-        StateError: two of them differ; it says in what.
-    """
-    first = entries[0]
-    for entry in entries:
-        stray = sorted(set(_lineage(entry)) - set(read_lists(entry.run.folder)["train"]))
-        if stray:
-            raise StateError(
-                f"{entry.dataset}: made from {len(stray)} cases that {entry.run.folder} does not train on "
-                f"({_some(stray)}); draw its pairs again, into another --dataset."
-            )
-        if difference := _differences(first, entry):
-            raise StateError(
-                f"{first.run.folder} and {entry.run.folder} do not belong in one table: {difference}; prepare and "
-                "train both alike, or leave one of them out."
-            )
-
-
-def _differences(a: Entry, b: Entry) -> str:
-    """In what the cases or grids of two entries differ, in words; empty where they are the same."""
-    presets = (a.run.preset, b.run.preset)
-    for part in ("data", "grid"):
-        for key in presets[0][part]:
-            values = [preset[part].get(key) for preset in presets]
-            if values[0] != values[1]:
-                return f"{part}.{key} is {values[0]} in the first and {values[1]} in the second"
-    found = []
-    lists = [read_lists(entry.run.folder) for entry in (a, b)]
-    for role, verb in (("train", "trains on"), ("validation", "holds back")):
-        ours, theirs = (set(each[role]) for each in lists)
-        for which, extra in (("first", ours - theirs), ("second", theirs - ours)):
-            if extra:
-                found.append(f"the {which} {verb} {len(extra)} cases that the other does not ({_some(extra)})")
-    if found:
-        return ", ".join(found)
-    ours, theirs = _lineage(a), _lineage(b)
-    changed = [name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]]
-    return f"{len(changed)} training cases of one name have other voxels ({_some(changed)})" if changed else ""
-
-
-def _lineage(entry: Entry) -> dict[str, str]:
-    """Training cases and their content hashes, as the pairs carry them along; empty where they do not."""
-    return read_lineage(entry.dataset) if (entry.dataset / "lineage.json").is_file() else {}
-
-
-def _some(names: Iterable[str], most: int = 3) -> str:
-    names = sorted(names)
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
-
-
-def update_evaluations(entries: Sequence[Entry], evaluate: Callable[[Entry], None]) -> None:
-    """Let `evaluate` make each evaluation that is missing, older than its pairs or this version, or unlike the newest.
-
-    Raises:
-        StateError: even then two of them used other features, another grid or other real cases.
-    """
-    for entry in entries:
-        if entry.is_current:
-            print(f"{entry.evaluation}: as it is.")
-        else:
-            evaluate(entry)
-    newest = max(entries, key=lambda entry: entry.evaluation.stat().st_mtime_ns)
-    for entry in entries:
-        if what := _unlike(newest, entry):
-            print(f"{entry.evaluation}: made with {what} than that of {newest.label}; it is made anew.")
-            evaluate(entry)
-            if what := _unlike(newest, entry):
-                raise StateError(
-                    f"{newest.evaluation} and {entry.evaluation}: made with {what}; remove the former and run the same "
-                    "command again."
-                )
-
-
-def _unlike(newest: Entry, entry: Entry) -> str:
-    """In what two evaluations were not made alike, in words; empty where they were."""
-    ours, theirs = (read_evaluation(each.evaluation.parent)["provenance"] for each in (newest, entry))
-    for key, words in (("features", "other features"), ("spacing_mm", "another grid"), ("first_channel", "a channel")):
-        if ours.get(key) != theirs.get(key):
-            return f"{words} ({theirs.get(key)}, not {ours.get(key)})"
-    for role, words in (("train", "training"), ("heldout", "held-back")):
-        if others := set(theirs["contents"][role]) ^ set(ours["contents"][role]):
-            return f"other {words} cases (or by an older version of this program: {len(others)} contents differ)"
-    return ""
-
-
-# --- rows -------------------------------------------------------------------------------------------------------------
-
-
-def _scores(entry: Entry) -> dict[str, Score]:
-    """The scores of the table that the evaluation of an entry has, by key."""
-    known = {score.protocol: score for score in read_scores(entry.evaluation.parent)}
-    return {key: known[name] for key, (_, name) in SCORES.items() if name in known}
-
-
-def _training(entry: Entry) -> dict[str, Any]:
-    """Minutes and iterations of all trainings of a model, and the iterations that its preset asks for.
-
-    Minutes, by the clock and of all processors together, are None where a training has not kept its time; 0 for a model
-    that trains nothing. `aim` is what the preset aims at.
-    """
-    run, stages = entry.run, MODELS[entry.model].stages
-    last = {stage: (read_history(run, stage) or [{}])[-1] for stage in stages}
-    spent = {name: sum(float(row.get(name) or "nan") for row in last.values()) / 60 for name in CLOCKS}
-    return {
-        **{CLOCKS[name]: value if math.isfinite(value) else None for name, value in spent.items()},
-        "aim": run.preset["minutes"],
-        "iterations": {stage: int(row["iteration"]) for stage, row in last.items() if row.get("iteration")},
-        "planned": {stage: run.preset[stage]["iterations"] for stage in stages},
-    }
-
-
-def _drawing(entry: Entry) -> dict[str, Any]:
-    """How many pairs there are, how many the gate refused before, and the median seconds of one as it was drawn."""
-    rows = read_manifest(entry.dataset)
-    seconds = [float(row["seconds"]) for row in rows if row.get("seconds")]
-    found = {"pairs": len(rows), "seconds": float(np.median(seconds)) if seconds else None}
-    if entry.model == "copypaste" or not all(row.get("redrawn") for row in rows):
-        return found | {"drawn": None, "refused": None, "overridden": 0}  # there is no gate, or no record of it
-    refused = sum(int(row["redrawn"]) for row in rows) + sum(read_given_up(entry.dataset))
-    overridden = sum(row.get("gate", "").startswith("OVERRIDDEN") for row in rows)
-    return found | {"drawn": len(rows) + refused, "refused": refused, "overridden": overridden}
-
-
-def _cost(entry: Entry, drawn: float | None, device: str) -> dict[str, Any]:
-    """Size, work, time and memory of a model that is sampled as its pairs were.
-
-    Parameters are those of all networks that are trained, discriminators too, as the paper counts them. A model without
-    networks is not timed: it has the seconds of a pair as it was `drawn`.
-    """
-    unknown = ("parameters", "parameters_sampling", "counted", "macs", "flops", "memory_bytes", "memory_added_bytes")
-    found = dict.fromkeys((*unknown, "seconds_best", "best_batch"))
-    found |= {"seconds": drawn, "timing": "as drawn", "device": "", "timed_checkpoint": ""}
-    if not MODELS[entry.model].stages:
-        return found
-    preset = entry.run.preset
-    costs = model_costs(preset | {"sampling": preset["sampling"] | entry.sampling})
-    trained = [costs[part] for part in ("sample", "discriminator") if part in costs]
-    usual = preset["sampling"]
-    asked = {name: value for name, value in entry.sampling.items() if name in usual and usual[name] != value}
-    timed = measured(
-        entry.run, device, sampling=asked, **(QUICK if entry.sampling.get("steps", 0) > MANY_STEPS else {})
-    )
-    return found | {
-        "parameters": sum(cost.parameters for cost in trained),
-        "parameters_sampling": costs["sample"].parameters,
-        "counted": sum(cost.counted for cost in trained),
-        "macs": costs["sample"].macs,
-        "flops": costs["sample"].flops,
-        "memory_bytes": timed["peak_bytes"],
-        "memory_added_bytes": timed["added_bytes"],
-        "seconds": timed["seconds"],
-        "seconds_best": timed["best_seconds"],
-        "best_batch": timed["best_batch"],
-        "timing": "timed",
-        "device": f"{timed['device']} ({timed['threads']} CPU threads)",
-        "timed_checkpoint": timed["checkpoint_sha256"],
-    }
-
-
-def _row(entry: Entry, device: str) -> dict[str, Any]:
-    """All that is known of one entry, as plain values."""
-    preset = entry.run.preset
-    paper = PAPER.get(entry.model) or PAPER.get(f"{entry.model}.{entry.sampling.get('sampler')}")
-    drawing = _drawing(entry)
-    return {
-        "method": entry.label,
-        "run": entry.name.partition(":")[0],
-        "dataset": entry.dataset.name,
-        "model": entry.model,
-        "preset": preset["name"],
-        "conditional": MODELS[entry.model].conditional,
-        "sampling": entry.sampling,
-        "checkpoint_sha256": entry.settings.get("checkpoint_sha256", ""),
-        "scores": {key: score.row() for key, score in _scores(entry).items()},
-        "paper": paper and paper._asdict(),
-        "training": _training(entry),
-        **drawing,
-        **_cost(entry, drawing["seconds"], device),
-    }
-
-
-def _floors(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Score], list[str]]:
-    """The scores of real cases, by key, and a remark for each entry whose floor is another than that of the first.
-
-    The control of requests is no score of real cases and is left out.
-    """
-    floors: dict[str, Score] = {}
-    remarks = []
-    for row in rows:
-        for key, real in _real(row, "floor").items():
-            held = floors.setdefault(key, real)
-            if not math.isclose(held.value, real.value, rel_tol=SAME_FLOOR, abs_tol=1e-6):
-                remarks.append(f"{row['method']}: its own floor of {SCORES[key][0]} is {_words(real)}.")
-    return floors, remarks
-
-
-def _real(row: Mapping[str, Any], side: str) -> dict[str, Score]:
-    """The scores of real cases on one side of those of a row, by key."""
-    found = {}
-    for key, values in row["scores"].items():
-        score = Score.from_row(values)
-        value, low, high, n = score.side(side)
-        if score.group != "requests" and math.isfinite(value):
-            found[key] = Score(score.protocol, score.group, value, low, high, n, aim=score.aim, unit=score.unit)
-    return found
-
-
-def _references(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Scores of real cases through the path of each row, and through its autoencoder; equal ones once, for all.
-
-    Returns:
-        A `method` (what the cases went through, and whose path it is where there are several) and its `scores` by key.
-    """
-    found = []
-    for side, words in THROUGH.items():
-        sets: list[tuple[list[str], dict[str, Score]]] = []
-        for row in rows:
-            if not (scores := _real(row, side)):
-                continue
-            for methods, held in sets:
-                if held.keys() == scores.keys() and all(
-                    math.isclose(held[key].value, scores[key].value, rel_tol=SAME_FLOOR, abs_tol=1e-6) for key in held
-                ):
-                    methods.append(row["method"])
-                    break
-            else:
-                sets.append(([row["method"]], scores))
-        for methods, scores in sets:
-            of = f" of {' and '.join(methods)}" if len(sets) > 1 or side == "autoencoder" else ""
-            found.append({"method": words + of, "scores": {key: score.row() for key, score in scores.items()}})
-    return found
-
-
-def _budget(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Minutes of training of each run that trains something, whether they are equal, and a sentence that says so.
-
-    On a CPU the time of its processors counts, as other work beside a training does not change it; else the clock.
-    """
-    by_run = {row["run"]: row for row in rows if row["training"]["planned"]}
-    trainings = {row["method"]: row["training"] for row in by_run.values()}
-    minutes, cpu = ({method: t[key] for method, t in trainings.items()} for key in ("minutes", "cpu_minutes"))
-    devices = sorted({row["device"] for row in rows if row["device"]})
-    on_cpu = bool(devices) and all("CPU threads" in device for device in devices) and all(cpu.values())
-    counted = cpu if on_cpu else minutes
-    known = [value for value in counted.values() if value]
-    unknown = [method for method, value in counted.items() if not value]
-    apart = max(known) / min(known) - 1 if known else 0.0
-    equal = apart <= EQUAL_BUDGET if len(known) > 1 and not unknown else None
-
-    def told(method: str) -> str:
-        more = [f"{number(cpu[method])} of the processors"] if on_cpu else []
-        more += [f"aim {number(trainings[method]['aim'])}"] if trainings[method]["aim"] else []
-        return f"{method} {number(minutes[method])} min" + (f" ({', '.join(more)})" if more else "")
-
-    sentence = f"Training time (wall-clock): {', '.join(told(m) for m in trainings if minutes[m]) or 'not known'}"
-    if unknown and known:
-        sentence += f"; not known of {', '.join(unknown)}, so the budgets cannot be compared"
-    elif equal is not None:
-        sentence += (
-            f"; the longest took {100 * apart:.0f} % more {'processor ' * (counted is cpu)}time than the shortest"
-        )
-        sentence += ", which counts as an equal budget" if equal else ": the budgets are NOT equal"
-        sentence += f" (limit {100 * EQUAL_BUDGET:.0f} %)"
-    sentence += f". Sampling was timed on {' and on '.join(devices)}." if devices else "."
-    return {"minutes": minutes, "cpu_minutes": cpu, "equal": equal, "sentence": sentence}
-
-
-def _remarks(row: Mapping[str, Any]) -> list[str]:
-    """What must be known to read a row."""
-    found, training = [], row["training"]
-    for stage, planned in training["planned"].items():
-        if (done := training["iterations"].get(stage, 0)) < planned:
-            found.append(f"half-trained: {done} of {planned} iterations of the {stage}")
-    if row["timed_checkpoint"] and row["timed_checkpoint"] != row["checkpoint_sha256"]:
-        found.append(
-            "another checkpoint than the one in the run drew these pairs; training and speed are of the latter"
-        )
-    if row["overridden"]:
-        found.append(f"the gate was overridden for {row['overridden']} of {row['pairs']} pairs")
-    return [f"{row['method']}: {remark}." for remark in found]
-
-
-# --- text -------------------------------------------------------------------------------------------------------------
-
-
-def _words(score: Score | None) -> str:
-    """A score with its interval and n; a dash where there is none."""
-    if score is None or not math.isfinite(score.value):
-        return "-"
-    interval = f" [{number(score.low)}, {number(score.high)}]" if math.isfinite(score.low + score.high) else ""
-    n = f"{score.n[0]}" if score.n[0] == score.n[1] else f"{score.n[0]} / {score.n[1]}"
-    return f"{number(score.value, score.unit)}{interval}, n = {n}"
 
 
 def _of(row: Mapping[str, Any], key: str) -> str:
@@ -514,10 +58,10 @@ def _of(row: Mapping[str, Any], key: str) -> str:
     values = row["scores"].get(key)
     score = Score.from_row(values) if values else None
     if key != "volume_error":
-        return _words(score)
+        return score_words(score)
     if score is None:
         return "-" if row.get("conditional", True) else NO_REQUESTS
-    return f"{_words(score)}; requests shuffled: {number(score.floor)}"
+    return f"{score_words(score)}; requests shuffled: {number(score.floor)}"
 
 
 def _millions(count: int) -> str:
@@ -526,7 +70,7 @@ def _millions(count: int) -> str:
 
 def _paper_cells(row: Mapping[str, Any]) -> list[dict[str, str]]:
     """The cells of a row in the paper's columns: `ours` and what the `paper` says, empty where it says nothing."""
-    paper = row["paper"] or dict.fromkeys(_Paper._fields, "")
+    paper = row["paper"] or dict.fromkeys(Paper._fields, "")
     size = f"{_millions(row['parameters'])} / {_millions(row['counted'])}" if row["parameters"] else "none"
     seconds = "-" if row["seconds"] is None else number(row["seconds"], "s")
     seconds += " as drawn" if row["timing"] == "as drawn" else ""
@@ -586,7 +130,7 @@ def _markdown(content: Mapping[str, Any]) -> str:
         ("fit_dsc", "near_copies", "volume_error"),
     ):
         table = [[row["method"], *(_of(row, key) for key in keys)] for row in rows]
-        table.append([REAL, *(_words(real.get(key)) for key in keys)])
+        table.append([REAL, *(score_words(real.get(key)) for key in keys)])
         table += [[row["method"], *(_of(row, key) for key in keys)] for row in content["references"]]
         page += [*_lines(("Methods", *(SCORES[key][0] for key in keys)), table), ""]
     page += ["## Costs", "", *_lines(*_cost_table(rows)), "", "## How to read it", ""]
@@ -627,7 +171,7 @@ def _cost_table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of the CSV: plain numbers, six digits, empty where something is not known."""
-    paper = row["paper"] or dict.fromkeys(_Paper._fields, "")
+    paper = row["paper"] or dict.fromkeys(Paper._fields, "")
     training, drawn = row["training"], row["drawn"]
 
     def score(key: str) -> dict[str, Any]:
@@ -777,12 +321,12 @@ def write_table1(entries: Sequence[Entry], out: Path, device: str = "") -> list[
         DataError: a pair cannot be read.
         OutputError: a file cannot be written.
     """
-    rows = [_row(entry, device) for entry in entries]
-    floors, remarks = _floors(rows)
-    budget = _budget(rows)
+    rows = [row_of(entry, device) for entry in entries]
+    floors, remarks = floors_of(rows)
+    budget = budget_of(rows)
     counts = read_evaluation(entries[0].evaluation.parent)["provenance"]["cases"]
     cases = f"{counts['train']} to train on, {counts['heldout']} held back"
-    references = _references(rows)
+    references = references_of(rows)
     real = {"method": REAL, "scores": {key: score.row() for key, score in floors.items()}}
     content = {
         "made": time.strftime("%Y-%m-%d"),
@@ -791,7 +335,7 @@ def write_table1(entries: Sequence[Entry], out: Path, device: str = "") -> list[
         + [{"method": row["method"], "cells": _real_cells(row)} for row in (real, *references)],
         "budget": budget,
         "notes": _notes(rows, budget["sentence"], cases, bool(references)),
-        "remarks": [remark for row in rows for remark in _remarks(row)] + remarks,
+        "remarks": [remark for row in rows for remark in remarks_of(row)] + remarks,
         "rows": rows,
         "floors": real["scores"],
         "references": references,

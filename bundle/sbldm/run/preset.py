@@ -1,4 +1,7 @@
-"""The schema of presets: what each model's preset holds, in which ranges. A preset that passes trains to its end."""
+"""The schema of presets: what each model's preset holds, in which ranges. A preset that passes trains to its end.
+
+One file: all models' presets are checked against one schema, whose parts lean on each other.
+"""
 
 from __future__ import annotations
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from sbldm.cases.geometry import NativeGrid, WorkingGrid
+from sbldm.cases.inspection import scan_fault
 from sbldm.cases.intensity import BRIGHTEST
 from sbldm.cases.layouts import Case, Source, content_hash, read_arrays
-from sbldm.cases.preflight import scan_fault
 from sbldm.cases.prepare import Gridded
 from sbldm.run.errors import DataError
 from sbldm.run.files import atomic_path, cached_npz
