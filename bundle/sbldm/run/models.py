@@ -10,7 +10,7 @@ from sbldm.run.errors import InputError
 
 __all__ = ["MODELS", "SAMPLING", "ModelKind", "check_model", "configs_of", "kind_of", "refuse_requests"]
 
-STAGE_1, STAGE_2 = ("train_autoencoder",), ("train_diffusion",)
+STAGE_1, STAGE_2 = ("common", "train_autoencoder"), ("common", "train_diffusion")
 # What can be asked of a drawing in place of the preset.
 SAMPLING = ("sampler", "steps", "spacing", "sigma_min", "eta", "guidance", "guide")
 OVERLAYS = {  # of stage 1, by its kind
@@ -21,7 +21,7 @@ OVERLAYS = {  # of stage 1, by its kind
 }
 
 
-REGIONS = ("train_diffusion", "overlays/regions")  # what goes on from stage 2 for `--canvas`, if the preset says how
+REGIONS = (*STAGE_2, "overlays/regions")  # what goes on from stage 2 for `--canvas`, if the preset says how
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ MODELS = {
     "sbldm_2d": ModelKind("SBLDM, 2-D diffusion", {"autoencoder": STAGE_1, "diffusion": STAGE_2}, conditional=True),
     "ldm3d": ModelKind("3D-LDM", {"autoencoder": STAGE_1, "diffusion": STAGE_2}),
     "ldm3d_reduced": ModelKind("3D-LDM, reduced", {"autoencoder": STAGE_1, "diffusion": STAGE_2}),
-    "lsgan": ModelKind("3D-LSGAN", {"gan": ("baselines/train_gan",)}),
+    "lsgan": ModelKind("3D-LSGAN", {"gan": ("common", "baselines/train_gan")}),
     "copypaste": ModelKind("copy-paste", {}),
 }
 
@@ -66,7 +66,7 @@ def kind_of(preset: dict[str, Any]) -> ModelKind:
 
 
 def configs_of(preset: dict[str, Any], stage: str) -> tuple[str, ...]:
-    """The configs that wire a training of a preset, the first with overlays."""
+    """The configs that wire a training of a preset, each laid over those before it."""
     if stage == "regions":
         return REGIONS
     configs = MODELS[preset["model"]].stages[stage]

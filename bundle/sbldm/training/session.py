@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -120,10 +121,22 @@ def validation_loss(loss: torch.nn.Module) -> Loss:
     return Loss(loss, output_transform=lambda output: (output["pred"], output["label"]), batch_size=len)
 
 
-def run(trainer: Trainer, checkpoint: RunCheckpoint, sampler: Continuing, batch_size: int, resume: bool = True) -> None:
-    """Train, with `resume` from the last checkpoint where there is one; a finished training is then left as it is."""
+def run(
+    trainer: Trainer,
+    checkpoint: RunCheckpoint,
+    sampler: Continuing,
+    batch_size: int,
+    resume: bool = True,
+    follow: Sequence[Any] = (),
+) -> None:
+    """Train, with `resume` from the last checkpoint where there is one; a finished training is then left as it is.
+
+    Handlers that `follow` the trainer are attached before the checkpoint, which keeps what they have done.
+    """
     if not isinstance(resume, bool):
         raise InputError(f"--resume {resume}: must be True or False.")
+    for handler in (*follow, checkpoint):
+        handler.attach(trainer)
     done, total = checkpoint.resume(trainer) if resume else 0, trainer.state.max_epochs * trainer.state.epoch_length
     if done >= total:
         print(f"{checkpoint.folder}: already trained ({total} iterations); nothing to do.")
