@@ -26,6 +26,7 @@ from sbldm.cases.volumes import read_image, whole_numbers
 from sbldm.pages.datasheet import write_datasheet
 from sbldm.run.errors import DataError, InputError, StateError
 from sbldm.run.files import atomic_path, make_folder, read_json, user_path, write_csv, write_json
+from sbldm.run.folder import Run
 from sbldm.run.manifest import ANEW, DRAWN_BY, from_elsewhere, read_description, read_manifest, read_settings
 from sbldm.run.progress import progress
 

@@ -194,8 +194,8 @@ def find_pairs(synth: Sequence[str], run: Run, real: RealCases) -> list[Pairs]:
                 raise InputError(f"--synth: {match[1]} stands for two folders.")
             asked[key] = _dataset_folder(user_path(match[3]).resolve(), match[1])
     else:
-        for path in sorted((run.folder / "nnUNet_raw").glob("Dataset*_*/dataset.json")):
-            key = (path.parent.name.split("_", 1)[1].lower(), "")
+        for folder in run.datasets():
+            key = (folder.name.split("_", 1)[1].lower(), "")
             if key in asked:
                 print(f"Left out: {path.parent}, as {asked[key].name} has the same name; --synth can take both.")
             asked.setdefault(key, path.parent.resolve())
@@ -211,7 +211,7 @@ def find_pairs(synth: Sequence[str], run: Run, real: RealCases) -> list[Pairs]:
 def _dataset_folder(folder: Path, generator: str) -> Path:
     if (folder / "dataset.json").is_file():
         return folder
-    found = sorted(path.parent for path in (folder / "nnUNet_raw").glob("Dataset*_*/dataset.json"))
+    found = Run(folder).datasets()
     named = [path for path in found if path.name.split("_", 1)[1].lower() == generator]
     if len(named) == 1 or (not named and len(found) == 1):
         return (named or found)[0]

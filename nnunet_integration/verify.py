@@ -7,6 +7,7 @@ from pathlib import Path
 from nnunet_integration.pool import plan_and_preprocess
 from sbldm.run.errors import StateError
 from sbldm.run.files import read_json
+from sbldm.run.folder import Run
 from sbldm.run.manifest import read_description
 from sbldm.run.workers import at_most
 

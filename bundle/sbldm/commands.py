@@ -140,7 +140,7 @@ def sweep(
     _train_is_prepared(canvas, run)
     file = _weights(weights, run)
     out = draw_sweeps(run, choose_device(), steps, seed, n or SEEDS, batch, _canvas(canvas), file)
-    sweep_figure(out, run.folder / "figures" / f"{out.name}.png")
+    sweep_figure(out, run.figures / f"{out.name}.png")
 
 
 def _weights(name: str, run: Run) -> str | None:

@@ -101,7 +101,7 @@ def prepare_run(
     columns = [*(field.name for field in fields(Finding)), "mend"]
     write_csv(run.folder / "preflight.csv", [asdict(f) | {"mend": f.mend} for f in findings], columns)
     if anew:
-        shutil.rmtree(run.folder / "gate", ignore_errors=True)  # measured on them
+        shutil.rmtree(run.gate, ignore_errors=True)  # measured on them
     sidecars = prepare_cases(usable, run.prepared, preset["data"], preset["grid"], preset["intensity"], workers, anew)
     write_json(run.folder / FILES, {n: {"stamp": stamps[n]} | i.state() for n, i in identities.items()})
     cropped = [s["case"] for s in sidecars if s["cropped"]]

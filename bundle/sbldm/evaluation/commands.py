@@ -41,10 +41,10 @@ def _folder(option: str, given: Path | None) -> Path:
 
 def _dataset(run: Run, number: int) -> Path:
     """The raw dataset of a run with this number."""
-    found = sorted((run.folder / "nnUNet_raw").glob(f"Dataset{number:03d}_*/dataset.json"))
+    found = sorted(run.raw.glob(f"Dataset{number:03d}_*/dataset.json"))
     if not found:
         raise StateError(
-            f"{run.folder / 'nnUNet_raw'}: no dataset {number}; draw pairs: sbldm synth --run {run.folder} --n 100."
+            f"{run.raw}: no dataset {number}; draw pairs: sbldm synth --run {run.folder} --n 100."
         )
     return found[0].parent
 
@@ -156,7 +156,7 @@ def _predictions(asked: Question, synthetic: Path, out: Path) -> tuple[dict[str,
             )
         return {role: _folder(f"--predictions-{role}", folder) for role, folder in given.items()}, ""
     model, run = asked.nnunet, _run(asked)
-    if not model and run and (run.folder / "table2" / "jobs").is_dir():
+    if not model and run and (run.table2 / "jobs").is_dir():
         model = run.folder
     if not model:
         return {}, ""

@@ -59,7 +59,7 @@ class Entry:
     @property
     def evaluation(self) -> Path:
         """Where its evaluation is, or will be."""
-        return self.run.folder / "evaluation" / self.dataset.name / "evaluation.json"
+        return self.run.evaluation / self.dataset.name / "evaluation.json"
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -108,10 +108,10 @@ def _entry(text: str) -> Entry:
         raise InputError(f"--runs {text}: {number} is not the number of a dataset; for example {folder}:{DATASET}.")
     if not run.preset_file.is_file():
         raise StateError(f"{run.folder}: is no run; train a model, then draw: sbldm synth --run {folder} --n 100.")
-    found = sorted((run.folder / "nnUNet_raw").glob(f"Dataset{int(number):03d}_*/manifest.csv"))
+    found = sorted(run.raw.glob(f"Dataset{int(number):03d}_*/manifest.csv"))
     if not found:
         raise StateError(
-            f"{run.folder / 'nnUNet_raw'}: no pairs in a dataset {number}; "
+            f"{run.raw}: no pairs in a dataset {number}; "
             f"draw them: sbldm synth --run {folder} --dataset {number} --n 100."
         )
     dataset = found[0].parent

@@ -205,10 +205,10 @@ class Ablation:
         sampling = [f"--{name.replace('_', '-')}={value}" for name, value in asked.items()]
         drawn = f"--n={self.plan.get('pairs', 50)}", "--gate=off"
         self._call("synth", f"--run={run.folder}", *drawn, *sampling)
-        if not (run.folder / "evaluation" / "evaluation.json").is_file():
+        if not (run.evaluation / "evaluation.json").is_file():
             own = [f"--nnunet={self.nnunet}"] * bool(self.nnunet)
             scores = " ".join(["distribution", "slices", "requests", "copies", *["fit"] * bool(self.nnunet)])
-            folders = f"--out={run.folder / 'evaluation'}", f"--cache={self.out / 'cache'}", *own
+            folders = f"--out={run.evaluation}", f"--cache={self.out / 'cache'}", *own
             self._call("evaluate", f"--run={run.folder}", f"--scores={scores}", "--workers=1", *folders)
         return run
 
@@ -260,8 +260,8 @@ class Ablation:
         _mark(run, stage).write_text(f"{seconds:g} s\n")
 
     def _row(self, name: str, run: Run) -> dict[str, Any]:
-        scores = json.loads((run.folder / "evaluation" / "evaluation.json").read_text())["scores"]
-        pairs = read_manifest(next((run.folder / "nnUNet_raw").iterdir()))
+        scores = json.loads((run.evaluation / "evaluation.json").read_text())["scores"]
+        pairs = read_manifest(next(run.raw.iterdir()))
         histories = [read_history(run, stage)[-1] for stage in STAGES]
         return {
             "variant": name,

@@ -166,7 +166,7 @@ def _sweeps(out: Path, run: Run, dataset: Path) -> list[dict[str, Any]]:
     rows, found = manifest_rows(dataset), []
     pairs_by = {row.get("checkpoint_sha256", "") for row in rows}
     for name in SWEEPS:
-        folder, path = run.folder / "evaluation" / name, out / "figures" / f"{name}.png"
+        folder, path = run.evaluation / name, out / "figures" / f"{name}.png"
         try:
             steps = read_sweeps(folder)
         except StateError:

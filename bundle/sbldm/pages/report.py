@@ -309,7 +309,7 @@ def write_report(out: Path, run: Run | None) -> Path:
         nearest=_nearest_pairs(out),
         costs=_costs(run, rows, provenance.get("minutes")),
         table1=_table1(run),
-        table2=run is not None and (run.folder / "table2" / "table2.md").is_file(),
+        table2=run is not None and (run.table2 / "table2.md").is_file(),
         protocols=_protocols([score for found in by_group.values() for score in found]),
         provenance=_provenance(content, rows, dataset),
         lists=_lists(run, provenance.get("contents", {}) | provenance.get("references", {})),

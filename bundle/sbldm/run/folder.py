@@ -239,6 +239,46 @@ class Run:
         """Latent store: `NAME.npz`, `constants.json` and `reconstruction.csv`."""
         return self.folder / "latents"
 
+    @property
+    def raw(self) -> Path:
+        """nnU-Net raw datasets of pairs: `DatasetNNN_NAME`."""
+        return self.folder / "nnUNet_raw"
+
+    def datasets(self, number: int | str | None = None) -> list[Path]:
+        """Raw datasets of pairs by their folders: all of them, or those of one number."""
+        which = "*" if number is None else f"{int(number):03d}"
+        return sorted(path.parent for path in self.raw.glob(f"Dataset{which}_*/dataset.json"))
+
+    @property
+    def gate(self) -> Path:
+        """What the gate knows of the training cases."""
+        return self.folder / "gate"
+
+    @property
+    def canvas(self) -> Path:
+        """Real brains that tumours are drawn into, read and encoded."""
+        return self.folder / "canvas"
+
+    @property
+    def reference(self) -> Path:
+        """Real cases on the way that pairs take, a folder for each way."""
+        return self.folder / "reference"
+
+    @property
+    def figures(self) -> Path:
+        """Pictures of pairs and sweeps."""
+        return self.folder / "figures"
+
+    @property
+    def evaluation(self) -> Path:
+        """Evaluations, a folder for each dataset, and sweeps."""
+        return self.folder / "evaluation"
+
+    @property
+    def table2(self) -> Path:
+        """The ablation with nnU-Net."""
+        return self.folder / "table2"
+
     def checkpoint(self, stage: str, which: str = "best") -> Path:
         """Checkpoint of a stage (`autoencoder`, ..): `best` (weights and constants) or `last` (to resume)."""
         return self.folder / stage / f"{which}.pt"

@@ -121,7 +121,7 @@ class Canvases:
         cases = original_cases(run, "train") if where == "train" else find_cases(user_path(where), source)
         sampler = model.sampler({"guidance": model.preset["regions"]["healing"]})
         asked = str(int(keep or 0)) == "1", str(int(push or 0)) == "1", share
-        return cls(cases, model, sampler, run.folder / "canvas", *asked, known=where == "train")
+        return cls(cases, model, sampler, run.canvas, *asked, known=where == "train")
 
     @property
     def settings(self) -> dict[str, Any]:

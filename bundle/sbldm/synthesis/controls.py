@@ -52,7 +52,7 @@ def draw_controls(run: Run, dataset_id: int, show: Callable[[Path], None], weigh
         StateError: it, the run or a model is not whole.
         DataError: a case cannot be read, or pairs for which no tumour finds a place (the others are written).
     """
-    found = sorted((run.folder / "nnUNet_raw").glob(f"Dataset{dataset_id:03d}_*"))
+    found = run.datasets(dataset_id)
     if not found:
         raise InputError(
             f"--dataset {dataset_id}: {run.folder} has no such dataset; draw it with `sbldm synth --canvas ..`."

@@ -281,7 +281,7 @@ def draw_pairs(
         raise InputError(f"--own {own}: write {' or '.join(OWN)}.")
     training = _Training(run, data, own)
     output = RawDataset.open(
-        root=str(run.folder / "nnUNet_raw"),
+        root=str(run.raw),
         dataset_id=dataset_id or 502 + OWN.index(own),
         name=name or ("COPYPASTE" if own == "kept" else f"COPYPASTE_{own.upper()}"),
         channels=training.source.channels,

@@ -326,7 +326,7 @@ def _yardstick(run: Run, grid: WorkingGrid) -> tuple[Memory, TumourMemory | None
         StateError, DataError: these are not all there, or fewer than three to train on.
     """
     cases = {role: _prepared(run, names) for role, names in read_lists(run.folder).items()}
-    folder = run.folder / "gate"
+    folder = run.gate
     contents = json.dumps({role: sorted(found.values()) for role, found in cases.items()})
     key = hashlib.sha256(f"{VERSION} {grid} {contents}".encode()).hexdigest()
     try:

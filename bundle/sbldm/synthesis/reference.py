@@ -47,7 +47,7 @@ def reference_cases(run: Run, names: Sequence[str], kind: str) -> list[Case]:
     Raises:
         StateError: a case is not prepared, or there is no trained autoencoder.
     """
-    preset, folder = run.preset, run.folder / "reference" / kind
+    preset, folder = run.preset, run.reference / kind
     network, device = None, choose_device()
     made: dict[str, Any] = {"version": VERSION, "intensity": preset["intensity"]}
     if kind == "autoencoder":

@@ -133,7 +133,7 @@ def draw_sweeps(
     if not model.conditional:
         refuse_requests(model.preset["model"], (), {"sweep": "asked for"})
     sampler = model.sampler({"steps": steps, "batch": batch})
-    folder, plan = run.folder / "evaluation" / SWEEPS[canvas is not None], plan_sweeps(model.tumours)
+    folder, plan = run.evaluation / SWEEPS[canvas is not None], plan_sweeps(model.tumours)
     canvases, brain = Canvases.of_run(str(run.folder), canvas, model), None
     if canvases:
         brain = canvases.roomiest([np.array(list(step["requested"].values())) for step in plan], seed)
