@@ -2,7 +2,7 @@
 
     here               Song et al. 2021 (DDIM)         Lu et al. 2023 (DPM++)   what it is
     x                  x_t                             x_t                      sample at time t
-    x_0                (x_t - sqrt(1-a_t) eps)/sqrt(a_t)   x_theta              predicted clean sample
+    x_0                f_theta (equation 9)            x_theta                  predicted clean sample
     eps                eps_theta                       eps_theta                predicted noise
     alpha, sigma       sqrt(a_t), sqrt(1 - a_t)        alpha_t, sigma_t         shares of x_0 and eps in x
     h                                                  h = lambda_s - lambda_t  by how much ln(alpha / sigma) rises
