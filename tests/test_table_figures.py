@@ -171,8 +171,15 @@ def test_growth(tmp_path):
         write_job(tmp_path, f"real+sbldm{name}", [dsc - 0.1, dsc - 0.1], pairs=pairs, seed=1)
     write_job(tmp_path, "real+copypaste@2x", [0.6, 0.6], pairs=20)  # one amount: no line
     results = finish(tmp_path)
-    assert n_real_points(results) == {"real": [pytest.approx((10, 0.5, 0.5, 0.5)), pytest.approx((20, 0.7, 0.7, 0.7))]}
     far = 0.05 * 2**0.5
+    single = {"real+sbldm": 0.75, "real+sbldm@2x": 0.85, "real+sbldm+aug@2x": 0.65, "real+sbldm+aug@5x": 0.7}
+    over_n = {name: [(10, dsc, dsc - far, dsc + far)] for name, dsc in single.items()}
+    over_n |= {
+        "real": [(10, 0.5, 0.5, 0.5), (20, 0.7, 0.7, 0.7)],
+        "real+copypaste": [(10, 0.6, 0.6, 0.6)],
+    }  # one amount
+    found = n_real_points(results)
+    assert found == {name: [pytest.approx(point) for point in points] for name, points in over_n.items()}
     expected = {
         "real+sbldm": [(0, 0.5, 0.5, 0.5), (1, 0.75, 0.75 - far, 0.75 + far), (2, 0.85, 0.85 - far, 0.85 + far)],
         "real+sbldm+aug": [(2, 0.65, 0.65 - far, 0.65 + far), (5, 0.7, 0.7 - far, 0.7 + far)],  # without real+aug
