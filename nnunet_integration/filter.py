@@ -156,8 +156,8 @@ def trained_on(model: Model) -> dict[str, str] | None:
 
 def _source(run: Path, dataset: int) -> Path:
     """The finished dataset of this number."""
-    if found := sorted((run / "nnUNet_raw").glob(f"Dataset{dataset:03d}_*/dataset.json")):
-        return found[0].parent
+    if found := Run(run).datasets(dataset):
+        return found[0]
     raise StateError(
         f"{run / 'nnUNet_raw'}: no dataset {dataset}; draw one: sbldm synth --run {run} --dataset {dataset} --n 20."
     )

@@ -197,8 +197,8 @@ def find_pairs(synth: Sequence[str], run: Run, real: RealCases) -> list[Pairs]:
         for folder in run.datasets():
             key = (folder.name.split("_", 1)[1].lower(), "")
             if key in asked:
-                print(f"Left out: {path.parent}, as {asked[key].name} has the same name; --synth can take both.")
-            asked.setdefault(key, path.parent.resolve())
+                print(f"Left out: {folder}, as {asked[key].name} has the same name; --synth can take both.")
+            asked.setdefault(key, folder.resolve())
     for (generator, _), folder in asked.items():
         if not re.fullmatch(r"[a-z][a-z0-9_]*", generator) or generator in RESERVED:
             raise InputError(

@@ -31,10 +31,10 @@ def verify_dataset(run: Path, dataset_id: int, workers: int = 1) -> Path:
         StateError: there is no such dataset.
         DataError: nnU-Net refuses it (its last words are quoted).
     """
-    found = sorted((run / "nnUNet_raw").glob(f"Dataset{dataset_id:03d}_*/dataset.json"))
+    found = Run(run).datasets(dataset_id)
     if not found:
         raise StateError(f"{run / 'nnUNet_raw'}: no dataset {dataset_id}; draw one: sbldm synth --run {run} --n 20.")
-    dataset = found[0].parent
+    dataset = found[0]
     count = read_description(dataset)["numTraining"]
     print(f"{dataset.name}: nnU-Net checks, plans and preprocesses {count} pairs ...", flush=True)
     processes = str(at_most(workers, count))

@@ -41,12 +41,10 @@ def _folder(option: str, given: Path | None) -> Path:
 
 def _dataset(run: Run, number: int) -> Path:
     """The raw dataset of a run with this number."""
-    found = sorted(run.raw.glob(f"Dataset{number:03d}_*/dataset.json"))
+    found = run.datasets(number)
     if not found:
-        raise StateError(
-            f"{run.raw}: no dataset {number}; draw pairs: sbldm synth --run {run.folder} --n 100."
-        )
-    return found[0].parent
+        raise StateError(f"{run.raw}: no dataset {number}; draw pairs: sbldm synth --run {run.folder} --n 100.")
+    return found[0]
 
 
 def _run(asked: Question) -> Run | None:

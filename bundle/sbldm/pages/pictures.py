@@ -128,8 +128,7 @@ def _methods(dataset: Path, run: Run | None, provenance: Mapping[str, Any]) -> t
     if why := _shows_real(dataset, declared=True):
         return {}, [f"{name}: no pictures, as {why}."]
     methods, notes = {dataset.name: dataset}, []
-    for description in sorted(run.folder.glob("nnUNet_raw/Dataset*/dataset.json")) if run else ():
-        folder = description.parent
+    for folder in run.datasets() if run else ():
         if folder.resolve() == dataset.resolve():
             continue
         if why := _shows_real(folder, declared=False):
