@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_integration.arms import ArmBook, default_budget, load_budget
-from nnunet_integration.cli import Evaluation, Plan, Plateau
 from nnunet_integration.evaluation import Question, export, queued
 from nnunet_integration.jobs import read_job
+from nnunet_integration.options import Evaluation, Plan, Plateau
 from nnunet_integration.running import run_jobs
 from nnunet_integration.statistics import LEAST_TRAININGS
 from sbldm.run.errors import InputError

@@ -17,13 +17,14 @@ import pytest
 import typer
 from conftest import TINY, Cli, call, copy_run, one_line, partial_files, snapshot
 
-from nnunet_integration.cli import HIGHEST_FOLD
 from nnunet_integration.cli import app as nnunet
 from nnunet_integration.jobs import FOLDS
-from sbldm import commands, options
+from nnunet_integration.options import HIGHEST_FOLD
 from sbldm.cli import app
+from sbldm.commands import pairs
 from sbldm.diffusion import SAMPLERS, SPACINGS
 from sbldm.evaluation.settings import GROUPS
+from sbldm.run import options
 from sbldm.run.models import SAMPLING
 from sbldm.synthesis.copypaste import OWN
 from sbldm.tumour.requests import PARTS
@@ -202,7 +203,7 @@ def test_values_reach_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     """Typed, and what is left out is as the command says."""
     taken: list[tuple] = []
     for name in ("synth", "train"):
-        monkeypatch.setattr(commands, name, lambda *values: taken.append(values))
+        monkeypatch.setattr(pairs, name, lambda *values: taken.append(values))
     asked = [
         "--run",
         tmp_path,

@@ -14,7 +14,7 @@ from conftest import call, one_line
 
 from sbldm.cases.layouts import Case, Source, find_cases
 from sbldm.cases.phantom import write_phantoms
-from sbldm.evaluation import commands as evaluation_command
+from sbldm.commands import worth as evaluation_command
 from sbldm.evaluation.evaluate import reference_names
 from sbldm.evaluation.protocols import PROTOCOLS, REFERENCES_EXPLAINED, Score, protocol
 from sbldm.evaluation.scoring import LEAST, chosen, score_distribution

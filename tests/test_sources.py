@@ -22,10 +22,10 @@ from nnunet_integration.pool import Pool, _write_case
 from nnunet_integration.sources import Pairs, RealCases, find_pairs, find_real, nested_subset, pairs_for
 from sbldm.cases.identity import Seen
 from sbldm.cases.layouts import content_hash, find_cases
-from sbldm.options import words
 from sbldm.run.errors import DataError, InputError, OutputError, StateError
 from sbldm.run.files import read_json, write_csv, write_json
 from sbldm.run.folder import Run
+from sbldm.run.options import words
 from tests.conftest import copy_run
 
 BUDGET = load_budget("demo")

@@ -17,8 +17,10 @@ from typing import Annotated, Any
 
 import typer
 
-from sbldm.evaluation import cli as evaluation
-from sbldm.options import (
+from sbldm.commands import worth_cli as evaluation
+from sbldm.run.errors import InputError, finish, loading
+from sbldm.run.limits import MOST_PAIRS
+from sbldm.run.options import (
     DATASET,
     RUN,
     BatchOption,
@@ -41,8 +43,6 @@ from sbldm.options import (
     takes,
     whole,
 )
-from sbldm.run.errors import InputError, finish, loading
-from sbldm.run.limits import MOST_PAIRS
 
 __all__ = ["app", "main"]
 
@@ -71,10 +71,10 @@ def prepare(
 ) -> None:
     """Check the cases, draw the lists, and bring the cases onto the working grid."""
     with loading():
-        from sbldm import commands
+        from sbldm.commands import pairs
     if folder and asked.data:
         raise InputError(f"--data {asked.data}: the folder of cases is given twice; leave one out.")
-    commands.prepare(replace(asked, data=folder or asked.data))
+    pairs.prepare(replace(asked, data=folder or asked.data))
 
 
 @app.command(rich_help_panel=PAIRS)
@@ -82,8 +82,8 @@ def prepare(
 def train(asked: Preparation, stage: Annotated[Stage, choice_argument(Stage, help="One training.")] = "all") -> None:
     """Train one stage, or all; a stopped training goes on where it was. With --data the cases are prepared first."""
     with loading():
-        from sbldm import commands
-    commands.train(asked, stage)
+        from sbldm.commands import pairs
+    pairs.train(asked, stage)
 
 
 @app.command(rich_help_panel=PAIRS)
@@ -91,8 +91,8 @@ def train(asked: Preparation, stage: Annotated[Stage, choice_argument(Stage, hel
 def synth(asked: Drawing) -> None:
     """Draw pairs into the nnU-Net raw dataset of a run; where nothing is prepared, the shipped generator draws."""
     with loading():
-        from sbldm import commands
-    commands.synth(asked)
+        from sbldm.commands import pairs
+    pairs.synth(asked)
 
 
 @app.command(rich_help_panel=PAIRS)
@@ -167,8 +167,8 @@ def sweep(
 ) -> None:
     """Draw tumours of five sizes at one place and of one size at five places, all else equal."""
     with loading():
-        from sbldm import commands
-    commands.sweep(run, steps, seed, n, batch, canvas, weights)
+        from sbldm.commands import pairs
+    pairs.sweep(run, steps, seed, n, batch, canvas, weights)
 
 
 @app.command(rich_help_panel="Data")

@@ -49,7 +49,7 @@ from sbldm.run.workers import killed_with_parent
 from sbldm.synthesis.model import Model, Sampler
 from sbldm.tumour.characteristics import NAMES
 
-__all__ = ["Cost", "count", "empty", "measure", "measure_run", "measured", "model_costs", "write_paper"]
+__all__ = ["Cost", "count", "empty", "measure", "measure_run", "measured", "model_costs"]
 
 COSTS_FILE = "costs.json"  # of a run
 
@@ -346,13 +346,6 @@ def _measure_apart(
 
 
 # --- what `sbldm costs` does ------------------------------------------------------------------------------------------
-
-
-def write_paper(folder: Path) -> None:
-    """Write the paper's numbers beside ours: costs.md and two CSV tables."""
-    from sbldm.evaluation.paper_costs import write_paper_costs
-
-    print("\n".join(map(str, write_paper_costs(user_path(folder).absolute()))))
 
 
 def measure_run(

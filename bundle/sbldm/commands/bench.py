@@ -47,7 +47,7 @@ from sbldm.synthesis import PairSampler
 from sbldm.synthesis.pairs import finish
 from sbldm.training import AutoencoderLoss, MixedPrecision, choose_device
 
-SLICES = Path(__file__).parents[2] / "tests" / "slices.yaml"  # `small` as it was: single slices, DDIM of 50 steps
+SLICES = Path(__file__).parents[3] / "tests" / "slices.yaml"  # `small` as it was: single slices, DDIM of 50 steps
 Step = Callable[[], object]
 
 

@@ -1,4 +1,4 @@
-"""What `evaluate`, `report` and `table1` do, in values: `sbldm.evaluation.cli` reads them from the command line."""
+"""What `evaluate`, `report` and `table1` do, in values: `sbldm.commands.worth_cli` reads them from the command line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sbldm.cases.labels import read_scheme
 from sbldm.cases.layouts import Case, Source, find_cases
 from sbldm.cases.lists import read_case_list, read_lists, read_lists_file
 from sbldm.cases.pipeline import original_cases
-from sbldm.evaluation.cli import Question
+from sbldm.commands.question import Question
 from sbldm.evaluation.evaluate import SCORING, evaluate, reference_names
 from sbldm.evaluation.protocols import REFERENCES
 from sbldm.evaluation.settings import GROUPS, Settings

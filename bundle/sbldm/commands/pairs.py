@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from sbldm.cases.pipeline import check_same_data, is_prepared, prepare_run
-from sbldm.options import Drawing, Preparation
 from sbldm.run.errors import InputError, StateError
 from sbldm.run.files import user_path
 from sbldm.run.folder import Run, load_preset, within_regions
 from sbldm.run.models import configs_of, kind_of, refuse_requests
+from sbldm.run.options import Drawing, Preparation
 from sbldm.run.schema import refuse_expressions
 
 __all__ = ["prepare", "sweep", "synth", "train"]
 
-BUNDLE = Path(__file__).parents[1]
+BUNDLE = Path(__file__).parents[2]
 
 
 def prepare(asked: Preparation) -> None:
