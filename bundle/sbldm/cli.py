@@ -261,7 +261,3 @@ def _in_one_line(error: Any) -> str:
 
 def _name(param: Any) -> str:
     return param.opts[0] if param.opts[0].startswith("-") else param.name
-
-
-if __name__ == "__main__":
-    sys.exit(main())
