@@ -380,7 +380,7 @@ def test_other_grid(tmp_path: Path, prepared_run: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        ([], 2, "N is missing"),
+        ([], 2, "--n is missing"),
         (["--n", 0], 2, "--n 0"),
         (["--n", "x"], 2, "--n x"),
         (["--n", 1, "--seed", -1], 2, "--seed -1"),

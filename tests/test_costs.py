@@ -323,7 +323,7 @@ def other_process(monkeypatch: pytest.MonkeyPatch) -> list:
 
     def start(command, env, **options):
         assert command[1:4] == ["-m", "sbldm", "costs"] and env["DEVICE"] == "cpu"
-        said = dict(word.removeprefix("--").replace("-", "_").split("=", 1) for word in command[4:])
+        said = {word[2:].partition("=")[0].replace("-", "_"): word.partition("=")[2] for word in command[4:]}
         started.append(given := SimpleNamespace(**dict.fromkeys(SAMPLING) | said))
         checkpoint = sha256(Run.at(given.run).checkpoint("diffusion"))
         asked = {name: getattr(given, name) for name in SAMPLING if getattr(given, name)}

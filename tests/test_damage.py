@@ -140,12 +140,12 @@ def follow(message: str, run: Path, cases: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     for name, known in {
         "prepare": ("prepare",),
-        "train RUN": ("train",),
+        "train --run": ("train",),
         "synth or copypaste": ("synth", "copypaste"),
         "sweep": ("sweep",),
-        "nnunet-eval": ("nnunet-eval",),
+        "nnunet eval": ("nnunet-eval",),
     }.items():
-        if f"make {name}" in message and not (name == "train RUN" and "last.pt" in named):
+        if f"sbldm {name}" in message and not (name == "train --run" and "last.pt" in named):
             for command in known:
                 commands(run, cases)[command]()
 

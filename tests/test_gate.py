@@ -319,7 +319,7 @@ def test_wrong_tolerance(text: str) -> None:
 
 
 def test_wrong_switch(run: Run) -> None:
-    """GATE is on or off."""
+    """The gate is on or off."""
     with pytest.raises(InputError, match="--gate maybe: write on or off"):
         Gate.of_run(str(run.folder), "maybe")
 

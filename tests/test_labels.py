@@ -99,7 +99,7 @@ def test_names_in_dataset_json(tmp_path, labels, scheme, whole):
     asked = Source.from_config(["flair"], {"whole tumour": "all"}, scheme)
     assert (read_arrays(find_cases(tmp_path, asked)[0], asked)[1] > 0).sum() == whole
     if "SNFH" in labels:
-        with pytest.raises(InputError, match="calls label 1 necrotic, LABELS enhancing"):
+        with pytest.raises(InputError, match="calls label 1 necrotic, --labels enhancing"):
             find_cases(tmp_path, Source(scheme="peds"))
 
 

@@ -415,7 +415,7 @@ def test_copy_paste_as_a_model(phantom_cases: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = call("train", "--run", run, "--model", "copypaste", "--preset", "demo", "--data", phantom_cases)
     assert done.returncode == 0 and "the model copypaste trains nothing" in done.stdout, done.stderr
-    assert "requests (REQUESTS" in one_line(call("synth", "--run", run, "--n", 1, "--volume-ml", 30), 2)
+    assert "requests (--requests" in one_line(call("synth", "--run", run, "--n", 1, "--volume-ml", 30), 2)
     done = call("synth", "--run", run, "--n", 2)
     assert done.returncode == 0, done.stderr
     with open(run / "nnUNet_raw" / "Dataset501_COPYPASTE" / "manifest.csv", newline="") as file:

@@ -337,7 +337,7 @@ def test_same_case_in_two_lists(data):
 def test_strict(data, capsys):
     assert run(data, strict=True) == (["bad", "good"], [])
     seg(data).unlink()
-    with pytest.raises(DataError, match="STRICT") as caught:
+    with pytest.raises(DataError, match="--strict") as caught:
         run(data, strict=True)
     assert caught.value.exit_code == 3
     assert "1 of 2 cases used" in capsys.readouterr().out

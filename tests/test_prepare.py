@@ -528,7 +528,7 @@ def test_run_with_lists(heads, tmp_path, tiny):
         prepare_run(str(heads), run, tiny, cases=str(train), validation_cases=str(wrong))
     with pytest.raises(DataError, match="Nobody"):
         prepare_run(str(heads), run, tiny, validation_cases=str(wrong))
-    with pytest.raises(InputError, match="DATA is missing"):
+    with pytest.raises(InputError, match="--data is missing"):
         prepare_run("", run, tiny)
     assert not run.folder.exists()
 

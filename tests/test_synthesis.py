@@ -224,7 +224,7 @@ def test_killed_run_continues(tmp_path: Path, trained_run: Path) -> None:
 
 
 def test_table_of_requests(tmp_path: Path, drawn_run: Path) -> None:
-    """Row i is what pair i is asked for, without N one pair a row; empty cells are drawn, and differ."""
+    """Row i is what pair i is asked for, without --n one pair a row; empty cells are drawn, and differ."""
     run = copy_run(drawn_run, tmp_path)
     table = tmp_path / "asked.csv"
     table.write_text("volume_ml,x_mm\n30,\n35,-20\n")
@@ -234,7 +234,7 @@ def test_table_of_requests(tmp_path: Path, drawn_run: Path) -> None:
     assert [float(row["requested_volume_ml"]) for row in rows] == [30, 35]
     assert float(rows[1]["requested_x_mm"]) == -20 and float(rows[0]["requested_x_mm"]) != -20
     message = one_line(call("synth", "--run", run, "--requests", table, "--volume-ml", 3, "--dataset", 503), 2)
-    assert "REQUESTS" in message and "exclude each other" in message
+    assert "--requests" in message and "exclude each other" in message
     message = one_line(call("synth", "--run", run, "--requests", tmp_path / "none.csv", "--dataset", 503), 2)
     assert f"{tmp_path}/none.csv: is missing" in message
     assert not list(run.glob("nnUNet_raw/Dataset503*"))
@@ -279,7 +279,7 @@ def test_one_request(tmp_path: Path, drawn_run: Path) -> None:
     ],
 )
 def test_wrong_values(trained_run: Path, asked: list[str], words: str) -> None:
-    """Exit code 2 and one line that names the variable; nothing is written."""
+    """Exit code 2 and one line that names the option; nothing is written."""
     message = one_line(call("synth", "--run", trained_run, "--n", 1, *asked), 2)
     assert words in message
     assert not (trained_run / "nnUNet_raw").exists()
@@ -288,19 +288,19 @@ def test_wrong_values(trained_run: Path, asked: list[str], words: str) -> None:
 @pytest.mark.parametrize(
     ("n", "words"),
     [
-        (["--n", "0"], "--n 0: ask for at least one"),
-        (["--n", "-1"], "--n -1: ask for at least one"),
-        (["--n", "x"], "--n x: not a whole number"),
-        (["--n", "1.5"], "--n 1.5: not a whole number"),
-        (["--n", ""], "N is missing"),
-        ([], "N is missing"),
+        (["--n", "0"], "--n 0: must be a whole number from 1"),
+        (["--n", "-1"], "--n -1: must be a whole number from 1"),
+        (["--n", "x"], "--n x: must be a whole number from 1"),
+        (["--n", "1.5"], "--n 1.5: must be a whole number from 1"),
+        (["--n="], "--n : must be a whole number from 1"),
+        ([], "--n is missing: say how many pairs, for example `sbldm synth --n 100`"),
     ],
 )
 def test_number_of_pairs(tmp_path: Path, trained_run: Path, n: list[str], words: str) -> None:
     """Said before anything else, also without a model; nothing is created."""
     for run in (tmp_path / "none", trained_run):
         message = one_line(call("synth", "--run", run, *n), 2)
-        assert words in message and "sbldm synth --n 100" in message
+        assert words in message
     assert not (tmp_path / "none").exists() and not (trained_run / "nnUNet_raw").exists()
 
 

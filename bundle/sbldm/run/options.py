@@ -138,7 +138,7 @@ def numbers(form: str, kind: type = int, least: float = 0, most: float = MOST_SE
         if not found or (count and len(found) != count):
             raise Wrong(f"{text}: write {form}.")
         if wrong := [n for n in found if not (math.isfinite(n) and least <= n <= most)]:
-            raise Wrong(f"{text}: {wrong[0]:.12g} is not from {least:g} to {most:.12g}.")
+            raise Wrong(f"{text}: {wrong[0]:.16g} is not from {least:g} to {most:.16g}.")
         return Numbers(found if count else dict.fromkeys(found))
 
     return typer.Option(parser=parse, **{"metavar": "N,N,.."} | more)
