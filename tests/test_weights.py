@@ -236,7 +236,7 @@ def test_wrong_files(handed_on: Path, trained_run: Path, tmp_path: Path) -> None
     (tmp_path / "half.safetensors").write_bytes(handed_on.read_bytes()[:-1000])
     assert "must be a file that `sbldm weights` wrote" in one_line(call(*synth, tmp_path / "half.safetensors"), 2)
     made = "weights", "--run", trained_run, "--out", tmp_path / "x.safetensors"
-    assert "ABOUT" in one_line(call(*made), 2)
+    assert "--about is missing" in one_line(call(*made), 2)
     assert "regions.whole of its preset is 0" in one_line(call(*made, *WORDS), 2)
     with pytest.raises(InputError, match="draws flair and whole tumour"):
         run = copy_run(
