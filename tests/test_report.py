@@ -646,12 +646,12 @@ def test_costs_of_training(tmp_path: Path) -> None:
 
 def test_numbers_of_a_row_share_their_decimals() -> None:
     """Three digits of the largest, none of the smaller ones to more places, no negative zero, units and per cent."""
-    row = findings._numbers(score("mmd-laplace.heldout", "distribution", 0.782, 0.1, -0.0004, 0.02))
+    row = findings.numbers_of(score("mmd-laplace.heldout", "distribution", 0.782, 0.1, -0.0004, 0.02))
     assert (row["value"], row["interval"]) == ("0.782", "[0.682, 0.882]")
     assert (row["floor"], row["floor_interval"], row["n"]) == ("0.000", "[-0.020, 0.020]", "100 / 30")
-    row = findings._numbers(score("request.volume_error", "requests", 0.147, 0.03, 0.65, n=(9, 9)), percent=True)
+    row = findings.numbers_of(score("request.volume_error", "requests", 0.147, 0.03, 0.65, n=(9, 9)), percent=True)
     assert (row["value"], row["interval"], row["floor"], row["n"], row["unit"]) == ("15", "[12, 18]", "65", "9", "%")
-    row = findings._numbers(Score("tv.place", "tumours", math.nan, math.nan, math.nan, (1, 2)))
+    row = findings.numbers_of(Score("tv.place", "tumours", math.nan, math.nan, math.nan, (1, 2)))
     assert (row["value"], row["interval"], row["floor"], row["floor_n"]) == ("-", "", "", "")
 
 
@@ -664,4 +664,4 @@ def test_numbers_of_a_row_share_their_decimals() -> None:
 )
 def test_folders_are_cut(text: str, said: str) -> None:
     """Absolute paths lose their folders, shares and relative paths stay."""
-    assert findings._without_folders(text) == said
+    assert findings.without_folders(text) == said
