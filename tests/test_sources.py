@@ -145,7 +145,7 @@ def test_cases_that_moved(drawn_run, tmp_path, phantom_cases):
     run = copy_run(drawn_run, tmp_path)
     lists = read_json(run / "lists.json")
     write_json(run / "lists.json", lists | {"data": "/nowhere"})
-    with pytest.raises(InputError, match=r"--data /nowhere: .*say where with --data"):
+    with pytest.raises(InputError, match=r"--data /nowhere: .*say where by --data"):
         find_real(Run.at(run))
     assert len(find_real(Run.at(run), data=str(phantom_cases)).train) == len(lists["train"])
 
