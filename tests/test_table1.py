@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -228,6 +229,18 @@ def test_other_voxels_and_foreign_lineage_are_refused(tmp_path: Path) -> None:
     write_json(path, {"cases": cases | {"held_0": "h"}})
     with pytest.raises(StateError, match=r"Dataset501_SBLDM: made from 1 cases that .*b does not train on \(held_0\)"):
         check_same_cases(entries)
+
+
+def test_pairs_of_weights_from_elsewhere_are_refused(tmp_path: Path) -> None:
+    """They were learned from other cases, and their networks are not the run's; those of a fine-tuned run may stand."""
+    run = write_run(tmp_path / "a")
+    dataset = run / "nnUNet_raw" / "Dataset501_SBLDM"
+    drawn_by = read_json(dataset / "synthesis.json")["checkpoint_sha256"]
+    for weights, refused in ((drawn_by, True), ("those that a training went on from", False)):
+        origin = {"weights_sha256": weights, "data": "five phantoms", "licence": "", "cases": 5, "seen": []}
+        write_json(dataset / "lineage.json", read_json(dataset / "lineage.json") | {"generator": origin})
+        with pytest.raises(StateError, match="generator from elsewhere") if refused else nullcontext():
+            read_entries([str(run)])
 
 
 @pytest.mark.parametrize(

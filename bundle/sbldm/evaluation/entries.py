@@ -14,7 +14,7 @@ from sbldm.evaluation.written import read_evaluation
 from sbldm.run.errors import InputError, StateError
 from sbldm.run.files import user_path
 from sbldm.run.folder import Run
-from sbldm.run.manifest import read_lineage, read_settings
+from sbldm.run.manifest import from_elsewhere, read_lineage, read_settings
 from sbldm.run.models import MODELS
 
 __all__ = ["Entry", "check_same_cases", "read_entries", "update_evaluations"]
@@ -122,6 +122,11 @@ def _entry(text: str) -> Entry:
         raise StateError(
             f"{mark}: does not say that this run drew these pairs; "
             f"draw them into another --dataset: sbldm synth --run {folder} --n 100."
+        )
+    if from_elsewhere(dataset):
+        raise StateError(
+            f"{dataset}: a generator from elsewhere drew these pairs, on other cases than this run's, which a table of "
+            "models of the same cases cannot hold; leave it out."
         )
     name = run.folder.name if int(number) == int(DATASET) else f"{run.folder.name}:{int(number)}"
     return Entry(run, dataset, model, _title(model, settings.get("sampling", {})), name, settings)
