@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from sbldm.errors import InputError
-from sbldm.files import user_path
+from sbldm.run.errors import InputError
+from sbldm.run.files import user_path
 from sbldm.run.schema import Values, checked, nearest, read_yaml
 
 __all__ = ["Arm", "ArmBook", "default_budget", "load_budget"]
@@ -68,8 +68,8 @@ class Arm:
         least = max((math.floor(0.5 / min(at, 1 - at)) + 1 for at in changes), default=1)
         if budget["iterations"] // budget["iterations_per_epoch"] < least:
             raise InputError(
-                f"ITERATIONS={budget['iterations']}: {self.name} changes from pairs to real cases within the training; "
-                f"give {least * budget['iterations_per_epoch']} ({least} epochs) or more, or ARMS without it."
+                f"--iterations {budget['iterations']}: {self.name} changes from pairs to real cases on the way; "
+                f"give {least * budget['iterations_per_epoch']} ({least} epochs) or more, or leave it out of --arms."
             )
 
     def of(self, generator: str) -> Arm:
@@ -102,7 +102,7 @@ class ArmBook:
     paper: dict[str, tuple[float, float]]
 
     @classmethod
-    def load(cls, path: str = "") -> ArmBook:
+    def load(cls, path: str | Path | None = None) -> ArmBook:
         """Read `arms.yaml`, or another file of its form.
 
         Raises:
@@ -141,7 +141,7 @@ class ArmBook:
             elif names:
                 there = ", ".join(generators) or "none"
                 raise InputError(
-                    f"ARMS={name}: no such arm, or its generator is not in SYNTH (generators: {there}); "
+                    f"--arms {name}: no such arm, or its generator is not in --synth (generators: {there}); "
                     f"possible now: {', '.join(possible)}."
                 )
         return list(chosen.values())
@@ -178,7 +178,7 @@ def default_budget(preset: str) -> str:
     """The budget that goes with a preset: that of its name, else `small`, which is then said."""
     known = read_yaml(HERE / "budgets.yaml", "a budget")
     if preset not in known:
-        print(f"Budget: small, as there is none of the preset's name ({preset}); BUDGET={'|'.join(known)} or a file.")
+        print(f"Budget: small, as there is none of the preset's name ({preset}); --budget {'|'.join(known)} or a file.")
     return preset if preset in known else "small"
 
 
@@ -205,7 +205,7 @@ def load_budget(name_or_path: str, **overrides: Any) -> dict[str, Any]:
         path, content, name = HERE / "budgets.yaml", known, name_or_path
     else:
         raise InputError(
-            f"BUDGET={name_or_path}: no such budget; choose one of {', '.join(known)}, or a YAML file like "
+            f"--budget {name_or_path}: no such budget; choose one of {', '.join(known)}, or a YAML file like "
             f"nnunet_integration/budgets.yaml{nearest(name_or_path, known)}."
         )
     budget = content[name]
@@ -214,9 +214,9 @@ def load_budget(name_or_path: str, **overrides: Any) -> dict[str, Any]:
     checked(_Budget, budget, f"{path}: budget {name}: ", "see nnunet_integration/budgets.yaml")
     iterations, epoch = budget["iterations"], budget["iterations_per_epoch"]
     if iterations < epoch or iterations % epoch:
-        raise InputError(f"ITERATIONS={iterations}: must be a multiple of iterations_per_epoch ({epoch}).")
+        raise InputError(f"--iterations {iterations}: must be a multiple of iterations_per_epoch ({epoch}).")
     if wrong := [s for s in budget["snapshots"] or () if s % epoch]:
-        raise InputError(f"SNAPSHOTS={wrong[0]}: must be a multiple of iterations_per_epoch ({epoch}).")
+        raise InputError(f"--snapshots {wrong[0]}: must be a multiple of iterations_per_epoch ({epoch}).")
     return {"name": name} | budget | {"snapshots": [s for s in budget["snapshots"] or () if s < iterations]}
 
 

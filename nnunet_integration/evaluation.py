@@ -13,16 +13,16 @@ from nnunet_integration.arms import Arm, ArmBook
 from nnunet_integration.jobs import locked, plan_jobs, read_job, split_fold, write_jobs
 from nnunet_integration.pool import Pool, require_nnunet
 from nnunet_integration.sources import find_pairs, find_real, nested_subset
-from sbldm.errors import InputError, StateError
-from sbldm.files import atomic_path, read_json, reading, user_path, write_json
+from sbldm.run.errors import InputError, StateError
+from sbldm.run.files import atomic_path, read_json, reading, user_path, write_json
+from sbldm.run.folder import Run
 from sbldm.run.room import check_room
-from sbldm.runs import Run
 
 __all__ = ["Question", "export", "queued", "read_arms"]
 
 SETTINGS = "evaluation.json"
 HELD = {"run": str, "budget": dict, "real": {str: str}, "test": {str: str}}
-AGAIN = "run `make nnunet-eval` again"
+AGAIN = "run `sbldm nnunet eval` again"
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Question:
     """
 
     run: Run
-    data: str
-    test: str
-    synth: str
+    data: Path | None
+    test: Path | None
+    synth: Sequence[str]
     arms: Sequence[str]
     amounts: Sequence[float]
-    arms_file: str
+    arms_file: Path | None
     n_real: Sequence[int]
     folds: Sequence[int]
     seeds: Sequence[int]
@@ -84,15 +84,15 @@ def export(question: Question, out: Path, workers: int) -> list[Path]:
     }
     held = read_json(out / SETTINGS, HELD, AGAIN) if os.path.lexists(out / SETTINGS) else settings
     if changed := [key for key in settings if key != "run" and held[key] != settings[key]]:
-        raise StateError(f"{out}: holds an evaluation with another {' and '.join(changed)}; choose another OUT.")
+        raise StateError(f"{out}: holds an evaluation with another {' and '.join(changed)}; choose another --out.")
     if os.path.lexists(out / "arms.yaml") and (old := read_arms(out).baseline) != book.baseline:
-        raise StateError(f"{out}: its arms are compared with {old}, now with {book.baseline}; choose another OUT.")
+        raise StateError(f"{out}: its arms are compared with {old}, now with {book.baseline}; choose another --out.")
     used = {folder for job in jobs for folder in job["pairs"]}
     work = pool.work(real, [p for p in pairs if str(p.folder) in used], any("aug5" in arm.train for arm in arms))
     pool.check_pairs(work)
     to_do = [job for job in jobs if not (out / "jobs" / job["job"] / "done.json").exists()]
     needed = pool.needs([w for w in work if not pool.label(w[0]).exists()], len(to_do))
-    check_room(out, needed, "choose another OUT, or run fewer arms or seeds")
+    check_room(out, needed, "choose another --out, or run fewer arms or seeds")
     with locked(out):
         write_json(out / SETTINGS, settings)
         with atomic_path(out / "arms.yaml") as temporary:
@@ -140,5 +140,5 @@ def queued(out: Path) -> list[Path]:
     """
     jobs = {path.parent: read_job(path.parent) for path in (out / "jobs").glob("*/job.json")}
     if not jobs:
-        raise StateError(f"{out}: no jobs are queued here; run `python -m nnunet_integration export` first.")
+        raise StateError(f"{out}: no jobs are queued here; run `sbldm nnunet export` first.")
     return sorted(jobs, key=lambda folder: jobs[folder]["split"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -17,7 +17,7 @@ from matplotlib.transforms import offset_copy
 
 from nnunet_integration.results import ArmResults, Results
 from nnunet_integration.statistics import LEAST_TRAININGS, paired_difference, undecided
-from sbldm.files import atomic_path
+from sbldm.run.files import atomic_path
 
 __all__ = ["arm_styles", "draw_figures", "n_real_points", "plateau_points", "worst_drops"]
 
@@ -78,11 +78,16 @@ def arm_styles(results: Results) -> dict[str, Style]:
 
 
 def n_real_points(results: Results) -> dict[str, list[Point]]:
-    """The arms that have two or more numbers of real cases: (number, mean DSC, low, high), rising."""
+    """Each arm over the numbers of real cases: (number, mean DSC, low, high), rising; none where all arms have one.
+
+    Amounts of pairs are one line, by the name of their family, where no number of real cases has several of them.
+    """
+    counted = Counter((n, _family(name)) for n, name in results.arms)
+    several = {family for (_, family), count in counted.items() if count > 1}
     points = defaultdict(list)
     for (n, name), arm in results.arms.items():
-        points[name].append(_point(n, arm))
-    return {name: sorted(found) for name, found in points.items() if len(found) > 1}
+        points[name if _family(name) in several else _family(name)].append(_point(n, arm))
+    return {name: sorted(found) for name, found in points.items()} if len(results.n_real) > 1 else {}
 
 
 def plateau_points(results: Results, n_real: int) -> dict[str, list[Point]]:
@@ -294,7 +299,7 @@ def _learning_n_real(results: Results) -> Figure | None:
     _lines(panel, points, styles)
     panel.set_xlabel("N, real training cases", fontsize=9)
     panel.set_ylabel("mean DSC", fontsize=9)
-    shown = [arm for (_, name), arm in results.arms.items() if name in points]
+    shown = list(results.arms.values())
     figure.suptitle(f"What more real cases bring: {_sizes(shown)}\nbars: {_interval(shown)};\n{SHARED}", fontsize=10)
     _legend(figure, _handles(points, styles))
     return figure

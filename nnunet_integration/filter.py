@@ -23,11 +23,12 @@ from nnunet_integration.jobs import read_job
 from nnunet_integration.predict import Model, find_model, predict_folder
 from nnunet_integration.sources import some
 from sbldm.cases.volumes import read_image, whole_numbers
-from sbldm.errors import DataError, InputError, StateError
-from sbldm.files import atomic_path, make_folder, read_json, user_path, write_csv, write_json
-from sbldm.manifest import ANEW, DRAWN_BY, from_elsewhere, read_description, read_manifest, read_settings
+from sbldm.pages.datasheet import write_datasheet
+from sbldm.run.errors import DataError, InputError, StateError
+from sbldm.run.files import atomic_path, make_folder, read_json, user_path, write_csv, write_json
+from sbldm.run.folder import Run
+from sbldm.run.manifest import ANEW, DRAWN_BY, from_elsewhere, read_description, read_manifest, read_settings
 from sbldm.run.progress import progress
-from sbldm.synthesis.datasheet import write_datasheet
 
 __all__ = ["acceptance", "agreement", "filter_pairs", "trained_on"]
 
@@ -35,7 +36,12 @@ SAME_AFFINE_MM = 1e-3
 
 
 def filter_pairs(
-    run: str | Path, dataset: str, model: str = "", least: float = 0.1, name: str = "", to: str = ""
+    run: str | Path,
+    dataset: int,
+    model: str | Path | None = None,
+    least: float = 0.1,
+    name: str = "",
+    to: int | None = None,
 ) -> Path:
     """Write the pairs of a dataset that a network finds as a dataset of their own, whole or not at all.
 
@@ -46,9 +52,9 @@ def filter_pairs(
     Args:
         run: run folder of the dataset.
         dataset: its number.
-        model: see `find_model`; the best real-only job of the run when empty.
+        model: see `find_model`; the best real-only job of the run when None.
         least: share of a mask, 0 to 1; a pair is dropped when the network finds less of its mask.
-        name, to: of the new dataset; the source's with _KEPT, and the first free number after the source's, when empty.
+        name, to: of the new dataset; when left out the source's with _KEPT, and the first free number after its own.
 
     Returns:
         The new dataset; one that is there with the same settings is left as it is.
@@ -59,7 +65,7 @@ def filter_pairs(
         DataError: a file cannot be read, the lineage names another image, or no pair is kept.
     """
     if not 0 <= least <= 1:
-        raise InputError(f"LEAST={least:g}: must be from 0 to 1, as it is a share of the mask.")
+        raise InputError(f"--least {least:g}: must be from 0 to 1, as it is a share of the mask.")
     run = user_path(run).absolute()
     source, network = _source(run, dataset), find_model(model or run)
     cases, rows = trained_on(network), read_manifest(source)
@@ -84,7 +90,7 @@ def filter_pairs(
     kept = [_kept(row, cases or {}, elsewhere) for row in rows if row["agreement_found"] >= least]
     if not kept:
         raise DataError(
-            f"{source}: no pair is kept, the network finds {max(found):.3f} of a mask at most; lower LEAST (see "
+            f"{source}: no pair is kept, the network finds {max(found):.3f} of a mask at most; lower --least (see "
             f"{figure}), or name another network."
         )
     if not target.exists():
@@ -92,8 +98,8 @@ def filter_pairs(
     of_kept, of_all = (np.median([row["agreement_dsc"] for row in those]) for those in (kept, rows))
     use = shlex.quote(f"{target.name[11:].lower()}={target}")
     print(
-        f"{target}: kept {len(kept)} of {len(rows)} pairs (LEAST={least:g}), median DSC {of_kept:.3f} (of all "
-        f"{of_all:.3f}), see {figure}; use it with `make nnunet-eval RUN={shlex.quote(str(run))} SYNTH={use}`."
+        f"{target}: kept {len(kept)} of {len(rows)} pairs (--least {least:g}), median DSC {of_kept:.3f} (of all "
+        f"{of_all:.3f}), see {figure}; use it with `sbldm nnunet eval --run {shlex.quote(str(run))} --synth {use}`."
     )
     return target
 
@@ -116,7 +122,7 @@ def agreement(prediction: Path, mask: Path) -> tuple[float, float]:
 
 
 def acceptance(found: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Share of the masks that are kept against LEAST, from 0 to 1.
+    """Share of the masks that are kept against the least share, from 0 to 1.
 
     Returns:
         Levels `[L]`, rising, and shares `[L]`: each holds from its level down to above the one before ("pre" steps).
@@ -140,7 +146,7 @@ def trained_on(model: Model) -> dict[str, str] | None:
         origin, _, name = case.partition("__")
         if origin not in ("real", "aug5"):
             raise InputError(
-                f"{model.job}: this network was trained on synthetic pairs too; name one of ARMS=real+aug."
+                f"{model.job}: this network was trained on synthetic pairs too; name one of --arms real+aug."
             )
         names.add(name if origin == "real" else name.rpartition("_")[0])  # a copy has its number last
     if lost := names - contents.keys():
@@ -148,14 +154,12 @@ def trained_on(model: Model) -> dict[str, str] | None:
     return {name: contents[name] for name in sorted(names)}
 
 
-def _source(run: Path, dataset: str) -> Path:
+def _source(run: Path, dataset: int) -> Path:
     """The finished dataset of this number."""
-    if not re.fullmatch("[0-9]{1,3}", dataset):
-        raise InputError(f"DATASET={dataset}: must be a number from 1 to 999.")
-    if found := sorted((run / "nnUNet_raw").glob(f"Dataset{int(dataset):03d}_*/dataset.json")):
-        return found[0].parent
+    if found := Run(run).datasets(dataset):
+        return found[0]
     raise StateError(
-        f"{run / 'nnUNet_raw'}: no dataset {dataset}; draw pairs first: make synth RUN={run} DATASET={dataset} N=20."
+        f"{run / 'nnUNet_raw'}: no dataset {dataset}; draw one: sbldm synth --run {run} --dataset {dataset} --n 20."
     )
 
 
@@ -176,24 +180,22 @@ def _lineage(source: Path, cases: Mapping[str, str]) -> dict[str, Any]:
     return content | {"cases": content["cases"] | dict(cases)}
 
 
-def _target(source: Path, settings: Mapping[str, Any], name: str, to: str) -> Path:
+def _target(source: Path, settings: Mapping[str, Any], name: str, to: int | None) -> Path:
     """Where the kept pairs go, or already are; a `StateError` when other pairs are there."""
     name = name or f"{source.name[11:]}_KEPT"
     if not re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name):
-        raise InputError(f"NAME={name}: letters, digits and underscores only, a letter first.")
-    if to and not re.fullmatch("0*[1-9][0-9]{0,2}", to):
-        raise InputError(f"TO={to}: must be a number from 1 to 999.")
+        raise InputError(f"--name {name}: letters, digits and underscores only, a letter first.")
     there = {path: int(path.name[7:10]) for path in sorted(source.parent.glob("Dataset[0-9][0-9][0-9]_*"))}
     after = there[source] + 1
     free = next(number for number in (*range(after, 1000), *range(1, after)) if number not in there.values())
     named = [path for path in there if path.name[11:] == name]
     done = [path for path in named if (path / "dataset.json").is_file() and read_settings(path) == settings]
-    number = int(to) if to else there[(done or named)[0]] if named else free
+    number = to if to else there[(done or named)[0]] if named else free
     folder = source.parent / f"Dataset{number:03d}_{name}"
     taken = [path for path, own in there.items() if own == number]
     if taken and (taken != [folder] or folder not in done):
         raise StateError(
-            f"{taken[0]}: number {number} is taken by other pairs than these; choose another, for example TO={free}."
+            f"{taken[0]}: number {number} is taken by other pairs than these; choose another, for example --to {free}."
         )
     return folder
 
@@ -223,9 +225,9 @@ def _draw(path: Path, pairs: str, found: Sequence[float], real: Sequence[float],
         label = f"floor: n = {len(real)} real cases that the network was tested on"
         panel.step(*acceptance(real), color=GREY, linewidth=1.4, linestyle=(0, (5, 1.5)), label=label)
     kept = sum(share >= least for share in found)
-    panel.axvline(least, color=PALETTE[1], linewidth=1, label=f"LEAST={least:g}: {kept} of {len(found)} pairs kept")
+    panel.axvline(least, color=PALETTE[1], linewidth=1, label=f"least share {least:g}: {kept} of {len(found)} kept")
     panel.set(xlim=(-0.01, 1.01), ylim=(0, 1.02))
-    panel.set_xlabel("LEAST, share of a mask that the network must find", fontsize=9)
+    panel.set_xlabel("least share of a mask that the network must find", fontsize=9)
     panel.set_ylabel("share kept", fontsize=9)
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(axis="y", color="0.9", linewidth=0.6)
@@ -255,7 +257,7 @@ def _write(source: Path, target: Path, rows: Sequence[dict[str, Any]], settings:
             shutil.copyfile(sheet, new / sheet.name)  # its licence note stays
         pairs, least = (settings["filter"][key] for key in ("pairs", "least"))
         words = f"{len(rows)} of the {pairs} pairs of {source.name}, those of whose mask a network of real cases finds "
-        write_datasheet(new, findings=[f"{words}{least:g} or more; `make evaluate` says more."])
+        write_datasheet(new, findings=[f"{words}{least:g} or more; `sbldm evaluate` says more."])
 
 
 def _link(source: Path, new: Path, file: str) -> None:

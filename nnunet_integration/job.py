@@ -18,9 +18,9 @@ from nnunetv2.run.run_training import run_training
 
 from nnunet_integration.jobs import BUSY, made_anew, read_job
 from nnunet_integration.pool import PLANS, Pool
-from sbldm.device import choose_device
-from sbldm.evaluation.segmentation import score_folder
-from sbldm.files import make_folder, read_json, read_rows, write_csv, write_json
+from sbldm.metrics.segmentation import score_folder
+from sbldm.run.device import choose_device
+from sbldm.run.files import make_folder, read_json, read_rows, write_csv, write_json
 from sbldm.run.workers import end_with_parent
 
 __all__ = ["run_job"]

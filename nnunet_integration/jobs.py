@@ -1,30 +1,21 @@
-"""The queue: arms x numbers of real cases x folds x seeds as folders on disk, run by as many processes as asked for."""
+"""Jobs: arms x numbers of real cases x folds x seeds as folders on disk, each saying what it trains on."""
 
 from __future__ import annotations
 
 import fcntl
-import multiprocessing
-import os
 import shlex
-import signal
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from nnunet_integration.arms import Arm
 from nnunet_integration.pool import COPIES, Pool, copy_id, pair_id
 from nnunet_integration.sources import Pairs, RealCases, nested_subset, pairs_for, some
-from sbldm.errors import DataError, InputError, StateError
-from sbldm.files import make_folder, read_json, read_rows, write_json
-from sbldm.run.progress import Progress
-from sbldm.run.workers import start_quietly
+from sbldm.run.errors import DataError, InputError, StateError
+from sbldm.run.files import make_folder, read_json, write_json
 
-__all__ = ["locked", "made_anew", "plan_jobs", "read_done", "read_job", "run_jobs", "split_fold", "write_jobs"]
+__all__ = ["locked", "made_anew", "plan_jobs", "read_done", "read_job", "split_fold", "write_jobs"]
 
 FOLDS = 5
 BUSY = 75  # exit code of a job that another process is at
@@ -47,7 +38,7 @@ def made_anew(path: Path) -> str:
         "lesions.csv": ["scores.csv", "done.json"],
     }.get(path.name, [path.name, "done.json"] if path.name.startswith("scores") else None)
     gone = [shlex.quote(str(path.parent / name)) for name in lost] if lost else [shlex.quote(str(path.parent))]
-    return f"remove {' '.join(gone)} and run `make nnunet-eval` again"
+    return f"remove {' '.join(gone)} and run `sbldm nnunet eval` again"
 
 
 def read_job(folder: Path) -> dict[str, Any]:
@@ -143,7 +134,7 @@ def split_fold(subset: Sequence[str], fold: int | None) -> tuple[list[str], list
     held_out = list(subset[fold::FOLDS]) if fold is not None else []
     training = [name for name in subset if name not in held_out]
     if not training or (fold is not None and not held_out):
-        raise InputError(f"FOLDS={fold}: {len(subset)} real cases cannot be split in {FOLDS}.")
+        raise InputError(f"--folds {fold}: {len(subset)} real cases cannot be split in {FOLDS}.")
     return training, held_out
 
 
@@ -175,12 +166,12 @@ def _training_cases(
         if source is None:
             raise StateError(
                 f"{arm.name}: no pairs of {generator} that were made from none but its {len(training)} real cases; "
-                f"train a generator on these (their list is in OUT/subsets) and add {generator}@N_REAL=RUN to SYNTH."
+                f"train a generator on these (see subsets/ of --out) and add it: --synth {generator}@N_REAL=RUN."
             )
         if known := source.learned(held_out, real):
             raise StateError(
                 f"{arm.name}: the generator of {source.folder.name} was trained on {some(known)}, which this fold "
-                "leaves out; leave FOLDS out, or use another generator."
+                "leaves out; leave --folds out, or use another generator."
             )
         if not source.parents:
             held_back = source.seen(held_out, real)
@@ -224,7 +215,7 @@ def write_jobs(pool: Pool, jobs: Sequence[dict[str, Any]]) -> list[Path]:
             # Where the pairs lie may change, what they are may not (see `Pool.check_pairs`). Older jobs have no share.
             if changed := [key for key in job if key != "pairs" and (old.get(key) or []) != (job[key] or [])]:
                 raise StateError(
-                    f"{root / job['job']}: was queued with other values of {', '.join(changed)}; choose another OUT, "
+                    f"{root / job['job']}: was queued with other values of {', '.join(changed)}; choose another --out, "
                     "or remove this folder to run it anew."
                 )
         else:
@@ -237,97 +228,3 @@ def write_jobs(pool: Pool, jobs: Sequence[dict[str, Any]]) -> list[Path]:
         splits[job["split"]] = {"train": job["train"], "val": job["validation"]}
     write_json(pool.preprocessed / "splits_final.json", splits)
     return [root / job["job"] for job in jobs]
-
-
-def run_jobs(folders: Sequence[Path], at_once: int, shard: tuple[int, int] = (1, 1)) -> None:
-    """Run those jobs of this shard that are not finished, several at once, with one progress bar.
-
-    Each job is a process of its own, forked from a server that has imported nnU-Net once. A job that another process is
-    at is left to it, and waited for.
-
-    Args:
-        folders: all jobs, in the same order in every shard.
-        at_once: jobs beside each other.
-        shard: `(i, k)`: this is the i-th of k processes or machines.
-
-    Raises:
-        StateError: jobs failed (the others have been run); the last lines of their logs are printed.
-    """
-    own = [folder for index, folder in enumerate(folders) if index % shard[1] == shard[0] - 1]
-    waiting = [folder for folder in own if not (folder / "done.json").exists()]
-    if not waiting:
-        print(f"All {len(own)} jobs are finished.")
-        return
-    print(f"{len(waiting)} of {len(own)} jobs to run, {at_once} at once; logs in {folders[0].parent}/JOB/log.txt")
-    os.environ.setdefault("nnUNet_def_n_proc", "1")  # nnU-Net reads it when it is imported
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["nnunet_integration.job"])
-    running: dict[Path, BaseProcess] = {}
-    elsewhere: set[Path] = set()
-    failed, total = [], sum(read_json(folder / "job.json")["budget"]["iterations"] for folder in waiting)
-    with Progress("Jobs", total, "it", sum(map(_iterations, waiting))) as bar:
-        queue = list(waiting)
-        try:
-            while queue or running:
-                while queue and len(running) < at_once:
-                    folder = queue.pop(0)
-                    running[folder] = context.Process(target=_start, args=(str(folder),))
-                    start_quietly(running[folder])
-                time.sleep(0.5)
-                for folder, process in list(running.items()):
-                    if process.exitcode is None:
-                        continue
-                    del running[folder]
-                    if (folder / "done.json").exists():
-                        bar.write(f"{folder.name}: {_result(folder)}")
-                    elif process.exitcode == BUSY:
-                        if folder not in elsewhere:
-                            bar.write(f"{folder.name}: another process is at it")
-                        elsewhere.add(folder)
-                        time.sleep(2)
-                        queue.append(folder)
-                    else:
-                        failed.append(folder)
-                        bar.write(f"{folder.name}: failed ({process.exitcode})\n{_last_lines(folder / 'log.txt')}")
-                bar.describe(", ".join(folder.name for folder in running)[:60] or "Jobs")
-                bar.update(sum(_iterations(folder) for folder in waiting) - bar.done)
-        finally:
-            for process in running.values():
-                _kill(process)
-    if failed:
-        raise StateError(
-            f"{len(failed)} of {len(own)} jobs failed: {some(f.name for f in failed)}; see {failed[0] / 'log.txt'}. "
-            "The same command tries them again."
-        )
-
-
-def _kill(process: BaseProcess) -> None:
-    """The job and what it has started; it leads a group of its own."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        process.kill()
-
-
-def _start(folder: str) -> None:
-    from nnunet_integration.job import run_job
-
-    run_job(Path(folder))
-
-
-def _iterations(folder: Path) -> int:
-    try:
-        return int(read_rows(folder / "curve.csv", {"iterations": int})[-1]["iterations"])
-    except (StateError, IndexError):
-        return 0
-
-
-def _result(folder: Path) -> str:
-    path = folder / "scores.csv"
-    dsc = np.array([float(row["dsc"]) for row in read_rows(path, {"dsc": float}, made_anew(path), remove=False)])
-    return f"DSC {dsc.mean():.3f} +/- {dsc.std(ddof=min(1, len(dsc) - 1)):.3f} over {len(dsc)} test cases"
-
-
-def _last_lines(log: Path, count: int = 8) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.exists() else []
-    return "\n".join(f"    {line}" for line in lines[-count:])

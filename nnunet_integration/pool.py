@@ -23,8 +23,8 @@ import numpy as np
 from nnunet_integration.sources import Pairs, RealCases
 from sbldm.cases.layouts import Case, Source, read_arrays
 from sbldm.cases.volumes import RESTORE, load_image, read_image, whole_numbers
-from sbldm.errors import DataError, StateError
-from sbldm.files import (
+from sbldm.run.errors import DataError, StateError
+from sbldm.run.files import (
     atomic_path,
     check,
     clear_partial,
@@ -42,7 +42,7 @@ ENTRY = "from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints impor
 PLANS = "nnUNetPlans"
 COPIES = 4  # augmented ones of each real case: with the case itself, five times the data
 OWN = ("real__", "test__", "aug5__")  # what the pool calls its own real cases and copies
-AGAIN = "run `make nnunet-eval` again"
+AGAIN = "run `sbldm nnunet eval` again"
 PLANNED = {"plans_name": str, "configurations": {"3d_fullres": {"data_identifier": str, "architecture": dict}}}
 PoolCase = tuple[str, Case, int]  # name in the pool, files, and the number of the augmented copy (0: as it is)
 
@@ -155,7 +155,7 @@ class Pool:
                 continue
             ours, theirs = (whole_numbers(np.asanyarray(read_image(path).dataobj)) > 0 for path in (held, case.mask))
             if ours.sum() != theirs.sum():  # the pool may have turned it
-                raise StateError(f"{held}: holds another pair than {case.mask} does now; choose another OUT.")
+                raise StateError(f"{held}: holds another pair than {case.mask} does now; choose another --out.")
 
     def fill(self, real: RealCases, work: Sequence[PoolCase], workers: int) -> None:
         """Bring all cases into the raw pool, plan on the real training cases, preprocess; finished cases are kept.

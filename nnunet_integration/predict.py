@@ -26,9 +26,9 @@ from sbldm.cases.layouts import CHANNELS, Source, content_hash, find_cases, plai
 from sbldm.cases.lists import pick
 from sbldm.cases.naming import choose, image_files
 from sbldm.cases.volumes import load_image, read_image, split_ending
-from sbldm.device import choose_device
-from sbldm.errors import DataError, InputError, StateError
-from sbldm.files import (
+from sbldm.run.device import choose_device
+from sbldm.run.errors import DataError, InputError, StateError
+from sbldm.run.files import (
     atomic_path,
     clear_partial,
     make_folder,
@@ -141,7 +141,7 @@ def _trained_folder(path: Path) -> Path:
         path = _best_job(path, queue)
     if (path / "job.json").is_file() and not (path / "done.json").is_file():
         raise StateError(
-            f"{path}: this job is not finished; run `make nnunet-eval` again, it goes on where it stopped."
+            f"{path}: this job is not finished; run `sbldm nnunet eval` again, it goes on where it stopped."
         )
     found = sorted({plans.parent for plans in path.rglob("plans.json") if _is_trained(plans.parent)})
     if len(found) > 1:
@@ -164,7 +164,7 @@ def _best_job(path: Path, queue: Sequence[Path]) -> Path:
 
 
 def _train_one(path: Path) -> str:
-    return f"train one: make nnunet-eval RUN={path if (path / 'preset.yaml').is_file() else '..'} ARMS=real+aug"
+    return f"train one: sbldm nnunet eval --run {path if (path / 'preset.yaml').is_file() else 'RUN'} --arms real+aug"
 
 
 def find_images(
@@ -358,7 +358,7 @@ def _load(model: Model) -> nnUNetPredictor:
 
 def retrain(folder: Path) -> str:
     """What to do about a model that is lost: one of ours is a job of the queue."""
-    remove = f"remove {shlex.quote(str(folder))} and run `make nnunet-eval` again"
+    remove = f"remove {shlex.quote(str(folder))} and run `sbldm nnunet eval` again"
     return remove if (folder / "job.json").is_file() else "restore it from a copy, or train it again"
 
 

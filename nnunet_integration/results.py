@@ -12,8 +12,8 @@ import numpy as np
 from nnunet_integration.arms import ArmBook
 from nnunet_integration.evaluation import queued, read_arms
 from nnunet_integration.jobs import made_anew, read_done, read_job
-from sbldm.errors import StateError
-from sbldm.files import read_rows
+from sbldm.run.errors import StateError
+from sbldm.run.files import read_rows
 
 __all__ = ["METRICS", "ArmResults", "Results"]
 
@@ -140,7 +140,7 @@ class Results:
             if (path / "done.json").exists():
                 finished[jobs[path]["n_real"], jobs[path]["arm"]].append(path)
         if not finished:
-            raise StateError(f"{folder}: no job is finished yet; run `make nnunet-eval` again.")
+            raise StateError(f"{folder}: no job is finished yet; run `sbldm nnunet eval` again.")
         return cls(
             folder,
             {key: ArmResults.load(paths) for key, paths in sorted(finished.items(), key=lambda item: item[0][0])},

@@ -16,13 +16,12 @@ from sbldm.cases.layouts import Case, Source, find_cases, plain_name, read_array
 from sbldm.cases.pipeline import check_unchanged, original_cases
 from sbldm.cases.preflight import preflight
 from sbldm.cases.volumes import load_image, read_image, whole_numbers
-from sbldm.errors import DataError, InputError, StateError
-from sbldm.evaluation.copies import too_many_copies
-from sbldm.files import read_json, reading, user_path
-from sbldm.manifest import from_elsewhere, read_lineage, read_manifest, read_origin, read_settings
+from sbldm.metrics.nearness import too_many_copies
+from sbldm.run.errors import DataError, InputError, StateError
+from sbldm.run.files import read_json, reading, user_path
+from sbldm.run.folder import Run
+from sbldm.run.manifest import from_elsewhere, read_lineage, read_manifest, read_origin, read_settings
 from sbldm.run.progress import progress
-from sbldm.run.schema import split_words
-from sbldm.runs import Run
 
 __all__ = ["Pairs", "RealCases", "find_pairs", "find_real", "nested_subset", "pairs_for", "some"]
 
@@ -75,7 +74,7 @@ class RealCases:
         }
 
 
-def find_real(run: Run, data: str = "", test: str = "") -> RealCases:
+def find_real(run: Run, data: str | Path | None = None, test: str | Path | None = None) -> RealCases:
     """Training cases of a run and the test cases: the run's held-back ones, or the sound cases of a folder.
 
     Raises:
@@ -86,19 +85,19 @@ def find_real(run: Run, data: str = "", test: str = "") -> RealCases:
     train = {case.name: case for case in original_cases(run, "train", data)}
     if test:
         if not user_path(test).is_dir():
-            raise InputError(f"TEST={test}: no such folder.")
+            raise InputError(f"--test {test}: no such folder.")
         usable, _, tested = preflight(find_cases(user_path(test), source), source, workers=1)
         held_out = {case.name: case for case in usable}
     else:
         held_out = {case.name: case for case in original_cases(run, "validation", data)}
         tested = check_unchanged(run, list(held_out.values()))
     if both := train.keys() & held_out.keys():
-        raise DataError(f"TEST: {some(both)}: also among the training cases of {run.folder}; leave them out of one.")
+        raise DataError(f"--test: {some(both)}: also among the training cases of {run.folder}; leave them out of one.")
     trained = check_unchanged(run, list(train.values()))
     twins = {identity.brightness: name for name, identity in trained.items()}
     for name, identity in tested.items():
         if twin := twins.get(identity.brightness):
-            raise DataError(f"TEST: {name} holds the same image as the training case {twin}; leave one of them out.")
+            raise DataError(f"--test: {name} holds the same image as the training case {twin}; leave one of them out.")
     spacings = {_spacing(case.images[0]) for case in train.values()}
     return RealCases(source, train, held_out, trained | tested, frozenset(spacings))
 
@@ -115,7 +114,7 @@ def nested_subset(names: Iterable[str], count: int, seed: int = 0) -> list[str]:
     """
     ordered = sorted(names)
     if not 0 < count <= len(ordered):
-        raise InputError(f"N_REAL={count}: must be from 1 to the number of real training cases, {len(ordered)}.")
+        raise InputError(f"--n-real {count}: must be from 1 to the number of real training cases, {len(ordered)}.")
     order = np.random.default_rng(seed).permutation(len(ordered))
     return sorted(ordered[index] for index in order[:count])
 
@@ -169,42 +168,41 @@ class Pairs:
         if self.lineage is None:
             return "add more to it, or ask for a smaller amount"
         target = "copypaste" if read_settings(self.folder).get("generator") == "copypaste" else "synth"
-        return f"draw more with `make {target} RUN={self.folder.parents[1]} N=..`"
+        return f"draw more with `sbldm {target} --run {self.folder.parents[1]} --n ..`"
 
 
-def find_pairs(synth: str, run: Run, real: RealCases) -> list[Pairs]:
-    """Read SYNTH: `name=folder`, `name@N=folder` or `name@N/FOLD=folder`, blanks between (quote a folder with blanks).
+def find_pairs(synth: Sequence[str], run: Run, real: RealCases) -> list[Pairs]:
+    """Read generators: `name=folder`, `name@N=folder` or `name@N/FOLD=folder`.
 
-    Each folder is a run or an nnU-Net raw dataset. Without SYNTH: every dataset under the run's `nnUNet_raw`, called by
+    Each folder is a run or an nnU-Net raw dataset. Without any: every dataset under the run's `nnUNet_raw`, called by
     its name in small letters.
 
     Raises:
-        InputError: SYNTH is not of this form, or a name stands for two folders.
+        InputError: one is not of this form, or a name stands for two folders.
         StateError: there is no dataset of this name in that folder.
         DataError: a dataset's channels, labels or spacing are not those of the real cases, a pair is not whole, or its
             image is that of a test case.
     """
     asked: dict[tuple[str, str], Path] = {}
     if synth:
-        whole = Path(synth.partition("=")[2]).expanduser().is_dir()
-        for word in [synth] if whole else split_words("SYNTH", synth):
+        for word in synth:
             match = re.fullmatch(r"([^@=]+)(?:@(\d+(?:/\d+)?))?=(.+)", word)
             if not match:
-                raise InputError(f"SYNTH={word}: write name=folder or name@N_REAL=folder.")
+                raise InputError(f"--synth {word}: write name=folder or name@N_REAL=folder.")
             key = (match[1], match[2] or "")
             if key in asked:
-                raise InputError(f"SYNTH: {match[1]} stands for two folders.")
+                raise InputError(f"--synth: {match[1]} stands for two folders.")
             asked[key] = _dataset_folder(user_path(match[3]).resolve(), match[1])
     else:
-        for path in sorted((run.folder / "nnUNet_raw").glob("Dataset*_*/dataset.json")):
-            key = (path.parent.name.split("_", 1)[1].lower(), "")
+        for folder in run.datasets():
+            key = (folder.name.split("_", 1)[1].lower(), "")
             if key in asked:
-                print(f"Left out: {path.parent}, as {asked[key].name} has the same name; SYNTH= can take both.")
-            asked.setdefault(key, path.parent.resolve())
+                print(f"Left out: {folder}, as {asked[key].name} has the same name; --synth can take both.")
+            asked.setdefault(key, folder.resolve())
     for (generator, _), folder in asked.items():
         if not re.fullmatch(r"[a-z][a-z0-9_]*", generator) or generator in RESERVED:
             raise InputError(
-                f"SYNTH={generator}={folder}: a generator's name has small letters, digits and underscores, and is "
+                f"--synth {generator}={folder}: a generator's name has small letters, digits and underscores, and is "
                 f"none of {', '.join(RESERVED)}."
             )
     return [_read_pairs(generator, only, folder, real) for (generator, only), folder in asked.items()]
@@ -213,12 +211,12 @@ def find_pairs(synth: str, run: Run, real: RealCases) -> list[Pairs]:
 def _dataset_folder(folder: Path, generator: str) -> Path:
     if (folder / "dataset.json").is_file():
         return folder
-    found = sorted(path.parent for path in (folder / "nnUNet_raw").glob("Dataset*_*/dataset.json"))
+    found = Run(folder).datasets()
     named = [path for path in found if path.name.split("_", 1)[1].lower() == generator]
     if len(named) == 1 or (not named and len(found) == 1):
         return (named or found)[0]
     what = f"several datasets ({some(p.name for p in found)}); name one of them" if found else "no nnU-Net raw dataset"
-    raise StateError(f"SYNTH={generator}={folder}: holds {what}; draw pairs with `make synth RUN={folder} N=..`.")
+    raise StateError(f"--synth {generator}={folder}: holds {what}; draw some: sbldm synth --run {folder} --n 20.")
 
 
 def _read_pairs(generator: str, only: str, folder: Path, real: RealCases) -> Pairs:
@@ -281,8 +279,8 @@ def _check_copies(folder: Path, rows: list[dict[str, str]], audited: bool = Fals
     gate = read_settings(folder).get("gate") if settings.is_file() else None
     if gate and (verdict := too_many_copies(rows, gate["honest_cases"])):
         if gate["switch"] == "on":
-            raise StateError(f"{folder}: {verdict}; leave it out, or draw it with GATE=off to use it all the same.")
-        print(f"WARNING: {folder}: {verdict}; used all the same, as it was drawn with GATE=off.")
+            raise StateError(f"{folder}: {verdict}; leave it out, or draw it with --gate off to use it all the same.")
+        print(f"WARNING: {folder}: {verdict}; used all the same, as it was drawn with --gate off.")
 
 
 def _check_description(path: Path, real: RealCases) -> None:

@@ -24,8 +24,8 @@ from nnunet_integration.statistics import (
     verdict,
     wilcoxon_p,
 )
-from sbldm.evaluation.segmentation import SIZE_BINS_ML, size_bin
-from sbldm.files import atomic_path, write_csv
+from sbldm.metrics.segmentation import SIZE_BINS_ML, size_bin
+from sbldm.run.files import atomic_path, write_csv
 
 __all__ = ["compare", "interval", "number", "table_rows", "write_table"]
 
@@ -190,7 +190,7 @@ def markdown(results: Results, rows: list[dict[str, Any]], answers: Sequence[str
         page.append(
             f"- **Not decided**: the arm or the baseline has fewer than {LEAST_TRAININGS} trainings. The interval then "
             "holds the spread over cases, but little (two) or nothing (one) of that over trainings: it says how these "
-            "networks differ on other cases, not how the methods do. `SEEDS=0,1,2` trains three of each."
+            "networks differ on other cases, not how the methods do. `--seeds 0,1,2` trains three of each."
         )
     if results.unfinished:
         page.append(f"- **Not finished**: {', '.join(results.unfinished)}.")

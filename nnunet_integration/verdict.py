@@ -9,7 +9,7 @@ from nnunet_integration.arms import ArmBook
 from nnunet_integration.results import ArmResults, Results
 from nnunet_integration.statistics import undecided
 from nnunet_integration.table import compare, interval, number
-from sbldm.manifest import read_settings
+from sbldm.run.manifest import read_settings
 
 __all__ = ["answer"]
 
@@ -66,12 +66,12 @@ def _finding(name: str, row: dict[str, Any], arms: dict[str, ArmResults], book: 
 def _next(n: int, name: str, arms: dict[str, ArmResults], book: ArmBook) -> str:
     """The first that applies."""
     if undecided(min(len(arms[name].jobs), len(arms[book.baseline].jobs))):
-        return "`SEEDS=0,1,2` trains three of each"
+        return "`--seeds 0,1,2` trains three of each"
     if not any(map(_into_real_brains, arms.values())):
-        return "draw into real brains, with `make synth CANVAS=train` or `make copypaste`"
+        return "draw into real brains, with `sbldm synth --canvas train` or `sbldm copypaste`"
     if n <= FEW_REAL and max(arm.amount for arm in arms.values()) <= 1:
-        return "five pairs for each real case, with `make plateau AMOUNTS=5`"
-    return "more test cases (`TEST=`) or seeds (`SEEDS=`)"
+        return "five pairs for each real case, with `sbldm nnunet plateau --amounts 5`"
+    return "more test cases (`--test`) or seeds (`--seeds`)"
 
 
 def _into_real_brains(arm: ArmResults) -> bool:

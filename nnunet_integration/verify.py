@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from nnunet_integration.pool import plan_and_preprocess
-from sbldm.errors import InputError, StateError
-from sbldm.files import read_json
-from sbldm.manifest import read_description
+from sbldm.run.errors import StateError
+from sbldm.run.files import read_json
+from sbldm.run.folder import Run
+from sbldm.run.manifest import read_description
 from sbldm.run.workers import at_most
 
 __all__ = ["verify_dataset"]
 
 
-def verify_dataset(run: Path, dataset_id: str, workers: int = 1) -> Path:
+def verify_dataset(run: Path, dataset_id: int, workers: int = 1) -> Path:
     """Run `nnUNetv2_plan_and_preprocess --verify_dataset_integrity` on one dataset of a run folder.
 
     nnU-Net's three folders lie in the run folder and nothing global is touched; its output goes to `nnunet_verify.log`.
@@ -28,16 +28,13 @@ def verify_dataset(run: Path, dataset_id: str, workers: int = 1) -> Path:
         The folder of the preprocessed dataset.
 
     Raises:
-        InputError: the number is none.
         StateError: there is no such dataset.
         DataError: nnU-Net refuses it (its last words are quoted).
     """
-    if not re.fullmatch("[0-9]{1,3}", dataset_id):
-        raise InputError(f"DATASET={dataset_id}: must be a number.")
-    found = sorted((run / "nnUNet_raw").glob(f"Dataset{int(dataset_id):03d}_*/dataset.json"))
+    found = Run(run).datasets(dataset_id)
     if not found:
-        raise StateError(f"{run / 'nnUNet_raw'}: no dataset {dataset_id}; draw pairs first: make synth RUN={run} N=20.")
-    dataset = found[0].parent
+        raise StateError(f"{run / 'nnUNet_raw'}: no dataset {dataset_id}; draw one: sbldm synth --run {run} --n 20.")
+    dataset = found[0]
     count = read_description(dataset)["numTraining"]
     print(f"{dataset.name}: nnU-Net checks, plans and preprocesses {count} pairs ...", flush=True)
     processes = str(at_most(workers, count))
@@ -45,7 +42,7 @@ def verify_dataset(run: Path, dataset_id: str, workers: int = 1) -> Path:
     plan_and_preprocess(run, dataset, options, run / "nnunet_verify.log")
     preprocessed = run / "nnUNet_preprocessed" / dataset.name
     planned = {"configurations": {"3d_fullres": {"spacing": [float], "patch_size": [int]}}}
-    plan = read_json(preprocessed / "nnUNetPlans.json", planned, "run `make verify` again")
+    plan = read_json(preprocessed / "nnUNetPlans.json", planned, "run `sbldm nnunet verify` again")
     plan = plan["configurations"]["3d_fullres"]
     print(f"{preprocessed}: planned and preprocessed (spacing {plan['spacing']}, patch {plan['patch_size']}).")
     return preprocessed

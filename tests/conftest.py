@@ -11,15 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
-from unittest import mock
 
 import pytest
 import torch
 import yaml
 
-from sbldm import __main__ as command_line
 from sbldm.cases.phantom import write_phantoms
+from sbldm.cli import main
 
 TINY = Path(__file__).parent / "tiny.yaml"
 BUNDLE = Path(__file__).parents[1] / "bundle"
@@ -29,15 +27,16 @@ os.environ["PRECISION"] = "float32"  # trained models are to be the same whateve
 Cli = Callable[..., subprocess.CompletedProcess]
 
 
-def without_gate(arguments: tuple[object, ...]) -> tuple[object, ...]:
+def without_gate(arguments: tuple[object, ...]) -> list[str]:
     """The tiny models draw brains that no gate lets pass, so it is off where a test does not say otherwise."""
-    return (*arguments, "--gate", "off") if "synth" in arguments and "--gate" not in arguments else arguments
+    off = ("--gate", "off") if arguments[:1] == ("synth",) and "--gate" not in arguments else ()
+    return [str(argument) for argument in (*arguments, *off)]
 
 
-def run_cli(*arguments: object, module: str = "sbldm") -> subprocess.CompletedProcess:
-    """Run `python -m sbldm ...` and capture what it prints."""
+def run_cli(*arguments: object) -> subprocess.CompletedProcess:
+    """Run `sbldm ...` and capture what it prints."""
     return subprocess.run(
-        [sys.executable, "-m", module, *map(str, without_gate(arguments))],
+        [sys.executable, "-m", "sbldm", *without_gate(arguments)],
         capture_output=True,
         text=True,
         timeout=600,
@@ -45,16 +44,15 @@ def run_cli(*arguments: object, module: str = "sbldm") -> subprocess.CompletedPr
     )
 
 
-def call(*arguments: object, program: ModuleType = command_line) -> subprocess.CompletedProcess:
-    """What `python -m sbldm ...` (or another program) does, in this process: without the seconds that a start costs."""
-    out, err = io.StringIO(), io.StringIO()
-    argv = ["python -m sbldm", *map(str, without_gate(arguments))]
-    with mock.patch.object(sys, "argv", argv), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+def call(*arguments: object) -> subprocess.CompletedProcess:
+    """What `sbldm ...` does, in this process: without the seconds that a start costs."""
+    out, err, words = io.StringIO(), io.StringIO(), without_gate(arguments)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = program.main()
+            code = main(words)
         except SystemExit as stop:
             code = stop.code
-    return subprocess.CompletedProcess(argv, code, out.getvalue(), err.getvalue())
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -175,6 +173,8 @@ def taught_run(tmp_path_factory: pytest.TempPathFactory, phantom_cases: Path) ->
     run = folder / "run"
     assert call("train", "--run", run, "--data", phantom_cases, "--preset", folder / "preset.yaml").returncode == 0
     asked = "synth", "--run", run, "--n", 1, "--dataset", 502, "--canvas", "train"
-    assert f"no model of regions has been trained here; run `make train-regions RUN={run}`" in one_line(call(*asked), 4)
+    assert f"no model of regions has been trained here; run `sbldm train regions --run {run}`" in one_line(
+        call(*asked), 4
+    )
     assert call("train", "regions", "--run", run).returncode == 0
     return run

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from sbldm.cases.lists import write_lists
-from sbldm.errors import InputError, StateError
-from sbldm.evaluation.ablation import (
+from sbldm.evaluation.protocols import protocol
+from sbldm.pages.ablation import (
     COLUMNS,
     KID,
     VARIANTS,
@@ -23,10 +23,10 @@ from sbldm.evaluation.ablation import (
     cost_figure,
     main_table,
 )
-from sbldm.evaluation.protocols import protocol
+from sbldm.run.errors import InputError, StateError
+from sbldm.run.folder import Run, load_preset
 from sbldm.run.preset import check_preset
 from sbldm.run.schema import read_yaml
-from sbldm.runs import Run, load_preset
 
 STEPS = VARIANTS.with_name("steps.yaml")
 

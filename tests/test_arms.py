@@ -7,7 +7,7 @@ import yaml
 
 from nnunet_integration.arms import HERE, Arm, ArmBook, default_budget, load_budget
 from nnunet_integration.trainers.sbldm_nnunet_trainers import share_at
-from sbldm.errors import InputError
+from sbldm.run.errors import InputError
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_generator_takes_the_place_of_synth(book):
 def test_without_its_generator_an_arm_is_refused(book):
     with pytest.raises(InputError, match=r"real\+gan: .*generators: sbldm"):
         book.choose(["real+gan"], ["sbldm"])
-    with pytest.raises(InputError, match="ARMS=synth"):
+    with pytest.raises(InputError, match="--arms synth"):
         book.choose(["synth"], [])
 
 
@@ -92,7 +92,7 @@ def test_epochs_on_both_sides_of_pretraining(pretrain, least):
         assert (drawn == {0, 1}) == (epochs >= least)
         budget = {"iterations": 40 * epochs, "iterations_per_epoch": 40}
         if epochs < least:
-            with pytest.raises(InputError, match=rf"ITERATIONS={40 * epochs}: .* give {40 * least} "):
+            with pytest.raises(InputError, match=rf"--iterations {40 * epochs}: .* give {40 * least} "):
                 arm.check_epochs(budget)
         else:
             arm.check_epochs(budget)
@@ -159,7 +159,7 @@ def test_budgets():
     ("changes", "message"),
     [
         ({"iterations": 250}, "multiple of iterations_per_epoch"),
-        ({"snapshots": [30]}, "SNAPSHOTS=30"),
+        ({"snapshots": [30]}, "--snapshots 30"),
         (
             {"plan": {"spacing": [3, 3, 3], "patch_size": [16, 16, 16], "batch_size": 2, "features": [8, 16]}},
             "at least 3",
@@ -176,7 +176,7 @@ def test_wrong_budgets(changes, message):
 
 
 def test_unknown_budget():
-    with pytest.raises(InputError, match=r"BUDGET=large: .*demo, small, paper"):
+    with pytest.raises(InputError, match=r"--budget large: .*demo, small, paper"):
         load_budget("large")
     with pytest.raises(InputError, match=r"\(did you mean small\?\)"):
         load_budget("smal")

@@ -16,13 +16,14 @@ import yaml
 from conftest import BUNDLE, copy_run, snapshot
 from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
 
-from sbldm.errors import StateError, mendable
 from sbldm.networks import StackVAE, build_autoencoder, build_denoiser, latent_shape
-from sbldm.runs import load_preset
+from sbldm.run.errors import StateError, mendable
+from sbldm.run.folder import load_preset
 
 pytestmark = pytest.mark.filterwarnings("ignore:No hash value provided")
 SCHEMA = Path(__file__).with_name("metadata_schema.json")
 METADATA = json.loads((BUNDLE / "configs" / "metadata.json").read_text())
+STAGE_1 = "['configs/common.yaml','configs/train_autoencoder.yaml']"
 CONFIGS = sorted((BUNDLE / "configs").glob("*.yaml"))
 
 
@@ -40,7 +41,7 @@ def in_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def workflow(run: Path, config: str, kind: str, **values: Any) -> ConfigWorkflow:
     """A config of the bundle on a run folder."""
-    files = [f"configs/{config}.yaml"]
+    files = [f"configs/{name}.yaml" for name in (("inference",) if kind == "inference" else ("common", config))]
     shared = {"meta_file": "configs/metadata.json", "logging_file": "configs/logging.conf"}
     return ConfigWorkflow(files, workflow_type=kind, run_dir=str(run), **shared, **values)
 
@@ -148,8 +149,8 @@ def test_presets(name: str) -> None:
 
 def test_every_config_has_run() -> None:
     """MONAI's default run id, beside one with a name of its own that does the same."""
-    assert [path.stem for path in CONFIGS] == ["inference", "train_autoencoder", "train_diffusion"]
-    for path in CONFIGS:
+    assert [path.stem for path in CONFIGS] == ["common", "inference", "train_autoencoder", "train_diffusion"]
+    for path in CONFIGS[:2]:
         config = yaml.safe_load(path.read_text())
         assert config["run"] == ("%synthesis" if path.stem == "inference" else "%training")
         assert config["run"][1:] in config and config["bundle_root"] == "."
@@ -192,7 +193,7 @@ def test_training_by_monai(tmp_path: Path, trained_run: Path) -> None:
     """The documented training command; on a finished run it says so and leaves every checkpoint."""
     run = copy_run(trained_run, tmp_path)
     before = snapshot(run)
-    done = bundle("training", "--config_file", "configs/train_autoencoder.yaml", "--run_dir", str(run))
+    done = bundle("training", "--config_file", STAGE_1, "--run_dir", str(run))
     assert done.returncode == 0, done.stderr
     assert f"{run}/autoencoder: already trained (200 iterations)" in done.stdout
     assert snapshot(run) == before
@@ -211,7 +212,7 @@ def test_inference_by_monai(tmp_path: Path, trained_run: Path) -> None:
 def test_wrong_preset_by_monai(tmp_path: Path, prepared_run: Path) -> None:
     """Also through MONAI's command a hostile preset of a run is data: said in one line, never run."""
     run, mark = copy_run(prepared_run, tmp_path, name=f"$__import__('pathlib').Path('{tmp_path}/ran').touch()"), "ran"
-    done = bundle("--config_file", "configs/train_autoencoder.yaml", "--run_dir", str(run))
+    done = bundle("--config_file", STAGE_1, "--run_dir", str(run))
     assert done.returncode != 0 and not (tmp_path / mark).exists()
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"Error: {run}/preset.yaml: preset.name: ")

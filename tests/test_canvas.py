@@ -19,10 +19,10 @@ from test_synthesis import manifest
 
 from sbldm.cases.layouts import Source, find_cases, read_arrays
 from sbldm.cases.phantom import write_phantoms
-from sbldm.errors import DataError
-from sbldm.files import read_json
 from sbldm.networks import RequestPicture
-from sbldm.runs import within_regions
+from sbldm.run.errors import DataError
+from sbldm.run.files import read_json
+from sbldm.run.folder import within_regions
 from sbldm.synthesis import blending, session
 from sbldm.synthesis import canvases as module
 from sbldm.synthesis.blending import draw_into
@@ -267,7 +267,7 @@ def test_what_lies_around_gives_way_along_rays(cases: dict[float, Path], tmp_pat
 
 
 def test_kept_tumours(cases: dict[float, Path], tmp_path: Path) -> None:
-    """KEEP: the canvas is the file as it is, labels join, and the new tumour is clear of the old one."""
+    """--keep: the canvas is the file as it is, labels join, and the new tumour is clear of the old one."""
     brains = canvases(cases[2.0], tmp_path, keep=True)
     name = next(iter(brains.cases))
     original, labels, _ = read_arrays(brains.cases[name], SOURCE)
@@ -490,27 +490,27 @@ def test_regions_go_on_from_stage_2(taught_run: Path) -> None:
 
 
 def test_wrong_words_are_refused(tmp_path: Path, drawn_run: Path) -> None:
-    """A preset without regions, KEEP without CANVAS, another KEEP, and a folder that is not there."""
+    """A preset without regions, --keep and others without --canvas, and a folder that is not there."""
     run = copy_run(drawn_run, tmp_path)
     synth = "synth", "--run", run, "--n", 1, "--dataset", 502
     assert "has no `regions`" in one_line(call(*synth, "--canvas", "train"), 2)
     assert "has no `regions`" in one_line(call("train", "regions", "--run", run), 2)
-    assert "say CANVAS= as well" in one_line(call(*synth, "--keep", 1), 2)
-    assert "PUSH=1" in one_line(call(*synth, "--push", 1), 2)
-    assert "CONTRAST: can be asked for on canvases alone" in one_line(call(*synth, "--contrast", "1.5"), 2)
+    assert "say --canvas as well" in one_line(call(*synth, "--keep"), 2)
+    assert "--push" in one_line(call(*synth, "--push"), 2)
+    assert "--contrast: can be asked for on canvases alone" in one_line(call(*synth, "--contrast", "1.5"), 2)
 
 
 def test_folders_and_keep(tmp_path: Path, taught_run: Path) -> None:
-    """KEEP is 1 or nothing, and a folder of canvases must be there."""
+    """--keep takes no value, and a folder of canvases must be there."""
     synth = "synth", "--run", copy_run(taught_run, tmp_path), "--n", 1, "--dataset", 502
-    assert "KEEP=yes" in one_line(call(*synth, "--canvas", "train", "--keep", "yes"), 2)
+    assert "--keep: takes no value" in one_line(call(*synth, "--canvas", "train", "--keep=yes"), 2)
     assert "no such folder" in one_line(call(*synth, "--canvas", tmp_path / "nowhere"), 2)
 
 
 def test_kept_tumours_stay_in_the_labels(tmp_path: Path, taught_run: Path, phantom_cases: Path) -> None:
-    """KEEP=1 from the command line: the labels hold the canvas's own and the new tumour."""
+    """--keep from the command line: the labels hold the canvas's own and the new tumour."""
     run = copy_run(taught_run, tmp_path)
-    done = call("synth", "--run", run, "--n", 3, "--dataset", 503, "--canvas", "train", "--keep", 1, "--gate", "off")
+    done = call("synth", "--run", run, "--n", 3, "--dataset", 503, "--canvas", "train", "--keep", "--gate", "off")
     folder = run / "nnUNet_raw" / "Dataset503_SBLDM"
     rows = manifest(run, folder.relative_to(run))
     assert rows, done.stderr
@@ -565,10 +565,10 @@ def test_controls(tmp_path: Path, taught_run: Path, phantom_cases: Path) -> None
 
 
 def test_gaps_from_the_command_line(tmp_path: Path, taught_run: Path) -> None:
-    """REQUESTS=gaps asks for what is rare, whole and on canvases, and the dataset says so; N is needed then."""
+    """--requests gaps asks for what is rare, whole and on canvases, and the dataset says so; --n is needed then."""
     run = copy_run(taught_run, tmp_path)
     synth = "synth", "--run", run, "--requests", "gaps", "--gate", "off"
-    assert "N is missing" in one_line(call(*synth, "--dataset", 502), 2)
+    assert "--n is missing" in one_line(call(*synth, "--dataset", 502), 2)
     call(*synth, "--n", 2, "--dataset", 502)
     call(*synth, "--n", 2, "--dataset", 503, "--canvas", "train", "--name", "RARE")
     model = TumourModel.from_state(load_checkpoint(run / "diffusion" / "best.pt", "diffusion")["constants"]["tumours"])
@@ -635,12 +635,14 @@ def test_second_tumours_that_cannot_be_drawn(tmp_path: Path, taught_run: Path, m
 
 
 def test_satellites_from_the_command_line(tmp_path: Path, taught_run: Path, monkeypatch: Any) -> None:
-    """`SATELLITES=1`: the manifest says how large, the labels hold both tumours, resumed or not."""
+    """`--satellites 1`: the manifest says how large, the labels hold both tumours, resumed or not."""
     monkeypatch.setattr(module, "SATELLITE_ML", (20.0, 30.0))  # the tiny network draws nothing that is small
     run = copy_run(taught_run, tmp_path)
     synth = "synth", "--run", run, "--dataset", 503, "--n", 3, "--gate", "off"
-    assert "SATELLITES=2: write the share" in one_line(call(*synth, "--canvas", "train", "--satellites", 2), 2)
-    assert "SATELLITES=0.5" in one_line(call(*synth, "--satellites", 0.5), 2)
+    assert "--satellites 2: must be a number from 0 to 1." in one_line(
+        call(*synth, "--canvas", "train", "--satellites", 2), 2
+    )
+    assert "--satellites 0.5" in one_line(call(*synth, "--satellites", 0.5), 2)
     done = call(*synth, "--canvas", "train", "--satellites", 1, "--volume-ml", 60)
     folder = run / "nnUNet_raw" / "Dataset503_SBLDM"
     rows = manifest(run, folder.relative_to(run))

@@ -10,25 +10,14 @@ import pytest
 from scipy import ndimage
 from scipy.stats import betabinom, mannwhitneyu
 
-from sbldm.errors import DataError, StateError
-from sbldm.evaluation.alignment import affine_fit, moved
-from sbldm.evaluation.copies import (
-    Memory,
-    TumourMemory,
-    _excess,
-    _fitted,
-    _Look,
-    _shifted,
-    authenticity,
-    copy_rate,
-    feature_ratio,
-    fingerprint,
-    mask_print,
-    nearest_mask,
-    tumour_print,
-)
 from sbldm.evaluation.disguises import DISGUISES as MADE_UP
 from sbldm.evaluation.disguises import scaled, turned, warped
+from sbldm.metrics.alignment import affine_fit, moved
+from sbldm.metrics.copies import Memory, _fitted, _Look, _shifted, fingerprint
+from sbldm.metrics.feature_copies import authenticity, feature_ratio
+from sbldm.metrics.nearness import copy_rate, excess_of
+from sbldm.metrics.tumour_copies import TumourMemory, mask_print, nearest_mask, tumour_print
+from sbldm.run.errors import DataError, StateError
 
 SHAPE, SPACING = (64, 72, 56), (3.0, 3.0, 3.0)
 N_TRAIN, N_HELDOUT, N_QUERIES = 30, 30, 40
@@ -205,8 +194,8 @@ def test_nearest_by_brute_force(train, heldout):
 
 def test_excess():
     """After Fisher's z: (.9 - .5) / (1 - .45), whatever the order, and whatever lies beyond the next five."""
-    assert _excess(np.array([0.5, 0.5, 0.9, 0.5, 0.5, 0.5, 0.1, -0.2])) == pytest.approx(0.4 / 0.55)
-    assert _excess(np.array([0.5, 0.9])) == pytest.approx(0.4 / 0.55) and _excess(np.full(9, 0.3)) == 0
+    assert excess_of(np.array([0.5, 0.5, 0.9, 0.5, 0.5, 0.5, 0.1, -0.2])) == pytest.approx(0.4 / 0.55)
+    assert excess_of(np.array([0.5, 0.9])) == pytest.approx(0.4 / 0.55) and excess_of(np.full(9, 0.3)) == 0
 
 
 def test_heldout_cases_are_queries(memory, heldout):
@@ -254,7 +243,7 @@ def test_few_heldout(train, heldout):
     for k, cells in enumerate(prints):
         look, other = (_Look.at(np.delete(brains, k, axis=0)) for brains in (prints, fitted))
         found = look.correlations(_shifted(cells)), other.correlations(_fitted(cells, memory.template))
-        in_turn.append(_excess(np.maximum(*found)))
+        in_turn.append(excess_of(np.maximum(*found)))
     z = np.arctanh(in_turn)
     assert memory.near == pytest.approx(np.quantile(in_turn, 0.95, method="weibull"), abs=1e-6)
     assert memory.copy == pytest.approx(max(*in_turn, np.tanh(z.mean() + 4.94 * z.std(ddof=1))), abs=1e-6)

@@ -16,7 +16,7 @@ from conftest import call, copy_run, one_line, snapshot
 from scipy import ndimage
 
 from sbldm.cases.layouts import Source, find_cases, read_arrays
-from sbldm.runs import Run
+from sbldm.run.folder import Run
 from sbldm.synthesis import copypaste
 from sbldm.synthesis.copypaste import BLEND_MM, CLEAR_MM, GAIN, OVERLAP, SCALE, _carve, _Training, paste_tumour
 from sbldm.synthesis.healing import MARGIN_MM, heal
@@ -349,7 +349,7 @@ def test_healed_dataset(tmp_path: Path, pasted_run: Path, phantom_cases: Path) -
 def test_only_copypaste_heals(prepared_run: Path) -> None:
     """A generator has no receiver."""
     said = one_line(call("synth", "--run", prepared_run, "--n", 1, "--own", "healed"), 2)
-    assert "OWN=healed: pairs of MODEL=sbldm have no receiver" in said
+    assert "--own healed: pairs of the model sbldm have no receiver" in said
 
 
 def test_receivers_take_turns(prepared_run: Path) -> None:
@@ -380,14 +380,14 @@ def test_other_grid(tmp_path: Path, prepared_run: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        ([], 2, "N is missing"),
-        (["--n", 0], 2, "N=0"),
-        (["--n", "x"], 2, "N=x"),
-        (["--n", 1, "--seed", -1], 2, "SEED=-1"),
-        (["--n", 1, "--data", "/nowhere"], 2, "DATA=/nowhere"),
-        (["--n", 1, "--dataset", 0], 2, "DATASET=0"),
-        (["--n", 1, "--name", "a b"], 2, "NAME=a b"),
-        (["--n", 1, "--own", "gone"], 2, "OWN=gone: write kept or healed"),
+        ([], 2, "--n is missing"),
+        (["--n", 0], 2, "--n 0"),
+        (["--n", "x"], 2, "--n x"),
+        (["--n", 1, "--seed", -1], 2, "--seed -1"),
+        (["--n", 1, "--data", "/nowhere"], 2, "--data /nowhere"),
+        (["--n", 1, "--dataset", 0], 2, "--dataset 0"),
+        (["--n", 1, "--name", "a b"], 2, "--name a b"),
+        (["--n", 1, "--own", "gone"], 2, "--own gone: choose one of kept, healed."),
         (["--n", 4, "--seed", 1], 4, "seed = 0, now it is 1"),
         (["--n", 1, "--name", "OTHER"], 4, "number 502 is taken"),
     ],
@@ -401,10 +401,10 @@ def test_arguments(pasted_run: Path, arguments: list[object], code: int, said: s
 
 def test_not_prepared(tmp_path: Path, prepared_run: Path) -> None:
     """An empty run folder, or one without a sidecar."""
-    assert "make prepare" in one_line(call("copypaste", "--run", tmp_path / "none", "--n", 1), 4)
+    assert "sbldm prepare" in one_line(call("copypaste", "--run", tmp_path / "none", "--n", 1), 4)
     run = copy_run(prepared_run, tmp_path)
     (run / "prepared" / f"{train_names(run)[0]}.json").unlink()
-    assert "make prepare" in one_line(call("copypaste", "--run", run, "--n", 1), 4)
+    assert "sbldm prepare" in one_line(call("copypaste", "--run", run, "--n", 1), 4)
 
 
 def test_one_case(tmp_path: Path, prepared_run: Path) -> None:

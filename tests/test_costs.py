@@ -17,13 +17,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sbldm.errors import StateError
 from sbldm.evaluation import costs, paper_costs
 from sbldm.evaluation.costs import Cost, count, measure, measured, model_costs
 from sbldm.evaluation.paper_costs import paper_rows, write_paper_costs
-from sbldm.files import read_json, sha256, write_json
 from sbldm.networks import GanGenerator, build_denoiser
-from sbldm.runs import Run, load_preset
+from sbldm.run.errors import StateError
+from sbldm.run.files import read_json, sha256, write_json
+from sbldm.run.folder import Run, load_preset
+from sbldm.run.models import SAMPLING
 from sbldm.synthesis import Model
 
 CPU = torch.device("cpu")
@@ -290,7 +291,7 @@ def test_measure_a_trained_run(trained_run, tmp_path, monkeypatch):
     monkeypatch.setattr(costs, "_conditions", lambda *given: asked.append(draw(*given)) or asked[-1])
     out = tmp_path / "measured.json"
     arguments = ("--repeats", 1, "--batches", "1,2", "--steps", 2)
-    done = call("--run", trained_run, "--out", out, *arguments, program=costs)
+    done = call("costs", "--run", trained_run, "--out", out, *arguments)
     assert done.returncode == 0, done.stderr
     found = read_json(out)
     assert found["checkpoint_sha256"] == sha256(trained_run / "diffusion" / "best.pt")
@@ -321,11 +322,11 @@ def other_process(monkeypatch: pytest.MonkeyPatch) -> list:
     started = []
 
     def start(command, env, **options):
-        assert command[1:3] == ["-m", "sbldm.evaluation.costs"] and env["DEVICE"] == "cpu"
-        given = costs.parser().parse_args(command[3:])
-        started.append(given)
+        assert command[1:4] == ["-m", "sbldm", "costs"] and env["DEVICE"] == "cpu"
+        said = {word[2:].partition("=")[0].replace("-", "_"): word.partition("=")[2] for word in command[4:]}
+        started.append(given := SimpleNamespace(**dict.fromkeys(SAMPLING) | said))
         checkpoint = sha256(Run.at(given.run).checkpoint("diffusion"))
-        asked = {name: getattr(given, name) for name in costs.SAMPLING if getattr(given, name)}
+        asked = {name: getattr(given, name) for name in SAMPLING if getattr(given, name)}
         found = {"checkpoint_sha256": checkpoint, "device": costs.name_of(CPU), "asked": asked, "n": len(started)}
         write_json(Path(given.out), found)
         return subprocess.CompletedProcess(command, 0, "", "")
@@ -368,11 +369,11 @@ def test_what_stops_the_other_process_is_said(half_run, monkeypatch, code, said)
     [
         ((), 2, "name either a trained run"),
         (("--paper", "x", "--run", "y"), 2, "name either a trained run"),
-        (("--run", "nowhere", "--batches", "1,0"), 2, "BATCHES=1,0: must be whole numbers above 0"),
-        (("--run", "nowhere", "--repeats", "few"), 2, "REPEATS=few: must be whole numbers above 0"),
+        (("--run", "nowhere", "--batches", "1,0"), 2, "--batches 1,0: 0 is not from 1 to"),
+        (("--run", "nowhere", "--repeats", "few"), 2, "--repeats few: must be a whole number from 1"),
         (("--run", "nowhere"), 4, "no prepared cases here"),
     ],
 )
 def test_wrong_arguments(arguments, code, text):
     """One line, and the documented code."""
-    assert text in one_line(call(*arguments, program=costs), code)
+    assert text in one_line(call("costs", *arguments), code)

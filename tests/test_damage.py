@@ -15,11 +15,9 @@ import pytest
 import yaml
 from conftest import TINY, call, copy_run, one_line, run_cli
 
-from nnunet_integration import __main__ as toolkit
 from sbldm.cases.phantom import write_phantoms
-from sbldm.errors import DamagedError
-from sbldm.evaluation import __main__ as evaluation
-from sbldm.files import write_json
+from sbldm.run.errors import DamagedError
+from sbldm.run.files import write_json
 from sbldm.synthesis.raw_dataset import _alike
 
 DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
@@ -75,15 +73,15 @@ def commands(run: Path, cases: Path) -> dict[str, Callable[[], subprocess.Comple
         "synth": lambda: call("synth", "--run", run, "--n", 3),
         "copypaste": lambda: call("copypaste", "--run", run, "--n", 2),
         "sweep": lambda: call("sweep", "--run", run, "--steps", 2, "--n", 1),
-        "report": lambda: call("report", "--run", run, program=evaluation),
-        "table1": lambda: call("table1", "--runs", run, program=evaluation),
-        "verify": lambda: call("verify", "--run", run, program=toolkit),
-        "export": lambda: call("export", *queue, "--arms", "real+aug", program=toolkit),
-        "run": lambda: call("run", "--run", run, program=toolkit),
-        "table": lambda: call("table", "--run", run, program=toolkit),
-        "nnunet-eval": lambda: call("eval", *queue, "--arms", "real+aug", program=toolkit),
+        "report": lambda: call("report", "--run", run),
+        "table1": lambda: call("table1", "--runs", run),
+        "verify": lambda: call("nnunet", "verify", "--run", run),
+        "export": lambda: call("nnunet", "export", *queue, "--arms", "real+aug"),
+        "run": lambda: call("nnunet", "run", "--run", run),
+        "table": lambda: call("nnunet", "table", "--run", run),
+        "nnunet-eval": lambda: call("nnunet", "eval", *queue, "--arms", "real+aug"),
         "predict": lambda: call(
-            "predict", "--model", run, "--images", run / "test", "--out", run / "predicted", program=toolkit
+            "nnunet", "predict", "--model", run, "--images", run / "test", "--out", run / "predicted"
         ),
     }
 
@@ -142,12 +140,12 @@ def follow(message: str, run: Path, cases: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     for name, known in {
         "prepare": ("prepare",),
-        "train RUN": ("train",),
+        "train --run": ("train",),
         "synth or copypaste": ("synth", "copypaste"),
         "sweep": ("sweep",),
-        "nnunet-eval": ("nnunet-eval",),
+        "nnunet eval": ("nnunet-eval",),
     }.items():
-        if f"make {name}" in message and not (name == "train RUN" and "last.pt" in named):
+        if f"sbldm {name}" in message and not (name == "train --run" and "last.pt" in named):
             for command in known:
                 commands(run, cases)[command]()
 
@@ -235,15 +233,15 @@ def finished_run(drawn_run: Path, phantom_cases: Path, tmp_path_factory: pytest.
     for name in sorted(path.name for path in (run / "test").iterdir())[:6]:  # the run has those before
         shutil.rmtree(run / "test" / name)
     queue = ["--run", run, "--budget", run / "budget.yaml", "--test", run / "test", "--workers", 1]
-    for module, *arguments in (
-        ("sbldm", "copypaste", "--run", run, "--n", 2),
-        ("sbldm", "sweep", "--run", run, "--steps", 2, "--n", 1),
-        ("nnunet_integration", "eval", *queue, "--arms", "real+aug"),
-        ("nnunet_integration", "predict", "--model", run, "--images", run / "test", "--out", run / "predicted"),
-        ("sbldm.evaluation", "table1", "--runs", run),
-        ("sbldm.evaluation", "report", "--run", run),
+    for arguments in (
+        ("copypaste", "--run", run, "--n", 2),
+        ("sweep", "--run", run, "--steps", 2, "--n", 1),
+        ("nnunet", "eval", *queue, "--arms", "real+aug"),
+        ("nnunet", "predict", "--model", run, "--images", run / "test", "--out", run / "predicted"),
+        ("table1", "--runs", run),
+        ("report", "--run", run),
     ):
-        done = run_cli(*arguments, module=module)
+        done = run_cli(*arguments)
         assert done.returncode == 0, done.stderr
     return run
 

@@ -30,7 +30,7 @@ from sbldm.diffusion import (
     unipc,
 )
 from sbldm.diffusion.schedule import KINDS, PREDICTIONS
-from sbldm.errors import InputError
+from sbldm.run.errors import InputError
 from sbldm.synthesis import PairSampler
 
 MEAN, STD = 1.5, 0.4
@@ -664,31 +664,35 @@ def test_settings_of_the_sampler(preset, asked, settings):
 @pytest.mark.parametrize(
     ("preset", "asked", "message"),
     [
-        ({}, {"sampler": "euler"}, "SAMPLER=euler: unknown; choose one of ddim, ddpm, dpm_solver, unipc, heun."),
+        ({}, {"sampler": "euler"}, "--sampler euler: unknown; choose one of ddim, ddpm, dpm_solver, unipc, heun."),
         *(
-            ({}, {"sampler": name, "eta": 0.3}, f"ETA=0.3: sampler {name} draws no fresh noise; .* or take ddim.")
+            ({}, {"sampler": name, "eta": 0.3}, f"--eta 0.3: sampler {name} draws no fresh noise; .* or take ddim.")
             for name in SOLVERS
         ),
-        ({"sampler": "heun", "eta": 1.0}, {}, "ETA=1: sampler heun draws no fresh noise"),
-        ({"sampler": "heun"}, {"eta": 2.0}, "ETA=2: sampler heun draws no fresh noise"),
-        ({"sampler": "unipc"}, {"spacing": "even"}, "SPACING=even: unknown; choose one of karras, logsnr."),
-        ({"sampler": "unipc", "spacing": "even"}, {}, "SPACING=even: unknown; choose one of karras, logsnr."),
-        ({}, {"spacing": "karras"}, "SPACING=karras: only for the samplers dpm_solver, unipc, heun, not ddim."),
-        ({}, {"sampler": "ddpm", "spacing": "logsnr"}, "SPACING=logsnr: .* not ddpm."),
-        ({}, {"sigma_min": 0.5}, "SIGMA_MIN=0.5: only for the samplers dpm_solver, unipc, heun, not ddim."),
-        ({"sampler": "heun"}, {"sigma_min": "low"}, "SIGMA_MIN=low: not a number."),
-        ({}, {"guide": "late", "guidance": 2}, "GUIDE=late: unknown; choose one of early, unasked."),
-        ({}, {"guide": "early", "guidance": 2}, "GUIDE=early: the checkpoint holds no early weights"),
-        ({}, {"guide": "early"}, "GUIDE=early: GUIDANCE=1 leads away from nothing; ask for more."),
-        ({"sampler": "heun"}, {"sigma_min": 40}, "SIGMA_MIN=40: must lie between 0 and 40."),
+        ({"sampler": "heun", "eta": 1.0}, {}, "--eta 1: sampler heun draws no fresh noise"),
+        ({"sampler": "heun"}, {"eta": 2.0}, "--eta 2: sampler heun draws no fresh noise"),
+        ({"sampler": "unipc"}, {"spacing": "even"}, "--spacing even: unknown; choose one of karras, logsnr."),
+        ({"sampler": "unipc", "spacing": "even"}, {}, "--spacing even: unknown; choose one of karras, logsnr."),
+        ({}, {"spacing": "karras"}, "--spacing karras: only for the samplers dpm_solver, unipc, heun, not ddim."),
+        ({}, {"sampler": "ddpm", "spacing": "logsnr"}, "--spacing logsnr: .* not ddpm."),
+        ({}, {"sigma_min": 0.5}, "--sigma-min 0.5: only for the samplers dpm_solver, unipc, heun, not ddim."),
+        ({"sampler": "heun"}, {"sigma_min": "low"}, "--sigma-min low: not a number."),
+        ({}, {"guide": "late", "guidance": 2}, "--guide late: unknown; choose one of early, unasked."),
+        ({}, {"guide": "early", "guidance": 2}, "--guide early: the checkpoint holds no early weights"),
+        ({}, {"guide": "early"}, "--guide early: --guidance 1 leads away from nothing; ask for more."),
+        ({"sampler": "heun"}, {"sigma_min": 40}, "--sigma-min 40: must lie between 0 and 40."),
         *(
-            ({"sampler": name}, {"steps": steps}, f"STEPS={steps}: a chain of 1000 steps is sampled in 1 to 1000 steps")
+            (
+                {"sampler": name},
+                {"steps": steps},
+                f"--steps {steps}: a chain of 1000 steps is sampled in 1 to 1000 steps",
+            )
             for name, steps in product(SOLVERS, (0, -3, 1001))
         ),
-        ({"sampler": "unipc"}, {"steps": "many"}, "STEPS=many: "),
-        ({"sampler": "unipc"}, {"steps": math.inf}, "STEPS=inf: "),
-        ({}, {"sampler": "ddpm", "steps": 50}, "STEPS=50: sampler ddpm needs all 1000 steps; take another sampler"),
-        ({}, {"sampler": "unipc", "guidance": -1}, "GUIDANCE=-1: must be a finite number from 0 up"),
+        ({"sampler": "unipc"}, {"steps": "many"}, "--steps many: "),
+        ({"sampler": "unipc"}, {"steps": math.inf}, "--steps inf: "),
+        ({}, {"sampler": "ddpm", "steps": 50}, "--steps 50: sampler ddpm needs all 1000 steps; take another sampler"),
+        ({}, {"sampler": "unipc", "guidance": -1}, "--guidance -1: must be a finite number from 0 up"),
     ],
 )
 def test_what_a_sampler_cannot_take(preset, asked, message):

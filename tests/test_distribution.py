@@ -10,8 +10,8 @@ import pytest
 from scipy.linalg import sqrtm
 from scipy.spatial.distance import pdist, squareform
 
-from sbldm.evaluation.distribution import Scale, _squared_mmd, frechet, kid, mmd, permutation_p, prdc
-from sbldm.evaluation.protocols import Estimate
+from sbldm.metrics.distribution import Scale, _squared_mmd, frechet, kid, mmd, permutation_p, prdc
+from sbldm.metrics.intervals import Estimate
 
 
 def normal(seed: int, n: int, d: int, mean: float = 0.0, deviation: float = 1.0) -> np.ndarray:

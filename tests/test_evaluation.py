@@ -14,15 +14,19 @@ from conftest import call, one_line
 
 from sbldm.cases.layouts import Case, Source, find_cases
 from sbldm.cases.phantom import write_phantoms
-from sbldm.errors import StateError
-from sbldm.evaluation import __main__ as evaluation_command
-from sbldm.evaluation.copies import REACH
-from sbldm.evaluation.distribution import Scale, kid, mmd
-from sbldm.evaluation.evaluate import Evaluation, reference_names
-from sbldm.evaluation.protocols import PROTOCOLS, REFERENCES_EXPLAINED, Estimate, Score, mean_estimate, protocol
+from sbldm.commands import worth as evaluation_command
+from sbldm.evaluation.evaluate import reference_names
+from sbldm.evaluation.protocols import PROTOCOLS, REFERENCES_EXPLAINED, Score, protocol
 from sbldm.evaluation.scoring import LEAST, chosen, score_distribution
-from sbldm.evaluation.table import GROUPS, number, read_scores, write_table
-from sbldm.runs import Run
+from sbldm.evaluation.settings import Evaluation
+from sbldm.evaluation.written import GROUPS, read_scores
+from sbldm.metrics.copies import REACH
+from sbldm.metrics.distribution import Scale, kid, mmd
+from sbldm.metrics.intervals import Estimate, mean_estimate
+from sbldm.pages.table import write_table
+from sbldm.run.errors import StateError
+from sbldm.run.folder import Run
+from sbldm.run.text import number
 
 
 def rename(case: Path, name: str) -> Path:
@@ -58,7 +62,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, many_phantoms: list[Path])
 def evaluation(folders: dict[str, Path], out: Path, *more: object) -> list[object]:
     """Arguments of the command."""
     roles = (f"--{role}={folders[role]}" for role in ("synthetic", "train", "heldout"))
-    return [*roles, "--out", out, *more]
+    return ["evaluate", *roles, "--out", out, *more]
 
 
 NO_AUTOENCODER = "the run has no autoencoder."
@@ -74,7 +78,7 @@ def evaluate(folders: dict[str, Path]) -> dict:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation_command, "_references", unharmed)
-        done = call(*evaluation(folders, folders["out"]), program=evaluation_command)
+        done = call(*evaluation(folders, folders["out"]))
     assert done.returncode == 0, done.stderr
     assert "Do the images come from the same distribution?" in done.stdout
     return json.loads((folders["out"] / "evaluation.json").read_text())
@@ -128,7 +132,7 @@ def test_unsound_cases_cost_one_sentence_each(content: dict) -> None:
     assert REACH in remarks
     assert "1 synthetic pair(s) hold the very voxels of a real case" in remarks
     left_out = dict(content["left_out"])
-    assert "no manifest.csv" in left_out["requests"] and "make nnunet-eval" in left_out["fit"]
+    assert "no manifest.csv" in left_out["requests"] and "sbldm nnunet eval" in left_out["fit"]
     assert content["provenance"]["cases"] == {"synthetic": 12, "train": 11, "heldout": 11}
 
 
@@ -176,7 +180,7 @@ def test_too_few_cases(content: dict, folders: dict[str, Path], tmp_path: Path) 
         for case in sorted(folders[role].glob(f"{role}_Phantom_00[4-7]")):
             shutil.copytree(case, few[role] / case.name)
     shutil.copytree(folders["out"] / "cache", tmp_path / "out" / "cache")  # features of these cases are known
-    done = call(*evaluation(few, tmp_path / "out", "--fid", "force"), program=evaluation_command)
+    done = call(*evaluation(few, tmp_path / "out", "--fid", "force"))
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     reasons = dict(found["left_out"])
@@ -189,8 +193,8 @@ def test_too_few_cases(content: dict, folders: dict[str, Path], tmp_path: Path) 
 @pytest.mark.parametrize(
     ("change", "code", "sentence"),
     [
-        ({"synthetic": "nowhere"}, 2, "SYNTHETIC=nowhere: no such folder."),
-        ({"heldout": ""}, 2, "HELDOUT=: no such folder."),
+        ({"synthetic": "nowhere"}, 2, "--synthetic nowhere: no such folder."),
+        ({"heldout": "nowhere"}, 2, "--heldout nowhere: no such folder."),
         ({"heldout": "train"}, 2, "among the training cases too"),
         ({"features": "inception"}, 2, "inception: no such feature extractor"),
         ({"channels": "pet"}, 2, "pet"),
@@ -200,7 +204,7 @@ def test_wrong_arguments(folders: dict[str, Path], tmp_path: Path, change: dict[
     """One line before any work."""
     values = {role: str(folders[role]) for role in ("synthetic", "train", "heldout")} | {"out": str(tmp_path)}
     values |= {name: values.get(value, value) for name, value in change.items()}
-    done = call(*(f"--{name}={value}" for name, value in values.items()), program=evaluation_command)
+    done = call("evaluate", *(f"--{name}={value}" for name, value in values.items()))
     assert sentence in one_line(done, code)
 
 

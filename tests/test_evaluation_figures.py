@@ -14,11 +14,12 @@ from matplotlib.colors import same_color, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sbldm.errors import DataError, OutputError, StateError
-from sbldm.evaluation import figures
-from sbldm.evaluation.figures import animation, draw_figures, side_by_side
 from sbldm.evaluation.protocols import Score
-from sbldm.files import write_csv, write_json
+from sbldm.pages import brains
+from sbldm.pages.brains import animation, side_by_side
+from sbldm.pages.figures import draw_figures
+from sbldm.run.errors import DataError, OutputError, StateError
+from sbldm.run.files import write_csv, write_json
 from sbldm.tumour.characteristics import NAMES
 
 ALL = ("tumours", "place", "slices", "seam", "copies", "worst", "requests", "fit")
@@ -371,9 +372,9 @@ def test_pairs_are_chosen_evenly(tmp_path: Path) -> None:
     dataset = write_pairs(tmp_path, count=5)
     read = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "_read_pair", lambda _, name: read.append(name))
-        figures._read_pairs(dataset, 3)
-        figures._read_pairs(dataset, 9)
+        patch.setattr(brains, "_read_pair", lambda _, name: read.append(name))
+        brains._read_pairs(dataset, 3)
+        brains._read_pairs(dataset, 9)
     assert read == ["PAIR_0", "PAIR_2", "PAIR_4", *(f"PAIR_{k}" for k in range(5))]
 
 
@@ -430,8 +431,8 @@ def test_film_loses_greys_rather_than_grow(tmp_path: Path, monkeypatch: pytest.M
     noise = np.random.default_rng(0).uniform(1, 200, [n + 6 for n in BRAIN]).astype(np.float32)
     nib.save(nib.Nifti1Image(noise, np.diag([*SPACING, 1])), image)
     levels, sizes = [], []
-    for most in (figures.MOST_BYTES, 1):
-        monkeypatch.setattr(figures, "MOST_BYTES", most)
+    for most in (brains.MOST_BYTES, 1):
+        monkeypatch.setattr(brains, "MOST_BYTES", most)
         path = animation(dataset, tmp_path / "film.gif", pairs=1, width=120)
         colours = np.unique(film(path).reshape(-1, 3), axis=0)
         levels.append(len(colours) - 1)

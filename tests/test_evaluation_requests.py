@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sbldm.errors import DataError
-from sbldm.evaluation.requests import fidelity, read_manifest, shuffled, spread
+from sbldm.metrics.requests import fidelity, read_manifest, shuffled, spread
+from sbldm.run.errors import DataError
 from sbldm.tumour.characteristics import NAMES
 
 AXES = ("volume", "sphericity", "x", "y", "z", "w", "h", "d")
@@ -96,7 +96,7 @@ def test_intervals_cover(monkeypatch):
     """Answers that ignore the request but for d, of slope 0.7: about 95 % of intervals hold the truth."""
     names = [f"{axis}_{score}" for axis in AXES[:-1] for score in ("slope", "spearman")]
     ignored, followed = [], []
-    monkeypatch.setattr("sbldm.evaluation.requests.DRAWS", 250)
+    monkeypatch.setattr("sbldm.metrics.requests.DRAWS", 250)
     for seed in range(40):
         requested, measured = _requests(50, seed), _requests(50, seed + 1000)
         measured[:, 8] += 0.7 * requested[:, 8]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sbldm.evaluation.tumours import HEAT_CELLS, compare, heat_distance, heat_map, tumour_measures
-from sbldm.evaluation.volumes import Volume
+from sbldm.metrics.tumours import HEAT_CELLS, compare, heat_distance, heat_map, tumour_measures
+from sbldm.metrics.volumes import Volume
 from sbldm.tumour.characteristics import NAMES
 
 NINE = np.arange(1.0, 10.0)

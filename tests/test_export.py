@@ -14,8 +14,8 @@ from sbldm.cases.geometry import NativeGrid, WorkingGrid, to_image
 from sbldm.cases.layouts import Source, find_cases, read_arrays
 from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import prepare_case, read_sidecar
-from sbldm.errors import StateError
-from sbldm.runs import Run, load_preset
+from sbldm.run.errors import StateError
+from sbldm.run.folder import Run, load_preset
 from sbldm.synthesis.reference import reference_cases
 from sbldm.tumour.characteristics import NAMES, measure
 
@@ -105,7 +105,7 @@ def test_reference_cases(tmp_path: Path, prepared_run: Path) -> None:
     assert [case.mask.stat().st_mtime_ns for case in reference_cases(run, names, "path")] == stamps
     (run.folder / "reference" / "path" / "made.json").write_text("{}")
     assert [case.mask.stat().st_mtime_ns for case in reference_cases(run, names, "path")] != stamps
-    with pytest.raises(StateError, match="make train"):
+    with pytest.raises(StateError, match="sbldm train"):
         reference_cases(run, names, "autoencoder")
 
 

@@ -15,10 +15,10 @@ from scipy.ndimage import gaussian_filter
 from skimage import data
 from skimage.transform import resize
 
-from sbldm.errors import DataError, InputError
-from sbldm.evaluation import features
-from sbldm.evaluation.features import SliceExtractor, features_of, imagenet_classifier, load_extractor, slices_of
-from sbldm.evaluation.volumes import Volume
+from sbldm.metrics import features
+from sbldm.metrics.features import SliceExtractor, features_of, imagenet_classifier, load_extractor, slices_of
+from sbldm.metrics.volumes import Volume
+from sbldm.run.errors import DataError, InputError
 
 GRID = (96, 112, 88)
 MM = 2.0

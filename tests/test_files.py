@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sbldm.errors import DamagedError, DataError, OutputError, StateError, mendable
-from sbldm.files import (
+from sbldm.run.errors import DamagedError, DataError, OutputError, StateError, mendable
+from sbldm.run.files import (
     atomic_path,
     clear_partial,
     make_folder,
@@ -199,7 +199,7 @@ def test_killed_while_writing(tmp_path):
     kept.parent.mkdir()
     kept.write_text("kept")
     code = (
-        "import os, signal, sys; from pathlib import Path; from sbldm.files import atomic_path\n"
+        "import os, signal, sys; from pathlib import Path; from sbldm.run.files import atomic_path\n"
         "with atomic_path(Path(sys.argv[1])) as t: t.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "deep" / "a.txt")], check=False)
@@ -267,7 +267,7 @@ def test_not_there_to_read(tmp_path, monkeypatch, kind):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     monkeypatch.setattr("builtins.open", denied)
-    monkeypatch.setattr("sbldm.files.nib.load", denied)
+    monkeypatch.setattr("sbldm.run.files.nib.load", denied)
     with pytest.raises(StateError, match=r"cannot be read \(no permission\); give yourself the right .*chmod u\+rX"):
         READERS[kind](path)
 

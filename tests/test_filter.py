@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from conftest import call, one_line, partial_files, snapshot
 
-from nnunet_integration import __main__ as command_line
 from nnunet_integration import filter as filtering
 from nnunet_integration.filter import acceptance, agreement, filter_pairs, trained_on
 from nnunet_integration.predict import find_model
-from sbldm.errors import DataError, InputError, StateError
-from sbldm.files import read_json, read_rows, write_csv, write_json, write_nifti
+from sbldm.run.errors import DataError, InputError, StateError
+from sbldm.run.files import read_json, read_rows, write_csv, write_json, write_nifti
 
 AFFINE = np.diag([2.0, 2, 2, 1])
 NAME = "Dataset504_SBLDM"
@@ -41,7 +40,7 @@ def volume(first: int, count: int, others: int = 0) -> np.ndarray:
 
 
 def write_dataset(run: Path, name: str = NAME, **columns: str) -> Path:
-    """Five pairs with two channels, as `make synth` leaves them; `columns` are further ones of the manifest."""
+    """Five pairs with two channels, as `sbldm synth` leaves them; `columns` are further ones of the manifest."""
     folder = run / "nnUNet_raw" / name
     for pair in PREDICTED:
         for channel in range(2):
@@ -143,7 +142,7 @@ def test_kept_pairs(run: Path, predicted: list[tuple], capsys: pytest.CaptureFix
     source = run / "nnUNet_raw" / NAME
     (source / "datasheet.md").write_text("# Datasheet\n\n## Licence note\n- CC BY 4.0\n")
     before = snapshot(source)
-    target = filter_pairs(run, "504")
+    target = filter_pairs(run, 504)
     assert target == run / "nnUNet_raw" / "Dataset505_SBLDM_KEPT" and snapshot(source) == before
     assert predicted[0][:2] == (run, source) and predicted[0][3] == list(PREDICTED)
     assert predicted[0][2].parent == run / "filter" / NAME / "predictions"
@@ -171,28 +170,28 @@ def test_kept_pairs(run: Path, predicted: list[tuple], capsys: pytest.CaptureFix
     said = capsys.readouterr().out
     figure = run / "figures" / "Dataset505_SBLDM_KEPT_acceptance.png"
     assert figure.is_file() and str(figure) in said and "Warning" not in said
-    assert "kept 3 of 5 pairs (LEAST=0.1), median DSC 0.500 (of all 0.095)" in said
-    assert f"SYNTH=sbldm_kept={target}" in said
+    assert "kept 3 of 5 pairs (--least 0.1), median DSC 0.500 (of all 0.095)" in said
+    assert f"--synth sbldm_kept={target}" in said
 
 
 def test_again_and_otherwise(run: Path) -> None:
     """The same settings leave the dataset as it is; others ask for another number; more pairs are no less others."""
-    target = filter_pairs(run, "504")
+    target = filter_pairs(run, 504)
     before = snapshot(target)
-    assert filter_pairs(run, "504") == filter_pairs(run, "504", to="505") == target and snapshot(target) == before
-    with pytest.raises(StateError, match=r"number 505 is taken by other pairs than these; .* TO=506"):
-        filter_pairs(run, "504", least=0.2)
-    other = filter_pairs(run, "504", least=0.2, to="511")
-    assert other.name == "Dataset511_SBLDM_KEPT" and filter_pairs(run, "504", least=0.2) == other
+    assert filter_pairs(run, 504) == filter_pairs(run, 504, to=505) == target and snapshot(target) == before
+    with pytest.raises(StateError, match=r"number 505 is taken by other pairs than these; .* --to 506"):
+        filter_pairs(run, 504, least=0.2)
+    other = filter_pairs(run, 504, least=0.2, to=511)
+    assert other.name == "Dataset511_SBLDM_KEPT" and filter_pairs(run, 504, least=0.2) == other
     assert snapshot(target) == before
     for name in ("", "OTHER", "SBLDM"):
         with pytest.raises(StateError, match="number 504 is taken"):
-            filter_pairs(run, "504", name=name, to="504")
+            filter_pairs(run, 504, name=name, to=504)
     rows = read_rows(run / "nnUNet_raw" / NAME / "manifest.csv")
     write_csv(run / "nnUNet_raw" / NAME / "manifest.csv", rows[:4])
     with pytest.raises(StateError, match="taken by other pairs"):
-        filter_pairs(run, "504")
-    again = filter_pairs(run, "505", name="TWICE")
+        filter_pairs(run, 504)
+    again = filter_pairs(run, 505, name="TWICE")
     assert read_json(again / "synthesis.json")["filter"]["earlier"]["of"] == NAME
     assert not partial_files(run)
 
@@ -202,9 +201,9 @@ def test_stopped(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(filtering, "write_csv", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            filter_pairs(run, "504")
+            filter_pairs(run, 504)
     assert [path.name for path in (run / "nnUNet_raw").iterdir()] == [NAME]
-    assert (filter_pairs(run, "504") / "dataset.json").is_file()
+    assert (filter_pairs(run, 504) / "dataset.json").is_file()
 
 
 def test_copies_where_links_cannot_be(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +213,7 @@ def test_copies_where_links_cannot_be(run: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError("no links here")
 
     monkeypatch.setattr(filtering.os, "link", refuse)
-    target, source = filter_pairs(run, "504"), run / "nnUNet_raw" / NAME
+    target, source = filter_pairs(run, 504), run / "nnUNet_raw" / NAME
     first, second = (folder / "labelsTr" / "A.nii.gz" for folder in (target, source))
     assert not first.samefile(second) and first.read_bytes() == second.read_bytes()
 
@@ -231,7 +230,7 @@ def test_parents(run: Path, columns: dict, lineage: dict, parents: str | None) -
     """Pairs with parents of their own, or a canvas and a generator from elsewhere, get the network's cases as well."""
     source = write_dataset(run, "Dataset502_OTHER", **columns)
     write_json(source / "lineage.json", lineage)
-    target = filter_pairs(run, "502")
+    target = filter_pairs(run, 502)
     rows = read_rows(target / "manifest.csv")
     assert {row.get("parents") for row in rows} == {parents and ";".join(sorted(parents.split(";")))}
     held = read_json(target / "lineage.json")
@@ -242,16 +241,16 @@ def test_another_image_of_the_same_name(run: Path) -> None:
     """A lineage cannot hold both."""
     write_json(run / "nnUNet_raw" / NAME / "lineage.json", {"cases": {"two": "else"}})
     with pytest.raises(DataError, match=r"lineage.json: two: another image than the network was trained on"):
-        filter_pairs(run, "504")
+        filter_pairs(run, 504)
 
 
 def test_networks(run: Path, tmp_path: Path, predicted: list[tuple], capsys: pytest.CaptureFixture) -> None:
     """Cases of a job; a warning for a foreign network; one trained on pairs, or on cases that are lost, is refused."""
     foreign = write_model(tmp_path / "foreign")
-    target = filter_pairs(run, "504", str(foreign))
+    target = filter_pairs(run, 504, str(foreign))
     assert "must not have seen a case" in capsys.readouterr().out
     assert read_json(target / "lineage.json") == {"cases": {"one": "h1"}}
-    filter_pairs(run, "504", to="600")
+    filter_pairs(run, 504, to=600)
     assert predicted[0][2] != predicted[1][2]  # one folder of predictions for each network
 
     pairs = write_job(tmp_path / "a", "synth", ["real__one", "sbldm__A"])
@@ -269,10 +268,10 @@ def test_figure(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both curves with their numbers, and LEAST."""
     drawn: list = []
     monkeypatch.setattr(filtering.Figure, "savefig", lambda figure, *_, **__: drawn.append(figure) or _touch(_[0]))
-    filter_pairs(run, "504", least=0.3)
+    filter_pairs(run, 504, least=0.3)
     pairs, real, least = drawn[0].axes[0].lines
     assert pairs.get_label() == "Dataset504_SBLDM: n = 5 pairs" and "n = 2 real cases" in real.get_label()
-    assert "LEAST=0.3: 2 of 5" in least.get_label() and least.get_xdata()[0] == 0.3
+    assert "least share 0.3: 2 of 5" in least.get_label() and least.get_xdata()[0] == 0.3
     assert real.get_xdata().tolist() == [0, 0.2, 1] and real.get_ydata().tolist() == [1, 1, 0.5]
     assert pairs.get_drawstyle() == real.get_drawstyle() == "steps-pre"
 
@@ -285,22 +284,22 @@ def test_errors_in_one_line(run: Path, tmp_path: Path) -> None:
     """What is wrong and how to mend it, with nothing written."""
 
     def fails(code: int, *options: str) -> str:
-        arguments = ("filter", "--run", run, "--dataset", "504", *options)
-        return one_line(call(*arguments, program=command_line), code)
+        arguments = ("nnunet", "filter", "--run", run, "--dataset", "504", *options)
+        return one_line(call(*arguments), code)
 
     for least in ("1.5", "-0.1", "nan", "0.1,0.2", "", "few"):
-        assert f"LEAST={least}: " in fails(2, f"--least={least}")
-    assert "nnUNet_raw: no dataset 777; draw pairs first: make synth RUN=" in fails(4, "--dataset", "777")
-    assert "DATASET=x: must be a number" in fails(2, "--dataset", "x")
-    assert "TO=0: must be a number" in fails(2, "--to", "0")
-    assert "NAME=a b: letters" in fails(2, "--name", "a b")
+        assert f"--least {least}: " in fails(2, f"--least={least}")
+    assert "nnUNet_raw: no dataset 777; draw one: sbldm synth --run" in fails(4, "--dataset", "777")
+    assert "--dataset x: must be a whole number from 1 to 999" in fails(2, "--dataset", "x")
+    assert "--to 0: must be a whole number from 1 to 999" in fails(2, "--to", "0")
+    assert "--name a b: letters" in fails(2, "--name", "a b")
     assert "no such folder" in fails(2, "--model", str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
-    assert "no trained nnU-Net model here; train one: make nnunet-eval" in fails(4, "--model", str(tmp_path / "empty"))
+    assert "no trained nnU-Net model here; train one: sbldm nnunet eval" in fails(4, "--model", str(tmp_path / "empty"))
     (run / "nnUNet_raw" / "Dataset511_X").mkdir()
     assert "Dataset511_X: number 511 is taken by other pairs than these" in fails(4, "--to", "511")
-    with pytest.raises(InputError, match="LEAST=2: must be from 0 to 1"):
-        filter_pairs(run, "504", least=2)
+    with pytest.raises(InputError, match="--least 2: must be from 0 to 1"):
+        filter_pairs(run, 504, least=2)
     assert sorted(path.name for path in (run / "nnUNet_raw").iterdir()) == [NAME, "Dataset511_X"]
     assert not (run / "filter").exists()
 
@@ -308,8 +307,8 @@ def test_errors_in_one_line(run: Path, tmp_path: Path) -> None:
 def test_nothing_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The most that was found of a mask is said, the figure is there, and no dataset."""
     monkeypatch.setitem(PREDICTED, "A", (11, 0))
-    done = call("filter", "--run", run, "--dataset=504", "--least=0.9", program=command_line)
-    assert "no pair is kept, the network finds 0.550 of a mask at most; lower LEAST" in one_line(done, 3)
+    done = call("nnunet", "filter", "--run", run, "--dataset=504", "--least=0.9")
+    assert "no pair is kept, the network finds 0.550 of a mask at most; lower --least" in one_line(done, 3)
     assert [path.name for path in (run / "nnUNet_raw").iterdir()] == [NAME]
     assert (run / "figures" / "Dataset505_SBLDM_KEPT_acceptance.png").is_file()
 
@@ -322,4 +321,4 @@ def test_predictions_of_other_images(run: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(filtering, "predict_folder", refuse)
     with pytest.raises(StateError, match=r"other images than these \(A\); remove it and filter again\."):
-        filter_pairs(run, "504")
+        filter_pairs(run, 504)

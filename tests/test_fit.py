@@ -9,9 +9,9 @@ import pytest
 from scipy import stats
 
 from sbldm.cases.layouts import Source, find_cases
-from sbldm.errors import DataError, StateError
 from sbldm.evaluation.fit import agreement, compare_fit
-from sbldm.files import write_nifti
+from sbldm.run.errors import DataError, StateError
+from sbldm.run.files import write_nifti
 
 AFFINE = np.diag([-1, -1, 2, 1.0])
 SHAPE = (40, 40, 20)

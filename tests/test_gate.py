@@ -15,14 +15,15 @@ from nnunet_integration.sources import find_pairs, find_real
 from sbldm.cases.geometry import NativeGrid
 from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import load_prepared
-from sbldm.errors import InputError, StateError
-from sbldm.evaluation.copies import REACH, Memory, too_many_copies
-from sbldm.evaluation.tumours import shape_measures
-from sbldm.evaluation.volumes import evaluation_grid, to_volume
-from sbldm.files import read_json, write_csv, write_json
-from sbldm.runs import Run
+from sbldm.metrics.copies import REACH, Memory
+from sbldm.metrics.nearness import too_many_copies
+from sbldm.metrics.tumours import shape_measures
+from sbldm.metrics.volumes import evaluation_grid, to_volume
+from sbldm.pages.datasheet import write_datasheet
+from sbldm.run.errors import InputError, StateError
+from sbldm.run.files import read_json, write_csv, write_json
+from sbldm.run.folder import Run
 from sbldm.synthesis import Gate, Pair, finish_pair, session
-from sbldm.synthesis.datasheet import write_datasheet
 from sbldm.synthesis.gate import MEASURES, Tolerance, _limits, _unlike_request
 from sbldm.synthesis.gate import _measures as gate_measures
 from sbldm.tumour.characteristics import NAMES, measure, to_dict
@@ -90,9 +91,9 @@ def test_copied_tumours_are_refused(run: Run, gate: Gate) -> None:
 
 
 def test_override_is_written_down(run: Run, capsys: pytest.CaptureFixture) -> None:
-    """GATE=off is loud; a copy passes, and the manifest says what it is; an empty mask never passes."""
+    """--gate off is loud; a copy passes, and the manifest says what it is; an empty mask never passes."""
     gate = Gate.of_run(str(run.folder), "off")
-    assert "WARNING: GATE=off" in capsys.readouterr().out
+    assert "WARNING: --gate off" in capsys.readouterr().out
     pair, affine, request = drawn_as(run, read_lists(run.folder)["train"][0])
     verdict = gate.judge(pair, affine, request)
     assert not verdict.refused
@@ -263,7 +264,7 @@ def test_without_prepared_cases(run: Run, tmp_path: Path, capsys: pytest.Capture
     bare.mkdir()
     for name in ("preset.yaml", "lists.json"):
         shutil.copy(run.folder / name, bare)
-    with pytest.raises(StateError, match=r"no yardstick: .*prepared.* GATE=off draws without it"):
+    with pytest.raises(StateError, match=r"no yardstick: .*prepared.* --gate off draws without it"):
         Gate.of_run(str(bare))
     blind = Gate.of_run(str(bare), "off")
     assert "Nobody looks whether they are copies." in capsys.readouterr().out
@@ -313,13 +314,13 @@ def test_tolerance(text: str, measured: tuple[float, float], fault: str) -> None
 @pytest.mark.parametrize("text", ["close", "20,10,5", "-5", "0,10", "nan"])
 def test_wrong_tolerance(text: str) -> None:
     """One line that says how to write it."""
-    with pytest.raises(InputError, match=r"TOL=.*as in TOL=20,10"):
+    with pytest.raises(InputError, match=r"--tol.*as in 20,10"):
         Tolerance.parse(text)
 
 
 def test_wrong_switch(run: Run) -> None:
-    """GATE is on or off."""
-    with pytest.raises(InputError, match="GATE=maybe: write on or off"):
+    """The gate is on or off."""
+    with pytest.raises(InputError, match="--gate maybe: write on or off"):
         Gate.of_run(str(run.folder), "maybe")
 
 
@@ -345,7 +346,7 @@ def test_too_many_copies() -> None:
 
 
 def test_export_refuses_a_dataset_of_copies(tmp_path: Path, drawn_run: Path, capsys: pytest.CaptureFixture) -> None:
-    """nnU-Net's arms do not take it, unless it was drawn with GATE=off; then a warning says so."""
+    """nnU-Net's arms do not take it, unless it was drawn with --gate off; then a warning says so."""
     run = Run.at(copy_run(drawn_run, tmp_path))
     folder = run.folder / "nnUNet_raw" / "Dataset501_SBLDM"
     with open(folder / "manifest.csv", newline="") as file:
@@ -356,10 +357,10 @@ def test_export_refuses_a_dataset_of_copies(tmp_path: Path, drawn_run: Path, cap
     settings = read_json(folder / "synthesis.json")
     assert settings["gate"]["switch"] == "off" and settings["gate"]["honest_cases"] == 5
     write_json(folder / "synthesis.json", settings | {"gate": {"switch": "on", "honest_cases": 100}})
-    with pytest.raises(StateError, match=r"3 of 3 pairs are nearer .* GATE=off"):
-        find_pairs("", run, real)
+    with pytest.raises(StateError, match=r"3 of 3 pairs are nearer .* --gate off"):
+        find_pairs((), run, real)
     write_json(folder / "synthesis.json", settings | {"gate": {"switch": "off", "honest_cases": 100}})
-    assert len(find_pairs("", run, real)[0].cases) == 3 and "used all the same" in capsys.readouterr().out
+    assert len(find_pairs((), run, real)[0].cases) == 3 and "used all the same" in capsys.readouterr().out
 
 
 def test_refusals_are_written_down(tmp_path: Path, drawn_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,7 +384,7 @@ def test_the_gate_is_on_by_default(tmp_path: Path, drawn_run: Path, monkeypatch:
     done = call("synth", "--run", run, "--n", 1, "--dataset", 502, "--gate", "on")
     assert "copy of a training case" in one_line(done, 4)
     done = call("synth", "--run", run, "--n", 1, "--dataset", 503, "--name", "OFF", "--gate", "off")
-    assert done.returncode == 0 and "WARNING: GATE=off" in done.stdout
+    assert done.returncode == 0 and "WARNING: --gate off" in done.stdout
     folder = run / "nnUNet_raw" / "Dataset503_OFF"
     with open(folder / "manifest.csv", newline="") as file:
         assert next(csv.DictReader(file))["gate"].startswith("OVERRIDDEN: copy")

@@ -25,8 +25,8 @@ from sbldm.cases.intensity import (
 )
 from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import load_prepared
-from sbldm.evaluation.volumes import evaluation_grid, to_volume
-from sbldm.runs import Run
+from sbldm.metrics.volumes import evaluation_grid, to_volume
+from sbldm.run.folder import Run
 from sbldm.synthesis import finish_pair
 from sbldm.synthesis.copypaste import _Training
 from sbldm.training.cases import measure_cases

@@ -14,8 +14,8 @@ from sbldm.cases.labels import read_scheme
 from sbldm.cases.layouts import Source, find_cases, read_arrays
 from sbldm.cases.lists import read_lists
 from sbldm.cases.pipeline import original_cases
-from sbldm.errors import DataError, InputError
-from sbldm.runs import Run
+from sbldm.run.errors import DataError, InputError
+from sbldm.run.folder import Run
 from tests.conftest import TINY, call, one_line
 
 AFFINE = np.diag([-1.0, -1.0, 2.0, 1.0])
@@ -70,13 +70,13 @@ def test_paediatric_cases_by_their_name(tmp_path, name):
 def test_label_4_is_refused_with_the_schemes_that_know_it(tmp_path):
     write(tmp_path, "BraTS-GLI-00005-100")
     message = (
-        r"unknown label 4; BraTS 2023\+ has 1, 2, 3; label 4 is enhancing in BraTS 2018-2021 \(LABELS=brats21\) or the "
-        r"resection cavity in BraTS 2024 \(LABELS=brats24\) or oedema in BraTS-PEDs \(LABELS=peds\)"
+        r"unknown label 4; BraTS 2023\+ has 1, 2, 3; label 4 is enhancing in BraTS 2018-2021 \(--labels brats21\) or "
+        r"the resection cavity in BraTS 2024 \(--labels brats24\) or oedema in BraTS-PEDs \(--labels peds\)"
     )
     with pytest.raises(DataError, match=message):
         voxels(tmp_path)
     write(tmp_path / "five", "BraTS-GLI-00006-000", (0, 1, 0, 0, 0, 1))
-    with pytest.raises(DataError, match=r"unknown label 5; .* LABELS=file\.yaml"):
+    with pytest.raises(DataError, match=r"unknown label 5; .* --labels file\.yaml"):
         voxels(tmp_path / "five")
 
 
@@ -99,7 +99,7 @@ def test_names_in_dataset_json(tmp_path, labels, scheme, whole):
     asked = Source.from_config(["flair"], {"whole tumour": "all"}, scheme)
     assert (read_arrays(find_cases(tmp_path, asked)[0], asked)[1] > 0).sum() == whole
     if "SNFH" in labels:
-        with pytest.raises(InputError, match="calls label 1 necrotic, LABELS enhancing"):
+        with pytest.raises(InputError, match="calls label 1 necrotic, --labels enhancing"):
             find_cases(tmp_path, Source(scheme="peds"))
 
 
@@ -148,7 +148,7 @@ def test_wrong_schemes(tmp_path, content, message):
 
 def test_unknown_scheme():
     with pytest.raises(
-        InputError, match=r"LABELS=brats2024: no such scheme or file; the nearest is brats24\. Known are"
+        InputError, match=r"--labels brats2024: no such scheme or file; the nearest is brats24\. Known are"
     ):
         read_scheme("brats2024")
     with pytest.raises(InputError, match="scheme: 'brats99' is neither"):
@@ -183,7 +183,7 @@ def test_the_scheme_stays_with_the_run(tmp_path, phantom_cases, monkeypatch):
     )
     (tmp_path / "list.txt").write_bytes(f"BraTS-GLI-00001-100/{name}-seg.nii.gz \r\n".encode("utf-16"))
     refused = one_line(call(*prepare), 3)
-    assert "LABELS=brats24" in refused and not (tmp_path / "run").exists()
+    assert "--labels brats24" in refused and not (tmp_path / "run").exists()
     (tmp_path / "mine.yaml").write_text("{1: NETC, 2: SNFH, 3: ET, 4: RC}\n")
     for _ in range(2):
         done = call(*prepare, "--labels", "~/mine.yaml")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sbldm.cases.layouts import Source, find_cases, read_arrays, to_labels
-from sbldm.errors import DataError, InputError
+from sbldm.run.errors import DataError, InputError
 
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
 TISSUE_LABELS = {"oedema": ["oedema"], "core": ["necrotic", "enhancing"]}
@@ -192,7 +192,7 @@ def test_unasked_tissue_is_background_and_unknown_label_an_error(tmp_path):
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(InputError, match="DATA="):
+    with pytest.raises(InputError, match="--data"):
         find_cases(tmp_path / "none", source())
     (tmp_path / "stray").mkdir()
     with pytest.raises(DataError, match=r"BraTS 2018-2021 .* BraTS 2023\+ .* MSD Task01 .* nnU-Net raw"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sbldm.cases.lists import check_disjoint, pick, read_case_list, read_lists, split_cases, write_lists
-from sbldm.errors import DataError, InputError, StateError
+from sbldm.run.errors import DataError, InputError, StateError
 
 NAMES = [f"case{index:02d}" for index in range(20)]
 
@@ -60,7 +60,7 @@ def test_write_and_read(tmp_path):
 
 
 def test_missing_or_damaged(tmp_path):
-    with pytest.raises(StateError, match="make prepare"):
+    with pytest.raises(StateError, match="sbldm prepare"):
         read_lists(tmp_path)
     (tmp_path / "lists.json").write_text('{"seed": 1}')
     with pytest.raises(StateError, match="damaged"):

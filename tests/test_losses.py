@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.models import vgg16
 
-from sbldm.errors import InputError
+from sbldm.run.errors import InputError
 from sbldm.training import AutoencoderLoss
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from sbldm.errors import InputError
-from sbldm.models import MODELS
-from sbldm.runs import load_preset
+from sbldm.run.errors import InputError
+from sbldm.run.folder import load_preset
+from sbldm.run.models import MODELS
 from sbldm.training import memory
 from sbldm.training.memory import LiveBytes, check_memory, training_bytes
 
@@ -67,7 +67,8 @@ def test_too_little_memory_is_said_before_it_starts(monkeypatch: pytest.MonkeyPa
         check_memory(fast, "autoencoder", CPU, mixed=False)
     monkeypatch.setattr(memory, "_free_bytes", lambda device: 2**30)
     with pytest.raises(
-        InputError, match=r"autoencoder of the preset 'fast' needs about .* GB .*1.1 GB are free on cpu; .*PRESET=small"
+        InputError,
+        match=r"autoencoder of the preset 'fast' needs .* GB .*1.1 GB are free on cpu; .*--preset small",
     ):
         check_memory(fast, "autoencoder", CPU, mixed=False)
     monkeypatch.setattr(memory, "_free_bytes", lambda device: 2**20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +17,11 @@ from conftest import call, copy_run, one_line
 from ignite.engine import Engine
 from torch import nn
 
-from sbldm.errors import InputError, StateError
-from sbldm.models import MODELS, refuse_requests
 from sbldm.networks import LatentUNet, MonaiUNet, MonaiVAE, TiledUNet, VolumeVAE, build_denoiser
 from sbldm.networks.latent_unet import tiles
-from sbldm.runs import Run, load_preset
+from sbldm.run.errors import InputError, StateError
+from sbldm.run.folder import Run, load_preset
+from sbldm.run.models import MODELS, refuse_requests
 from sbldm.synthesis import Model
 from sbldm.training import Adversary, GanLosses, MovingAverage, VaeGanLoss, VolumeDataset, clip_before_steps
 
@@ -42,27 +43,27 @@ def test_budgets_are_equal() -> None:
     for name in ("small", "demo"):
         own, *rivals = [load_preset(name, model)["minutes"] for model in MODELS if MODELS[model].stages]
         assert min(rivals) >= own
-    half = load_preset("small", "lsgan", "29")
+    half = load_preset("small", "lsgan", 29)
     assert half["gan"]["iterations"] == 2400 and half["minutes"] == 29  # 2500 in whole epochs of 200
     assert half["gan"]["ema_decay"] == pytest.approx(1 - 0.001 * 5000 / 2400, abs=1e-6)
-    assert load_preset("small", "", "1")["autoencoder"]["iterations"] == 400  # an epoch at least
-    for minutes in ("0", "-1", "soon", "inf", "nan"):
-        with pytest.raises(InputError, match=f"MINUTES={minutes}"):
+    assert load_preset("small", "", 1)["autoencoder"]["iterations"] == 400  # an epoch at least
+    for minutes in (0, -1, math.inf, math.nan):
+        with pytest.raises(InputError, match=f"--minutes {minutes}"):
             load_preset("small", "lsgan", minutes)
     with pytest.raises(InputError, match="does not say how long"):
-        load_preset("paper", "lsgan", "10")
+        load_preset("paper", "lsgan", 10)
 
 
 def test_wrong_models_and_presets(tmp_path: Path) -> None:
     """What is known is listed; a preset file of one model is not taken for another's."""
-    with pytest.raises(InputError, match=f"MODEL=gan: no such model; choose one of {', '.join(MODELS)}"):
+    with pytest.raises(InputError, match=f"--model gan: no such model; choose one of {', '.join(MODELS)}"):
         load_preset("small", "gan")
-    with pytest.raises(InputError, match="PRESET=huge: MODEL=lsgan has no such preset; choose one of demo, small"):
+    with pytest.raises(InputError, match="--preset huge: the model lsgan has no such preset; choose one of demo"):
         load_preset("huge", "lsgan")
     own = tmp_path / "mine.yaml"
     own.write_text(yaml.safe_dump({"preset": load_preset("small", "lsgan")}))
     assert load_preset(str(own)) == load_preset(str(own), "lsgan") == load_preset("small", "lsgan")
-    with pytest.raises(InputError, match=r"MODEL=ldm3d: .*mine\.yaml is a preset of MODEL=lsgan"):
+    with pytest.raises(InputError, match=r"--model ldm3d: .*mine\.yaml is a preset of the model lsgan"):
         load_preset(str(own), "ldm3d")
     wrong = load_preset("small", "lsgan")
     del wrong["gan"]["clip"]
@@ -312,7 +313,7 @@ def test_lsgan_from_training_to_pairs(lsgan: Path, tmp_path: Path) -> None:
     assert not any(name.startswith("requested_") for name in pairs[0]) and float(pairs[0]["measured_volume_ml"]) > 0
     assert [pairs[0][name] for name in ("model", "sampler", "steps")] == ["lsgan", "gan", "1"]
     sheet = (folder / "datasheet.md").read_text()
-    assert "3D-LSGAN (MODEL=lsgan)" in sheet and "**no requests**" in sheet
+    assert "3D-LSGAN (model lsgan)" in sheet and "**no requests**" in sheet
     shutil.rmtree(folder)
     (run / "nnUNet_raw").rmdir()
     assert call("synth", "--run", run, "--n", 1, "--seed", 1).returncode == 0  # a pair is a function of its seed
@@ -323,9 +324,9 @@ def test_lsgan_from_training_to_pairs(lsgan: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (["--volume-ml", 30], "requests (REQUESTS, VOLUME_ML, CENTRE_MM, ...): MODEL=lsgan cannot heed this"),
-        (["--steps", 10], "STEPS: MODEL=lsgan cannot heed this"),
-        (["--tol", "20,10"], "TOL: MODEL=lsgan cannot heed this"),
+        (["--volume-ml", 30], "requests (--requests, --volume-ml, --centre-mm, ...): the model lsgan cannot heed this"),
+        (["--steps", 10], "--steps: the model lsgan cannot heed this"),
+        (["--tol", "20,10"], "--tol: the model lsgan cannot heed this"),
     ],
 )
 def test_what_a_gan_cannot_do(lsgan: Path, asked: list[Any], said: str) -> None:
@@ -336,9 +337,9 @@ def test_what_a_gan_cannot_do(lsgan: Path, asked: list[Any], said: str) -> None:
 
 def test_a_gan_has_no_sweep_and_no_diffusion(lsgan: Path) -> None:
     """Both are said."""
-    assert "SWEEP: MODEL=lsgan cannot heed this" in one_line(call("sweep", "--run", lsgan), 2)
+    assert "--sweep: the model lsgan cannot heed this" in one_line(call("sweep", "--run", lsgan), 2)
     message = one_line(call("train", "diffusion", "--run", lsgan), 2)
-    assert "diffusion: MODEL=lsgan has the trainings gan" in message
+    assert "diffusion: the model lsgan has the trainings gan" in message
 
 
 def test_killed_gan_goes_on_bit_by_bit(lsgan: Path, tmp_path: Path, prepared_run: Path) -> None:
@@ -377,7 +378,7 @@ def test_ldm3d_from_training_to_a_volume(prepared_run: Path, tmp_path: Path) -> 
     torch.testing.assert_close(together[1:], alone, atol=1e-5, rtol=0)
     volume = model.decode(alone[0])
     assert volume.shape == (2, 24, 32, 16) and -1 <= volume.min() <= volume.max() <= 1
-    with pytest.raises(InputError, match="GUIDANCE: MODEL=ldm3d cannot heed this"):
+    with pytest.raises(InputError, match="--guidance: the model ldm3d cannot heed this"):
         model.sampler({"guidance": 2.0})
 
 
@@ -397,24 +398,24 @@ def test_checkpoint_of_another_model(lsgan: Path, trained_run: Path, tmp_path: P
     run = copy_run(trained_run, tmp_path)
     shutil.copy(lsgan / "gan" / "best.pt", run / "diffusion" / "best.pt")
     message = one_line(call("synth", "--run", run, "--n", 1), 4)
-    assert "diffusion/best.pt" in message and "(gan of MODEL=lsgan), not of the diffusion" in message
+    assert "diffusion/best.pt" in message and "(gan of the model lsgan), not of the diffusion" in message
     content = torch.load(trained_run / "diffusion" / "best.pt", weights_only=True)
     content["preset"] |= {"model": "sbldm_2d", "diffusion": content["preset"]["diffusion"] | {"kind": "tiled"}}
     torch.save(content, run / "diffusion" / "best.pt")
     message = one_line(call("synth", "--run", run, "--n", 1), 4)
-    assert "this is a checkpoint of MODEL=sbldm_2d, and the run holds MODEL=sbldm" in message
+    assert "this is a checkpoint of the model sbldm_2d, and the run holds sbldm" in message
     message = one_line(call("train", "--run", run, "--model", "lsgan"), 4)
-    assert "holds a run of MODEL=sbldm, not of lsgan" in message
-    with pytest.raises(StateError, match="holds a run of MODEL=sbldm, not of lsgan"):
+    assert "holds a run of the model sbldm, not of lsgan" in message
+    with pytest.raises(StateError, match="holds a run of the model sbldm, not of lsgan"):
         Run.at(run).check_preset(load_preset("demo", "lsgan"))
 
 
 def test_copy_paste_as_a_model(phantom_cases: Path, tmp_path: Path) -> None:
-    """MODEL=copypaste DATA=.. prepares, trains nothing, and draws through the same command."""
+    """--model copypaste --data .. prepares, trains nothing, and draws through the same command."""
     run = tmp_path / "run"
     done = call("train", "--run", run, "--model", "copypaste", "--preset", "demo", "--data", phantom_cases)
-    assert done.returncode == 0 and "MODEL=copypaste trains nothing" in done.stdout, done.stderr
-    assert "requests (REQUESTS" in one_line(call("synth", "--run", run, "--n", 1, "--volume-ml", 30), 2)
+    assert done.returncode == 0 and "the model copypaste trains nothing" in done.stdout, done.stderr
+    assert "requests (--requests" in one_line(call("synth", "--run", run, "--n", 1, "--volume-ml", 30), 2)
     done = call("synth", "--run", run, "--n", 2)
     assert done.returncode == 0, done.stderr
     with open(run / "nnUNet_raw" / "Dataset501_COPYPASTE" / "manifest.csv", newline="") as file:
@@ -424,5 +425,5 @@ def test_copy_paste_as_a_model(phantom_cases: Path, tmp_path: Path) -> None:
 def test_nothing_is_refused_that_was_not_asked() -> None:
     """Empty variables of the Makefile are no requests."""
     refuse_requests("lsgan", [], {"tol": "", "steps": None})
-    with pytest.raises(InputError, match="GUIDANCE, ETA: MODEL=lsgan"):
+    with pytest.raises(InputError, match="--guidance, --eta: the model lsgan"):
         refuse_requests("lsgan", [], {"guidance": "2", "eta": "0.1"})

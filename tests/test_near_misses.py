@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from sbldm.cases.inspection import DOUBTS, inspect_case
 from sbldm.cases.layouts import Source, find_cases, read_arrays
-from sbldm.cases.preflight import DOUBTS, inspect_case
 from sbldm.cases.volumes import load_image
-from sbldm.errors import DataError, InputError
+from sbldm.run.errors import DataError, InputError
 
 AFFINE = np.array([[-2.0, 0, 0, 40], [0, -1, 0, 30], [0, 0, 3, -20], [0, 0, 0, 1]])
 SHAPE = (6, 5, 4)

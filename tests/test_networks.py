@@ -16,7 +16,7 @@ from sbldm.diffusion import Schedule
 from sbldm.networks import LatentUNet, SliceVAE, build_autoencoder, build_denoiser
 from sbldm.networks.blocks import ResidualBlock
 from sbldm.networks.request_picture import RequestPicture
-from sbldm.runs import load_preset
+from sbldm.run.folder import load_preset
 from sbldm.training.batches import MARGIN_MM, DiffusionBatch
 from sbldm.training.losses import AutoencoderLoss, DiffusionLoss
 from sbldm.tumour.characteristics import sphere_surface

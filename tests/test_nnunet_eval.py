@@ -20,7 +20,7 @@ from nnunet_integration.arms import HERE
 from nnunet_integration.offline import augmented_copy
 from nnunet_integration.results import Results
 from sbldm.cases.phantom import write_phantoms
-from sbldm.files import read_json
+from sbldm.run.files import read_json
 from tests.conftest import Cli, one_line, snapshot, wait_for
 
 BUDGET = {
@@ -59,7 +59,7 @@ def exported(question: list[object], tmp_path_factory: pytest.TempPathFactory, c
     """The pool, and a queue of three arms; copy it before running."""
     out = tmp_path_factory.mktemp("exported") / "table2"
     options = [option for option in question if option not in ("--jobs", "2")]
-    done = cli("export", *options, "--arms", ARMS, "--out", out, module="nnunet_integration")
+    done = cli("nnunet", "export", *options, "--arms", ARMS, "--out", out)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -68,7 +68,7 @@ def exported(question: list[object], tmp_path_factory: pytest.TempPathFactory, c
 def evaluated(question: list[object], exported: Path, tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Path:
     """The same, run to the table by one process."""
     out = copy_evaluation(exported, tmp_path_factory.mktemp("evaluated"))
-    done = cli("eval", *question, "--arms", ARMS, "--out", out, module="nnunet_integration")
+    done = cli("nnunet", "eval", *question, "--arms", ARMS, "--out", out)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -84,7 +84,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def run(out: Path, *options: object) -> subprocess.Popen:
-    command = [sys.executable, "-m", "nnunet_integration", "run", "--out", str(out), *map(str, options)]
+    command = [sys.executable, "-m", "sbldm", "nnunet", "run", "--out", str(out), *map(str, options)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -152,7 +152,7 @@ def test_predict_repeats_what_the_job_predicted(question, evaluated, drawn_run, 
     """The evaluation stands for its job `real+aug`, whose test cases are predicted alike from their own files."""
     test, out = question[question.index("--test") + 1], tmp_path / "out"
     words = ("predict", "--images", test, "--out", out, "--model")
-    done = cli(*words, evaluated, module="nnunet_integration")
+    done = cli("nnunet", *words, evaluated)
     assert done.returncode == 0, done.stderr
     assert len(list(out.glob("*.nii.gz"))) == 3
     for file in out.glob("*.nii.gz"):
@@ -163,7 +163,7 @@ def test_predict_repeats_what_the_job_predicted(question, evaluated, drawn_run, 
     model = read_json(out / "model.json")
     assert (model["trainer"], model["arm"]) == ("SBLDMTrainer", "real+aug")
     assert sorted(model["train"]) == sorted(read_json(drawn_run / "lists.json")["train"])
-    other = cli(*words, evaluated / "jobs/real_n5_seed0", module="nnunet_integration")
+    other = cli("nnunet", *words, evaluated / "jobs/real_n5_seed0")
     assert "holds predictions of another model" in one_line(other, 4)
 
 
@@ -192,7 +192,7 @@ def test_the_table(evaluated):
 @pytest.mark.slow
 def test_a_finished_evaluation_is_never_run_again(question, evaluated, cli):
     before = snapshot(evaluated / "jobs", but="lock")
-    done = cli("eval", *question, "--arms", ARMS, "--out", evaluated, module="nnunet_integration")
+    done = cli("nnunet", "eval", *question, "--arms", ARMS, "--out", evaluated)
     assert done.returncode == 0 and "All 3 jobs are finished" in done.stdout
     assert snapshot(evaluated / "jobs", but="lock") == before
 
@@ -224,7 +224,7 @@ def test_two_shards_give_the_same_table(evaluated, exported, tmp_path, cli):
     for shard in shards:
         output, _ = shard.communicate(timeout=300)
         assert shard.returncode == 0, output
-    assert cli("table", "--out", out, module="nnunet_integration").returncode == 0
+    assert cli("nnunet", "table", "--out", out).returncode == 0
     measured = ("minutes", "peak_gb")
     tables = [
         [{key: value for key, value in row.items() if key not in measured} for row in rows(folder / "table2.csv")]
@@ -239,7 +239,7 @@ def test_a_failed_job_is_reported_and_the_others_go_on(exported, tmp_path, cli):
     preprocessed = out / "nnUNet_preprocessed/Dataset702_Pool/nnUNetPlans_sbldm"
     for path in preprocessed.glob("sbldm__*"):  # only one arm needs them
         path.unlink()
-    done = cli("run", "--out", out, "--jobs", 2, module="nnunet_integration")
+    done = cli("nnunet", "run", "--out", out, "--jobs", 2)
     assert "1 of 3 jobs failed: real+sbldm+some_n5_seed0" in one_line_at_end(done, 4)
     assert "failed (1)" in done.stdout + done.stderr and "sbldm__" in done.stdout + done.stderr
     assert (out / "jobs/real+aug_n5_seed0/done.json").exists()
@@ -255,27 +255,25 @@ def one_line_at_end(done: subprocess.CompletedProcess, code: int) -> str:
 
 
 def test_another_question_needs_another_folder(question, evaluated, cli):
-    done = cli(
-        *("eval", *question, "--arms", ARMS, "--out", evaluated, "--iterations", 90), module="nnunet_integration"
-    )
-    assert "holds an evaluation with another budget; choose another OUT" in one_line(done, 4)
+    done = cli("nnunet", "eval", *question, "--arms", ARMS, "--out", evaluated, "--iterations", 90)
+    assert "holds an evaluation with another budget; choose another --out" in one_line(done, 4)
 
 
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--arms", "real+gan"], 2, "ARMS=real+gan: no such arm"),
-        (["--n-real", "9"], 2, "N_REAL=9"),
-        (["--seeds", "a"], 2, "SEEDS=a: write numbers"),
-        (["--folds", "5"], 2, "FOLDS=5: from 0 to 4"),
-        (["--shard", "3/2"], 2, "SHARD=3/2"),
+        (["--arms", "real+gan"], 2, "--arms real+gan: no such arm"),
+        (["--n-real", "9"], 2, "--n-real 9"),
+        (["--seeds", "a"], 2, "--seeds a: write numbers"),
+        (["--folds", "5"], 2, "--folds 5: 5 is not from 0 to 4"),
+        (["--shard", "3/2"], 2, "--shard 3/2"),
         (["--test", "/nowhere"], 2, "/nowhere"),
-        (["--synth", "gan=/nowhere"], 4, "SYNTH=gan=/nowhere: holds no nnU-Net raw dataset"),
+        (["--synth", "gan=/nowhere"], 4, "--synth gan=/nowhere: holds no nnU-Net raw dataset"),
         (["--iterations", "61"], 2, "multiple of iterations_per_epoch"),
     ],
 )
 def test_wrong_options(question, tmp_path, cli, options, code, message):
-    done = cli("eval", *question, "--out", tmp_path / "out", *options, module="nnunet_integration")
+    done = cli("nnunet", "eval", *question, "--out", tmp_path / "out", *options)
     assert message in one_line(done, code)
     assert not (tmp_path / "out").exists()
 

@@ -18,9 +18,9 @@ from sbldm.cases.phantom import (
     make_phantom,
     write_phantoms,
 )
-from sbldm.errors import InputError, OutputError
-from sbldm.evaluation.slices import slice_measures
-from sbldm.evaluation.volumes import evaluation_grid, to_volume
+from sbldm.metrics.slices import slice_measures
+from sbldm.metrics.volumes import evaluation_grid, to_volume
+from sbldm.run.errors import InputError, OutputError
 
 COARSE = {"shape": (60, 60, 39), "spacing": 4.0}
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from unittest import mock
 
 import nibabel as nib
 import numpy as np
@@ -15,10 +13,10 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from nnunet_integration import __main__ as command_line
 from nnunet_integration.predict import find_images, find_model, predict_folder
-from sbldm.errors import DataError, InputError, StateError
-from sbldm.files import read_json, sha256, write_json, write_nifti
+from sbldm.cli import main
+from sbldm.run.errors import DataError, InputError, StateError
+from sbldm.run.files import read_json, sha256, write_json, write_nifti
 from tests.conftest import partial_files, snapshot
 
 LPS, RAS = np.diag([-2, -2, 2, 1.0]), np.diag([2, 2, 2, 1.0])
@@ -128,8 +126,7 @@ def run(tmp_path: Path) -> Callable[..., int]:
 
     def call(model: str = "model", images: str = "images", out: str = "out", *more: str) -> int:
         words = ["--model", tmp_path / model, "--images", tmp_path / images, "--out", tmp_path / out, *more]
-        with mock.patch.object(sys, "argv", ["python -m nnunet_integration", "predict", *map(str, words)]):
-            return command_line.main()
+        return main(["nnunet", "predict", *map(str, words)])
 
     return call
 
@@ -251,7 +248,7 @@ def test_which_model(tmp_path):
     """Of a run the finished real-only job, with augmentation if there is one, with most cases; else the only model."""
     jobs = tmp_path / "run/table2/jobs"
     write_job(jobs / "pairs", "real+sbldm+aug", 9, 0)
-    with pytest.raises(StateError, match=r"no job of real or real\+aug is finished.*make nnunet-eval RUN=.* ARMS=real"):
+    with pytest.raises(StateError, match=r"no job of real or real\+aug is finished.*sbldm nnunet eval --run.*--arms"):
         find_model(tmp_path / "run")
     write_job(jobs / "real", "real", 8, 1)
     assert find_model(tmp_path / "run").job == jobs / "real"
@@ -267,7 +264,7 @@ def test_which_model(tmp_path):
     with pytest.raises(InputError, match="holds 6 models"):
         find_model(jobs)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(StateError, match=r"no trained nnU-Net model here; train one: make nnunet-eval RUN=\.\. ARMS"):
+    with pytest.raises(StateError, match=r"no trained nnU-Net model here; train one: sbldm nnunet eval --run RUN"):
         find_model(tmp_path / "empty")
 
 

@@ -12,11 +12,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from sbldm.cases import preflight as module
+from sbldm.cases import inspection
 from sbldm.cases.identity import Identity
+from sbldm.cases.inspection import Finding, inspect_case
 from sbldm.cases.layouts import Source, find_cases, read_arrays
-from sbldm.cases.preflight import Finding, inspect_case, preflight, print_table
-from sbldm.errors import DataError, InputError
+from sbldm.cases.preflight import preflight, print_table
+from sbldm.run.errors import DataError, InputError
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 SHAPE = (24, 24, 24)
@@ -336,7 +337,7 @@ def test_same_case_in_two_lists(data):
 def test_strict(data, capsys):
     assert run(data, strict=True) == (["bad", "good"], [])
     seg(data).unlink()
-    with pytest.raises(DataError, match="STRICT") as caught:
+    with pytest.raises(DataError, match="--strict") as caught:
         run(data, strict=True)
     assert caught.value.exit_code == 3
     assert "1 of 2 cases used" in capsys.readouterr().out
@@ -375,7 +376,7 @@ def test_large_grid_is_sampled(monkeypatch, data):
     array = brain().astype(np.int32)
     array[12, 12, 12] = 612_366
     save(flair(data), array)
-    monkeypatch.setattr(module, "SAMPLE", 500)
+    monkeypatch.setattr(inspection, "SAMPLE", 500)
     found = inspect_case(find_cases(data, Source())[0], Source()).findings
     assert [finding.check for finding in found] == ["outlier"]
 
@@ -505,21 +506,23 @@ def test_plausible_sizes(data, spoil, checks, words):
     """Each is a finding of its own, left out by default; what the user says is plausible is used."""
     spoil(data)
     cases = find_cases(data, Source())
-    _, findings, _ = preflight([*cases], Source(), workers=1, accept="")
+    _, findings, _ = preflight([*cases], Source(), workers=1, accept=())
     bad = [finding for finding in findings if finding.check in ("units", *checks)]
     assert sorted({finding.check for finding in findings}) == sorted(checks) and len(bad) == len(findings)
     assert all(finding.action == "left out" and finding.case == "bad" for finding in findings)
     if checks:
         assert words in findings[0].what and findings[0].what.startswith("bad_")
-    doubtful = set(checks) <= set(module.DOUBTS)
+    doubtful = set(checks) <= set(inspection.DOUBTS)
     if doubtful:
-        assert all(finding.mend.endswith(f"; or ACCEPT=bad:{finding.check}") for finding in findings)
-        usable, findings, _ = preflight(cases, Source(), workers=1, strict=True, accept="bad")
+        assert all(finding.mend.endswith(f"; or --accept bad:{finding.check}") for finding in findings)
+        usable, findings, _ = preflight(cases, Source(), workers=1, strict=True, accept=["bad"])
         assert [case.name for case in usable] == ["bad", "good"]
         assert {finding.action for finding in findings} <= {"accepted"}
     else:
-        with pytest.raises(InputError, match=r"^ACCEPT=bad: bad_flair\.nii\.gz: .*this cannot be accepted: write the"):
-            preflight(cases, Source(), workers=1, accept="bad")
+        with pytest.raises(
+            InputError, match=r"^--accept bad: bad_flair\.nii\.gz: .*this cannot be accepted: write the"
+        ):
+            preflight(cases, Source(), workers=1, accept=["bad"])
 
 
 def test_sizes_in_a_header_are_looked_at_first(data):
@@ -543,7 +546,7 @@ def test_two_channels_that_are_one(data):
     (data / "bad/bad_t1.nii.gz").write_bytes(flair(data).read_bytes())
     source = Source(("flair", "t1"))
     assert run(data, source) == (["good"], [("bad", "channels", "left out")])
-    assert run(data, source, accept="bad:channels")[0] == ["bad", "good"]
+    assert run(data, source, accept=["bad:channels"])[0] == ["bad", "good"]
 
 
 def test_orientation_that_is_not_declared(data):
@@ -552,7 +555,7 @@ def test_orientation_that_is_not_declared(data):
     cases, findings, _ = preflight(find_cases(data, Source()), Source(), workers=1)
     assert [case.name for case in cases] == ["good"] and [f.check for f in findings] == ["orientation"]
     assert "taken to run L, A, S, where other cases declare L, P, S" in findings[0].what
-    assert run(data, accept="all:orientation") == (["bad", "good"], [("bad", "orientation", "accepted")])
+    assert run(data, accept=["all:orientation"]) == (["bad", "good"], [("bad", "orientation", "accepted")])
     for path, array in ((flair(data, "good"), brain()), (data / "good/good_seg.nii.gz", tumour())):
         save(path, array, edit=undeclared)
     assert run(data) == (["bad", "good"], [(name, "orientation", "kept") for name in ("bad", "good")])
@@ -565,17 +568,16 @@ def test_orientation_that_is_not_declared(data):
 @pytest.mark.parametrize(
     ("accept", "message"),
     [
-        ("bed", "ACCEPT=bed: no such case; the nearest is bad"),
-        ("bad:tumor_size", "ACCEPT=bad:tumor_size: no such check; the nearest is tumour_size"),
-        ("bad:", "ACCEPT=bad:: no such check"),
-        ("all", "ACCEPT=all: no such case; for one check in all cases write all:CHECK"),
-        ("bad:nan", "ACCEPT=bad:nan: a case with nan cannot be used, so not accepted; replace NaN"),
-        ("'bad", r"ACCEPT='bad: a quotation mark has no counterpart"),
+        ("bed", "--accept bed: no such case; the nearest is bad"),
+        ("bad:tumor_size", "--accept bad:tumor_size: no such check; the nearest is tumour_size"),
+        ("bad:", "--accept bad:: no such check"),
+        ("all", "--accept all: no such case; for one check in all cases write all:CHECK"),
+        ("bad:nan", "--accept bad:nan: a case with nan cannot be used, so not accepted; replace NaN"),
     ],
 )
 def test_accept_names_what_there_is(data, accept, message):
     with pytest.raises(InputError, match=message):
-        run(data, accept=accept)
+        run(data, accept=[accept])
 
 
 def test_accept_one_check_or_case(data, capsys):
@@ -583,11 +585,11 @@ def test_accept_one_check_or_case(data, capsys):
     both(data, np.int16(300) * (brain() > 0), one_voxel())
     found = [("bad", "flat", "left out"), ("bad", "tumour_size", "accepted")]
     capsys.readouterr()
-    assert run(data, accept="good bad:tumour_size") == (["good"], found)
+    assert run(data, accept=["good", "bad:tumour_size"]) == (["good"], found)
     printed = capsys.readouterr().out
-    assert "flat: put the MRI in place of what looks like a mask; or ACCEPT=bad:flat." in " ".join(printed.split())
+    assert "flat: put the MRI in place of what looks like a mask; or --accept bad:flat." in " ".join(printed.split())
     assert "tumour_size:" not in printed
-    assert run(data, accept="bad:flat bad:tumour_size")[0] == ["bad", "good"]
+    assert run(data, accept=["bad:flat", "bad:tumour_size"])[0] == ["bad", "good"]
 
 
 def test_same_brain_in_another_orientation(data):

@@ -25,8 +25,8 @@ from sbldm.cases.lists import read_lists
 from sbldm.cases.phantom import make_channels, write_phantoms
 from sbldm.cases.pipeline import original_cases, prepare_run
 from sbldm.cases.prepare import load_prepared, prepare_case, prepare_cases
-from sbldm.errors import DataError, InputError, StateError
-from sbldm.runs import Run, load_preset
+from sbldm.run.errors import DataError, InputError, StateError
+from sbldm.run.folder import Run, load_preset
 from sbldm.tumour.characteristics import NAMES
 
 SHARED = Path(__file__).parents[2] / "shared/data"
@@ -454,7 +454,7 @@ def test_damaged_file(tmp_path, damage):
     (tmp_path / "case.json").write_text(json.dumps(sidecar))
     assert load_prepared(tmp_path, "case")[0].shape == (2, 8, 8, 8)
     damage(tmp_path / "case.npz")
-    with pytest.raises(StateError, match=r"case\.(npz|json): (is missing|damaged).*make prepare") as caught:
+    with pytest.raises(StateError, match=r"case\.(npz|json): (is missing|damaged).*sbldm prepare") as caught:
         load_prepared(tmp_path, "case")
     assert "\n" not in str(caught.value)
 
@@ -510,7 +510,7 @@ def test_run_end_to_end(heads, tmp_path, tiny, capsys):
 
     with pytest.raises(StateError, match=r"preset\.yaml: prepared with the preset 'tiny'"):
         prepare_run(str(data), run, tiny | {"intensity": {"percentiles": [1, 99], "floor": 0.1}}, seed=3)
-    with pytest.raises(DataError, match="STRICT=1"):
+    with pytest.raises(DataError, match="--strict"):
         prepare_run(str(data), Run.at(tmp_path / "strict"), tiny, strict=True)
     assert not Run.at(tmp_path / "strict").prepared.exists()
 
@@ -528,7 +528,7 @@ def test_run_with_lists(heads, tmp_path, tiny):
         prepare_run(str(heads), run, tiny, cases=str(train), validation_cases=str(wrong))
     with pytest.raises(DataError, match="Nobody"):
         prepare_run(str(heads), run, tiny, validation_cases=str(wrong))
-    with pytest.raises(InputError, match="DATA is missing"):
+    with pytest.raises(InputError, match="--data is missing"):
         prepare_run("", run, tiny)
     assert not run.folder.exists()
 
@@ -565,11 +565,11 @@ def test_changed_cases_are_prepared_anew(heads, tmp_path, tiny, capsys):
         stored = nib.load(path)
         nib.save(nib.Nifti1Image(np.roll(np.asarray(stored.dataobj), 1, axis).astype(number), stored.affine), path)
     role = "train" if "Phantom_000" in read_lists(run.folder)["train"] else "validation"
-    with pytest.raises(DataError, match=r"Phantom_000_seg.* \(Phantom_000: mask\); put the old .*make prepare"):
+    with pytest.raises(DataError, match=r"Phantom_000_seg.* \(Phantom_000: mask\); put the old .*sbldm prepare"):
         original_cases(run, role)
     for used in ("autoencoder", "latents", "diffusion", "gan", "nnUNet_raw"):
         (run.folder / used).mkdir()
-        said = rf"2 case\(s\) have changed .*000: mask, Phantom_001: image\), and .* \({used}/\); choose another RUN"
+        said = rf"2 case\(s\) have changed .*000: mask, Phantom_001: image\), and .* \({used}/\); choose another --run"
         with pytest.raises(StateError, match=said):
             prepare_run(str(moved), run, tiny)
         (run.folder / used).rmdir()
@@ -626,14 +626,14 @@ def test_runs_of_an_older_version(heads, tmp_path, tiny, capsys):
 def test_run_keeps_its_preset(tmp_path, tiny):
     """The kept preset reads back equal through YAML, and a changed number anywhere in it is noticed."""
     run = Run.at(tmp_path / "run")
-    with pytest.raises(StateError, match="make prepare"):
+    with pytest.raises(StateError, match="sbldm prepare"):
         _ = run.preset
     run.save_preset(tiny)
     assert run.preset == tiny == yaml.safe_load(run.preset_file.read_text())["preset"]
     changed = copy.deepcopy(tiny)
     run.check_preset(changed)
     changed["diffusion"]["schedule"]["steps"] += 1
-    with pytest.raises(StateError, match="choose another RUN"):
+    with pytest.raises(StateError, match="choose another --run"):
         run.check_preset(changed)
 
 

@@ -13,12 +13,12 @@ import torch
 import yaml
 from conftest import TINY, call, copy_run, one_line, snapshot
 
-from sbldm.errors import InputError, StateError
-from sbldm.models import MODELS, kind_of
 from sbldm.networks import build_autoencoder, build_denoiser, build_discriminator, build_generator
+from sbldm.run.errors import InputError, StateError
+from sbldm.run.folder import PRESETS, Run, load_preset
+from sbldm.run.models import MODELS, kind_of
 from sbldm.run.preset import check_preset
-from sbldm.run.schema import read_yaml, split_words
-from sbldm.runs import PRESETS, Run, load_preset
+from sbldm.run.schema import read_yaml
 
 SMALL = (Path(__file__).parent / "slices.yaml").read_text()
 LSGAN = yaml.safe_dump({"preset": load_preset("small", "lsgan")}, sort_keys=False)
@@ -181,7 +181,7 @@ def test_many_aliases(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "nearly"), [("smal", "small"), ("papr", "paper")])
 def test_nearest_preset(name: str, nearly: str) -> None:
     """A misspelt preset or model is answered with the nearest one."""
-    with pytest.raises(InputError, match=rf"PRESET={name}: .*demo, fast, paper, small.*\(did you mean {nearly}\?\)"):
+    with pytest.raises(InputError, match=rf"--preset {name}: .*demo, fast, paper, small.*\(did you mean {nearly}\?\)"):
         load_preset(name)
 
 
@@ -255,7 +255,7 @@ def test_damaged_preset(tmp_path: Path, prepared_run: Path, phantom_cases: Path,
     run = copy_run(prepared_run, tmp_path)
     (run / "preset.yaml").write_text(text)
     said = one_line(call("train", "--run", run), 4)
-    assert str(run / "preset.yaml") in said and "again, with the same PRESET" in said
+    assert str(run / "preset.yaml") in said and "again, --preset as then" in said
     (run / "preset.yaml").unlink()
     prepared = snapshot(run / "prepared")
     assert call("prepare", "--data", phantom_cases, "--run", run, "--preset", TINY).returncode == 0
@@ -322,18 +322,7 @@ def test_every_shipped_preset() -> None:
     names["lsgan"] += ["paper_committed"]
     for model, name in itertools.chain.from_iterable([(m, n) for n in found] for m, found in names.items()):
         assert load_preset(name, model)["name"] == name
-    for minutes in ("0.01", "1e4"):
+    for minutes in (0.01, 1e4):
         for model in MODELS:
             if model != "copypaste":
                 check_preset(load_preset("small", model, minutes), "", "x")
-
-
-# --- words ------------------------------------------------------------------------------------------------------------
-
-
-def test_words() -> None:
-    """Variables of several words are split as a shell would; an unbalanced quote is an error with a mend."""
-    assert split_words("SYNTH", "gan=/a 'x=/b c' y=\"/it's\"") == ["gan=/a", "x=/b c", "y=/it's"]
-    for text in ("gan='x", 'gan="x', "a=/it's"):
-        with pytest.raises(InputError, match=r"SYNTH=.*: a quotation mark has no counterpart"):
-            split_words("SYNTH", text)

@@ -18,7 +18,7 @@ from unittest import mock
 import pytest
 from rich.table import Table
 
-from sbldm import errors
+from sbldm.run import errors
 from sbldm.run import progress as module
 from sbldm.run.progress import Progress, console_for, progress, span
 

@@ -23,12 +23,14 @@ from scipy.stats import binomtest
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from sbldm.errors import OutputError, StateError
-from sbldm.evaluation import report
+from sbldm.evaluation import findings
+from sbldm.evaluation.findings import SUBJECTS, Finding, summarise
 from sbldm.evaluation.protocols import Score, protocol
-from sbldm.evaluation.report import SUBJECTS, Finding, _strip, summarise, write_report
-from sbldm.evaluation.table import GROUPS
-from sbldm.runs import Run
+from sbldm.evaluation.written import GROUPS
+from sbldm.pages import pictures, report
+from sbldm.pages.report import _strip, write_report
+from sbldm.run.errors import OutputError, StateError
+from sbldm.run.folder import Run
 from sbldm.training.checkpoints import FORMAT
 
 HOSTILE = "<script>alert(1)</script>"
@@ -152,12 +154,12 @@ def test_interval_of_a_difference(margin: float, expected: str) -> None:
     """Half widths of .3 and .4 give one of .5, as independent normal errors do; either direction can be the worse."""
     alike = score("w1.volume_ml", "tumours", 1.0, 0.3, 1.0, 0.4)
     for worse in ("more", "less"):
-        assert report._standing(alike, margin, worse) == expected
+        assert findings._standing(alike, margin, worse) == expected
     apart = score("w1.volume_ml", "tumours", 2.0, 0.3, 1.0, 0.4)
     mirrored = score("w1.volume_ml", "tumours", -2.0, 0.3, -1.0, 0.4)
     far = "much worse" if margin < 0.5 else "worse"  # the difference is 1 - .5 at least
-    assert [report._standing(apart, margin, worse) for worse in ("more", "less", "either")] == [far, "alike", far]
-    assert [report._standing(mirrored, margin, worse) for worse in ("more", "less", "either")] == ["alike", far, far]
+    assert [findings._standing(apart, margin, worse) for worse in ("more", "less", "either")] == [far, "alike", far]
+    assert [findings._standing(mirrored, margin, worse) for worse in ("more", "less", "either")] == ["alike", far, far]
 
 
 def test_images_told_from_real_ones() -> None:
@@ -505,7 +507,7 @@ def test_missing_figures_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         drawn.append(folder)
         Image.new("RGB", (90, 60)).save(folder / "figures" / "place.png")
 
-    monkeypatch.setattr(report, "draw_figures", draw)
+    monkeypatch.setattr(pictures, "draw_figures", draw)
     for _ in range(2):
         page = Page(write_report(out, None))
         assert len(page.of("img")) == 2 and drawn == [out]
@@ -530,13 +532,13 @@ def datasets(tmp_path: Path) -> Iterator[tuple[Path, Run]]:
 def test_no_real_case_is_shown(datasets: tuple[Path, Run], monkeypatch: pytest.MonkeyPatch) -> None:
     """Only datasets whose every pair is known to be synthetic stand side by side; the reason is given for others."""
     out, run = datasets
-    shown, side_by_side = [], report.side_by_side
+    shown, side_by_side = [], pictures.side_by_side
 
     def draw(methods: dict[str, Path], path: Path) -> None:
         shown.append(list(methods))
         side_by_side(methods, path)
 
-    monkeypatch.setattr(report, "side_by_side", draw)
+    monkeypatch.setattr(pictures, "side_by_side", draw)
     page = Page(write_report(out, run))
     assert shown == [["Dataset501_A", "Dataset502_B"]] and len(page.of("img")) == 5
     assert "Dataset503_PASTE: no pictures, as each of its pairs repeats the brain of a real case." in page.text
@@ -586,8 +588,8 @@ def test_sweeps_in_numbers(datasets: tuple[Path, Run], monkeypatch: pytest.Monke
     draws = [drawn, drawn | {"seed": 1, "measured": asked | {"volume_ml": 14}}]
     step |= {"checkpoint_sha256": "ab", "fault": HOSTILE, "sweep": "size", "draws": draws}
     steps = [step, step | {"measured": None, "fault": "", "sweep": "place"}]
-    monkeypatch.setattr(report, "read_sweeps", lambda folder: steps)
-    monkeypatch.setattr(report, "sweep_figure", lambda folder, path: Image.new("RGB", (90, 60)).save(path))
+    monkeypatch.setattr(pictures, "read_sweeps", lambda folder: steps)
+    monkeypatch.setattr(pictures, "sweep_figure", lambda folder, path: Image.new("RGB", (90, 60)).save(path))
     page = Page(write_report(out, run))
     text = " ".join(page.text.split())
     real = text.index("Other requests in one real brain")  # both are there: of the second the numbers alone
@@ -644,12 +646,12 @@ def test_costs_of_training(tmp_path: Path) -> None:
 
 def test_numbers_of_a_row_share_their_decimals() -> None:
     """Three digits of the largest, none of the smaller ones to more places, no negative zero, units and per cent."""
-    row = report._numbers(score("mmd-laplace.heldout", "distribution", 0.782, 0.1, -0.0004, 0.02))
+    row = findings.numbers_of(score("mmd-laplace.heldout", "distribution", 0.782, 0.1, -0.0004, 0.02))
     assert (row["value"], row["interval"]) == ("0.782", "[0.682, 0.882]")
     assert (row["floor"], row["floor_interval"], row["n"]) == ("0.000", "[-0.020, 0.020]", "100 / 30")
-    row = report._numbers(score("request.volume_error", "requests", 0.147, 0.03, 0.65, n=(9, 9)), percent=True)
+    row = findings.numbers_of(score("request.volume_error", "requests", 0.147, 0.03, 0.65, n=(9, 9)), percent=True)
     assert (row["value"], row["interval"], row["floor"], row["n"], row["unit"]) == ("15", "[12, 18]", "65", "9", "%")
-    row = report._numbers(Score("tv.place", "tumours", math.nan, math.nan, math.nan, (1, 2)))
+    row = findings.numbers_of(Score("tv.place", "tumours", math.nan, math.nan, math.nan, (1, 2)))
     assert (row["value"], row["interval"], row["floor"], row["floor_n"]) == ("-", "", "", "")
 
 
@@ -662,4 +664,4 @@ def test_numbers_of_a_row_share_their_decimals() -> None:
 )
 def test_folders_are_cut(text: str, said: str) -> None:
     """Absolute paths lose their folders, shares and relative paths stay."""
-    assert report._without_folders(text) == said
+    assert findings.without_folders(text) == said

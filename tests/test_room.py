@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 from conftest import TINY, call, copy_run, one_line, snapshot
 
-import nnunet_integration.__main__ as nnunet_command_line
-import sbldm.evaluation.__main__ as evaluation_command_line
-from sbldm.errors import InputError, OutputError, finish
-from sbldm.files import write_json
+from sbldm.run.errors import InputError, OutputError, finish
+from sbldm.run.files import write_json
 from sbldm.run.room import check_room, free_bytes, gigabytes, lasting
 from sbldm.synthesis import RawDataset
 from sbldm.synthesis.requests import count_pairs
@@ -54,7 +52,7 @@ def test_pairs_that_fit_and_that_do_not(tmp_path, free):
         data.check_room(1000, size)
     assert str(raised.value) == (
         f"{data.folder}: 990 pairs need about 2.8 GB (2.8 MB each), 1.0 GB are free; free space, or ask for no more "
-        "than N=369."
+        "than --n 369."
     )
     data.check_room(369, size)  # the advice can be followed
     with pytest.raises(OutputError):
@@ -63,7 +61,7 @@ def test_pairs_that_fit_and_that_do_not(tmp_path, free):
 
 @pytest.mark.parametrize("n", ["1000001", "1000000000", 10**30])
 def test_more_pairs_than_have_names(n):
-    with pytest.raises(InputError, match=rf"^N={n}: 1000000 pairs are the most, .* N=1000000\.$"):
+    with pytest.raises(InputError, match=rf"^--n {n}: 1000000 pairs are the most, .* --n 1000000\.$"):
         count_pairs(n, 0)
     assert count_pairs("1000000", 0) == 10**6
 
@@ -81,20 +79,20 @@ def test_a_huge_n_is_refused_before_anything_is_written(drawn_run, tmp_path, fre
     run = copy_run(drawn_run, tmp_path)
     before = snapshot(run)
     said = one_line(call(command, "--run", run, "--n", 10**9), 2)
-    assert said.startswith("Error: N=1000000000: 1000000 pairs are the most")
+    assert said.startswith("Error: --n 1000000000: must be a whole number from 1 to 1000000.")
     free(10**8)
     said = one_line(call(command, "--run", run, "--n", 10**6), 5)
-    assert " pairs need about" in said and "0.1 GB are free" in said and "no more than N=" in said
+    assert " pairs need about" in said and "0.1 GB are free" in said and "no more than --n" in said
     assert snapshot(run) == before
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("phantom", "--n", 10**9), "CASES_N=1000000000: must be at most 1000000."),
-        (("prepare", "--workers", 10**9), "WORKERS=1000000000: must be at most 1024."),
-        (("prepare", "--seed", 2**32), "SEED=4294967296: must be at most 4294967295."),
-        (("prepare", "--minutes", "1e30"), "MINUTES=1e30: must be a number above 0, of a year (525600) at most."),
+        (("phantom", "--n", 10**9), "--n 1000000000: must be a whole number from 1 to 1000000."),
+        (("prepare", "--workers", 10**9), "--workers 1000000000: must be a whole number from 1 to 1024."),
+        (("prepare", "--seed", 2**32), "--seed 4294967296: must be a whole number from 0 to 4294967295."),
+        (("prepare", "--minutes", "1e30"), "--minutes 1e30: must be a number above 0 to 525600."),
     ],
 )
 def test_other_huge_numbers(phantom_cases, tmp_path, arguments, message):
@@ -109,11 +107,11 @@ def test_other_huge_numbers(phantom_cases, tmp_path, arguments, message):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("batch", 10**9, "BATCH=1000000000: must be at most 1024."),
-        ("seed", 10**20, f"SEED={10**20}: must be at most 4294967295."),
-        ("dataset", "\u00b2", "DATASET=\u00b2: must be a number from 1 to 999."),
-        ("dataset", 10**9, "DATASET=1000000000: must be a number from 1 to 999."),
-        ("steps", 10**9, "STEPS=1000000000: "),
+        ("batch", 10**9, "--batch 1000000000: must be a whole number from 1 to 1024."),
+        ("seed", 10**20, f"--seed {10**20}: must be a whole number from 0 to 4294967295."),
+        ("dataset", "\u00b2", "--dataset \u00b2: must be a whole number from 1 to 999."),
+        ("dataset", 10**9, "--dataset 1000000000: must be a whole number from 1 to 999."),
+        ("steps", 10**9, "--steps 1000000000: "),
     ],
 )
 def test_huge_numbers_for_synth(drawn_run, option, value, message):
@@ -125,23 +123,34 @@ def test_huge_numbers_for_synth(drawn_run, option, value, message):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("jobs", 10**9, "JOBS=1000000000: must be 1024 or below."),
-        ("workers", 10**9, "WORKERS=1000000000: must be 1024 or below."),
-        ("iterations", 10**12, "ITERATIONS=1000000000000: must be 100000000 or below."),
-        ("seeds", f"0,{10**12}", f"SEEDS=0,{10**12}: must be 4294967295 or below."),
-        ("amounts", "inf", "AMOUNTS=inf: must be 1000 or below."),
+        ("jobs", 10**9, "--jobs 1000000000: must be a whole number from 1 to 1024."),
+        ("workers", 10**9, "--workers 1000000000: must be a whole number from 1 to 1024."),
+        ("iterations", 10**12, "--iterations 1000000000000: must be a whole number from 1 to 100000000."),
+        ("seeds", f"0,{10**12}", f"--seeds 0,{10**12}: {10**12} is not from 0 to 4294967295."),
+        ("amounts", "inf", "--amounts inf: inf is not from 0 to 1000."),
     ],
 )
 def test_huge_numbers_for_nnunet(drawn_run, tmp_path, option, value, message):
-    command = ("plateau", "--run", drawn_run, "--out", tmp_path / "x", "--budget", "demo", f"--{option}", value)
-    assert one_line(call(*command, program=nnunet_command_line), 2) == f"Error: {message}"
+    command = (
+        "nnunet",
+        "plateau",
+        "--run",
+        drawn_run,
+        "--out",
+        tmp_path / "x",
+        "--budget",
+        "demo",
+        f"--{option}",
+        value,
+    )
+    assert one_line(call(*command), 2) == f"Error: {message}"
     assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("value", ["0", "1025", "1" * 5000, "\u00b2"])
 def test_workers_of_an_evaluation(drawn_run, value):
-    said = one_line(call("evaluate", "--run", drawn_run, "--workers", value, program=evaluation_command_line), 2)
-    assert said == f"Error: WORKERS={value}: must be a whole number from 1 to 1024."
+    said = one_line(call("evaluate", "--run", drawn_run, "--workers", value), 2)
+    assert said == f"Error: --workers {value}: must be a whole number from 1 to 1024."
 
 
 def test_phantoms_and_prepared_cases_need_room_too(phantom_cases, tmp_path, free):
@@ -149,7 +158,7 @@ def test_phantoms_and_prepared_cases_need_room_too(phantom_cases, tmp_path, free
     assert "x: needs about" in one_line(call("phantom", "--out", tmp_path / "x", "--n", 3), 5)
     assert not (tmp_path / "x").exists()
     said = one_line(call("prepare", "--data", phantom_cases, "--run", tmp_path / "run", "--preset", TINY), 5)
-    assert "prepared: needs about 0.0 GB, 0.0 GB are free; free space, or choose another RUN." in said
+    assert "prepared: needs about 0.0 GB, 0.0 GB are free; free space, or choose another --run." in said
     assert not list(tmp_path.glob("run/prepared/*.npz"))
 
 
@@ -171,4 +180,4 @@ def test_no_memory_is_one_line(error, capsys):
 
     assert finish(command) == 4
     said = capsys.readouterr().err
-    assert said.startswith("Error: memory has run out (") and said.count("\n") == 1 and "BATCH=1" in said
+    assert said.startswith("Error: memory has run out (") and said.count("\n") == 1 and "--batch 1" in said

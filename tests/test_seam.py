@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from sbldm.evaluation.seam import _from_ellipsoid, seam_measures
-from sbldm.evaluation.volumes import Volume
+from sbldm.metrics.seam import _from_ellipsoid, seam_measures
+from sbldm.metrics.volumes import Volume
 from sbldm.tumour.characteristics import NAMES
 
 CENTRE, SIZE = (-12.0, 9.0, 6.0), (36.0, 28.0, 24.0)  # R, A, S; mm

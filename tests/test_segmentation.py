@@ -11,9 +11,9 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from scipy import ndimage
 from torch import from_numpy
 
-from sbldm.errors import DataError, StateError
-from sbldm.evaluation.segmentation import score_case, score_folder, size_bin
-from sbldm.files import write_nifti
+from sbldm.metrics.segmentation import score_case, score_folder, size_bin
+from sbldm.run.errors import DataError, StateError
+from sbldm.run.files import write_nifti
 
 ISO = (1.0, 1.0, 1.0)
 

@@ -7,7 +7,7 @@ from monai.metrics import MultiScaleSSIMMetric, SSIMMetric
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from sbldm.evaluation.similarity import PAPER_FOV_MM, ms_ssim, psnr, squared_errors, ssim
+from sbldm.metrics.similarity import PAPER_FOV_MM, ms_ssim, psnr, squared_errors, ssim
 
 SHAPE, SPACING = (64, 76, 64), (3.0, 3.0, 3.0)
 

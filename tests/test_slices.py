@@ -10,9 +10,9 @@ import pytest
 from scipy import ndimage
 from skimage.metrics import structural_similarity
 
-from sbldm.errors import DataError
-from sbldm.evaluation.slices import adjacent_curve, effect_size, slice_measures
-from sbldm.evaluation.volumes import Volume
+from sbldm.metrics.slices import adjacent_curve, effect_size, slice_measures
+from sbldm.metrics.volumes import Volume
+from sbldm.run.errors import DataError
 
 MEASURES = ["z_gradient_ratio", "adjacent_ssim", "banding", "mask_flicker", "mask_islands"]
 

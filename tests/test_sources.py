@@ -22,9 +22,10 @@ from nnunet_integration.pool import Pool, _write_case
 from nnunet_integration.sources import Pairs, RealCases, find_pairs, find_real, nested_subset, pairs_for
 from sbldm.cases.identity import Seen
 from sbldm.cases.layouts import content_hash, find_cases
-from sbldm.errors import DataError, InputError, OutputError, StateError
-from sbldm.files import read_json, write_csv, write_json
-from sbldm.runs import Run
+from sbldm.run.errors import DataError, InputError, OutputError, StateError
+from sbldm.run.files import read_json, write_csv, write_json
+from sbldm.run.folder import Run
+from sbldm.run.options import words
 from tests.conftest import copy_run
 
 BUDGET = load_budget("demo")
@@ -36,7 +37,7 @@ def real(drawn_run: Path) -> RealCases:
 
 
 def pairs_of(run: Path, real: RealCases, synth: str = "") -> list[Pairs]:
-    return find_pairs(synth, Run.at(run), real)
+    return find_pairs(words(synth), Run.at(run), real)
 
 
 def plan(arms, real, pairs, n_real=None, folds=(), strict=True):
@@ -144,7 +145,7 @@ def test_cases_that_moved(drawn_run, tmp_path, phantom_cases):
     run = copy_run(drawn_run, tmp_path)
     lists = read_json(run / "lists.json")
     write_json(run / "lists.json", lists | {"data": "/nowhere"})
-    with pytest.raises(InputError, match=r"DATA=/nowhere: .*say where with DATA="):
+    with pytest.raises(InputError, match=r"--data /nowhere: .*say where by --data"):
         find_real(Run.at(run))
     assert len(find_real(Run.at(run), data=str(phantom_cases)).train) == len(lists["train"])
 
@@ -155,7 +156,7 @@ def test_subsets_are_nested():
     assert [len(s) for s in subsets] == [1, 10, 25, 50]
     assert all(set(a) < set(b) for a, b in itertools.pairwise(subsets))
     assert subsets[1] == nested_subset(reversed(names), 10) != names[:10]
-    with pytest.raises(InputError, match="N_REAL=51"):
+    with pytest.raises(InputError, match="--n-real 51"):
         nested_subset(names, 51)
 
 
@@ -220,12 +221,12 @@ def test_pairs_with_parents_of_their_own(drawn_run, real):
     copypaste = replace(pairs, parents=own)
     (job,) = plan(["real+sbldm"], real, [copypaste], n_real=[2])
     assert job["train"][2:] == [f"sbldm__{name}" for name in list(pairs.cases)[:2]]
-    with pytest.raises(StateError, match=r"needs 5 pairs, .* has 3 that may join .*make synth"):
+    with pytest.raises(StateError, match=r"needs 5 pairs, .* has 3 that may join .*sbldm synth"):
         plan(["real+sbldm"], real, [copypaste])
 
 
 def test_too_few_pairs_say_how_many(drawn_run, real):
-    with pytest.raises(StateError, match=r"needs 5 pairs, .* has 3 .*make synth RUN=.* N="):
+    with pytest.raises(StateError, match=r"needs 5 pairs, .* has 3 .*sbldm synth --run.* --n"):
         plan(["real+sbldm"], real, pairs_of(drawn_run, real))
 
 
@@ -291,7 +292,7 @@ def test_the_files_that_are_there_are_looked_at(drawn_run, tmp_path, phantom_cas
 
 @pytest.mark.parametrize("synth", ["sbldm", "a={0} a={0}", "sbldm@x={0}", "real={0}", "test={0}", "SBLDM={0}"])
 def test_wrong_synth(drawn_run, real, foreign, synth):
-    with pytest.raises(InputError, match="SYNTH"):
+    with pytest.raises(InputError, match="--synth"):
         pairs_of(drawn_run, real, synth.format(foreign))
 
 
@@ -300,7 +301,7 @@ def test_a_folder_with_blanks_and_datasets_that_may_not_be_called_so(drawn_run, 
     assert pairs_of(drawn_run, real, f"gan='{spaced}'")[0].folder == spaced
     run = copy_run(drawn_run, tmp_path)
     shutil.copytree(spaced, run / "nnUNet_raw" / "Dataset600_Real")
-    with pytest.raises(InputError, match="SYNTH=real="):
+    with pytest.raises(InputError, match="--synth real="):
         pairs_of(run, real)
 
 
@@ -344,8 +345,8 @@ def test_amount_nothing_is_the_arm_without_pairs():
 
 def test_nothing_is_written_before_all_checks(drawn_run, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    asked = Question(Run.at(drawn_run), "", "", "", ["real+gan"], [], "", [], [], [0], BUDGET)
-    with pytest.raises(InputError, match=r"ARMS=real\+gan"):
+    asked = Question(Run.at(drawn_run), None, None, (), ["real+gan"], [], None, [], [], [0], BUDGET)
+    with pytest.raises(InputError, match=r"--arms real\+gan"):
         export(asked, out, 1)
     assert not out.exists()
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
@@ -357,7 +358,7 @@ def test_nothing_is_written_before_all_checks(drawn_run, tmp_path, monkeypatch):
 def test_missing_or_other_nnunet(drawn_run, tmp_path, monkeypatch):
     import importlib.metadata as metadata
 
-    asked = Question(Run.at(drawn_run), "", "", "", ["real"], [], "", [], [], [0], BUDGET)
+    asked = Question(Run.at(drawn_run), None, None, (), ["real"], [], None, [], [], [0], BUDGET)
     monkeypatch.setattr(metadata, "version", lambda name: "2.7.1")
     with pytest.raises(StateError, match=r"nnU-Net 2\.7\.1 is installed"):
         export(asked, tmp_path / "out", 1)

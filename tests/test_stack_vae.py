@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from sbldm.errors import InputError
 from sbldm.evaluation.costs import model_costs
 from sbldm.networks import StackVAE, latent_shape
 from sbldm.networks.blocks import ChannelNorm
-from sbldm.runs import load_preset
+from sbldm.run.errors import InputError
+from sbldm.run.folder import load_preset
 from sbldm.training import AutoencoderLoss
 
 CPU = torch.device("cpu")

@@ -17,11 +17,12 @@ from matplotlib.image import imread
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from sbldm.errors import StateError
-from sbldm.files import read_json, sha256, write_json
-from sbldm.runs import Run
+from sbldm.pages.sweeps import sweep_figure
+from sbldm.run.errors import StateError
+from sbldm.run.files import read_json, sha256, write_json
+from sbldm.run.folder import Run
 from sbldm.synthesis import Model, PairSampler, finish_pair, sweep
-from sbldm.synthesis.sweep import SEEDS, biases, draw_sweeps, over_seeds, plan_sweeps, read_sweeps, sweep_figure
+from sbldm.synthesis.sweep import SEEDS, biases, draw_sweeps, over_seeds, plan_sweeps, read_sweeps
 from sbldm.tumour.characteristics import NAMES
 from sbldm.tumour.requests import TumourModel
 
@@ -209,7 +210,7 @@ def test_bias_is_spoken_of_where_its_interval_leaves_out_0() -> None:
     assert along == "Centre over the places, back to front: -2 mm [-9, +5] over 5 seeds, no bias shown."
     assert across.endswith("+0 mm [+0, +0] over 5 seeds, no bias shown.") and "no bias" in up
     assert "to the back." in biases(made_up(errors, [4.0, 6.0, 9.0, 5.0, 6.0]))[2]
-    assert biases(made_up(errors[:1], backward[:1])) == ["One seed of noise says nothing of bias: N=5 draws five."]
+    assert biases(made_up(errors[:1], backward[:1])) == ["One seed of noise says nothing of bias: --n 5 draws five."]
 
 
 def test_bias_is_found_as_often_as_said() -> None:
@@ -286,7 +287,7 @@ def test_stopped_half_way(tmp_path: Path, trained_run: Path, swept_run: Path, mo
         patch.setattr(PairSampler, "__call__", _counted([], stop_at=4))
         draw_sweeps(Run.at(run), CPU, n=1)
     (run / FOLDER / ".partial-x").mkdir()
-    with pytest.raises(StateError, match=r"6 image\(s\) of the sweeps are missing; run `make sweep RUN="):
+    with pytest.raises(StateError, match=r"6 image\(s\) of the sweeps are missing; run `sbldm sweep --run"):
         read_sweeps(run / FOLDER)
     drawn: list[str] = []
     monkeypatch.setattr(PairSampler, "__call__", _counted(drawn))
@@ -319,16 +320,16 @@ def test_refused_values(tmp_path: Path, prepared_run: Path, swept_run: Path) -> 
     run = copy_run(swept_run, tmp_path)
     before = snapshot(run / FOLDER)
     for option, value, words in (
-        ("steps", "few", "STEPS=few: not a whole number"),
-        ("steps", "0", "STEPS=0: must be at least 1"),
-        ("steps", "1001", "STEPS=1001"),
-        ("seed", "-1", "SEED=-1"),
-        ("n", "0", "N=0: must be at least 1"),
-        ("batch", "few", "BATCH=few: not a whole number"),
+        ("steps", "few", "--steps few: must be a whole number from 1 to"),
+        ("steps", "0", "--steps 0: must be a whole number from 1 to"),
+        ("steps", "1001", "--steps 1001"),
+        ("seed", "-1", "--seed -1"),
+        ("n", "0", "--n 0: must be a whole number from 1 to"),
+        ("batch", "few", "--batch few: must be a whole number from 1 to"),
     ):
         assert words in one_line(call("sweep", "--run", run, f"--{option}={value}"), 2)
     assert snapshot(run / FOLDER) == before
-    assert "run `make train" in one_line(call("sweep", "--run", prepared_run), 4)
+    assert "run `sbldm train" in one_line(call("sweep", "--run", prepared_run), 4)
     assert not (prepared_run / "evaluation").exists()
 
 

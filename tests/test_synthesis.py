@@ -26,9 +26,9 @@ from conftest import call, copy_run, one_line, partial_files, snapshot, wait_for
 
 from sbldm.cases.geometry import WorkingGrid
 from sbldm.diffusion import Schedule
-from sbldm.errors import InputError
-from sbldm.files import sha256
 from sbldm.networks import LatentUNet
+from sbldm.run.errors import InputError
+from sbldm.run.files import sha256
 from sbldm.synthesis import Pair, PairSampler, finish_pair, session
 from sbldm.synthesis.model import row_noise
 from sbldm.training.checkpoints import load_checkpoint
@@ -224,7 +224,7 @@ def test_killed_run_continues(tmp_path: Path, trained_run: Path) -> None:
 
 
 def test_table_of_requests(tmp_path: Path, drawn_run: Path) -> None:
-    """Row i is what pair i is asked for, without N one pair a row; empty cells are drawn, and differ."""
+    """Row i is what pair i is asked for, without --n one pair a row; empty cells are drawn, and differ."""
     run = copy_run(drawn_run, tmp_path)
     table = tmp_path / "asked.csv"
     table.write_text("volume_ml,x_mm\n30,\n35,-20\n")
@@ -234,7 +234,7 @@ def test_table_of_requests(tmp_path: Path, drawn_run: Path) -> None:
     assert [float(row["requested_volume_ml"]) for row in rows] == [30, 35]
     assert float(rows[1]["requested_x_mm"]) == -20 and float(rows[0]["requested_x_mm"]) != -20
     message = one_line(call("synth", "--run", run, "--requests", table, "--volume-ml", 3, "--dataset", 503), 2)
-    assert "REQUESTS" in message and "exclude each other" in message
+    assert "--requests" in message and "exclude each other" in message
     message = one_line(call("synth", "--run", run, "--requests", tmp_path / "none.csv", "--dataset", 503), 2)
     assert f"{tmp_path}/none.csv: is missing" in message
     assert not list(run.glob("nnUNet_raw/Dataset503*"))
@@ -255,31 +255,31 @@ def test_one_request(tmp_path: Path, drawn_run: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        (["--volume-ml", "100", "--surface-mm2", "50"], "SURFACE_MM2=50 is less than a sphere"),
-        (["--volume-ml", "-3"], "VOLUME_ML=-3 must be greater than 0"),
-        (["--volume-ml", "big"], "VOLUME_ML='big' is not a number"),
-        (["--centre-mm=1,2"], "CENTRE_MM='1,2': three numbers"),
-        (["--sphericity", "1.2"], "SPHERICITY=1.2"),
-        (["--extents-mm", "1,1,1", "--volume-ml", "30"], "EXTENTS_MM make a box"),
-        (["--steps", "0"], "STEPS=0"),
-        (["--steps", "1001"], "STEPS=1001"),
-        (["--steps", "few"], "STEPS=few"),
-        (["--sampler", "ddpm", "--steps", "50"], "STEPS=50"),
-        (["--sampler", "ddpm", "--eta", "0.5"], "ETA=0.5"),
-        (["--sampler", "euler"], "SAMPLER=euler: unknown; choose one of ddim, ddpm"),
-        (["--eta", "some"], "ETA=some"),
-        (["--eta", "-1"], "ETA=-1"),
-        (["--eta", "1.5"], "ETA=1.5"),
-        (["--guidance", "nan"], "GUIDANCE=nan"),
-        (["--seed", "-1"], "SEED=-1"),
-        (["--batch", "0"], "BATCH=0"),
-        (["--dataset", "0"], "DATASET=0"),
-        (["--dataset", "x"], "DATASET=x"),
-        (["--name", "a b"], "NAME=a b"),
+        (["--volume-ml", "100", "--surface-mm2", "50"], "surface_mm2=50 is less than a sphere"),
+        (["--volume-ml", "-3"], "--volume-ml -3: must be a number above 0"),
+        (["--volume-ml", "big"], "--volume-ml big: must be a number above 0"),
+        (["--centre-mm=1,2"], "--centre-mm 1,2: write three numbers"),
+        (["--sphericity", "1.2"], "--sphericity 1.2: must be a number above 0 to 1."),
+        (["--extents-mm", "1,1,1", "--volume-ml", "30"], "extents_mm make a box"),
+        (["--steps", "0"], "--steps 0"),
+        (["--steps", "1001"], "--steps 1001"),
+        (["--steps", "few"], "--steps few"),
+        (["--sampler", "ddpm", "--steps", "50"], "--steps 50"),
+        (["--sampler", "ddpm", "--eta", "0.5"], "--eta 0.5"),
+        (["--sampler", "euler"], "--sampler euler: choose one of ddim, ddpm"),
+        (["--eta", "some"], "--eta some"),
+        (["--eta", "-1"], "--eta -1"),
+        (["--eta", "1.5"], "--eta 1.5"),
+        (["--guidance", "nan"], "--guidance nan"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--batch", "0"], "--batch 0"),
+        (["--dataset", "0"], "--dataset 0"),
+        (["--dataset", "x"], "--dataset x"),
+        (["--name", "a b"], "--name a b"),
     ],
 )
 def test_wrong_values(trained_run: Path, asked: list[str], words: str) -> None:
-    """Exit code 2 and one line that names the variable; nothing is written."""
+    """Exit code 2 and one line that names the option; nothing is written."""
     message = one_line(call("synth", "--run", trained_run, "--n", 1, *asked), 2)
     assert words in message
     assert not (trained_run / "nnUNet_raw").exists()
@@ -288,19 +288,19 @@ def test_wrong_values(trained_run: Path, asked: list[str], words: str) -> None:
 @pytest.mark.parametrize(
     ("n", "words"),
     [
-        (["--n", "0"], "N=0: ask for at least one"),
-        (["--n", "-1"], "N=-1: ask for at least one"),
-        (["--n", "x"], "N=x: not a whole number"),
-        (["--n", "1.5"], "N=1.5: not a whole number"),
-        (["--n", ""], "N is missing"),
-        ([], "N is missing"),
+        (["--n", "0"], "--n 0: must be a whole number from 1"),
+        (["--n", "-1"], "--n -1: must be a whole number from 1"),
+        (["--n", "x"], "--n x: must be a whole number from 1"),
+        (["--n", "1.5"], "--n 1.5: must be a whole number from 1"),
+        (["--n="], "--n : must be a whole number from 1"),
+        ([], "--n is missing: say how many pairs, for example `sbldm synth --n 100`"),
     ],
 )
 def test_number_of_pairs(tmp_path: Path, trained_run: Path, n: list[str], words: str) -> None:
     """Said before anything else, also without a model; nothing is created."""
     for run in (tmp_path / "none", trained_run):
         message = one_line(call("synth", "--run", run, *n), 2)
-        assert words in message and "make synth N=100" in message
+        assert words in message
     assert not (tmp_path / "none").exists() and not (trained_run / "nnUNet_raw").exists()
 
 
@@ -308,8 +308,8 @@ def test_without_a_model(tmp_path: Path, prepared_run: Path) -> None:
     """The command that trains one is named; nothing is created."""
     run = copy_run(prepared_run, tmp_path)
     before = snapshot(run)
-    assert f"run `make train RUN={run}` first" in one_line(call("synth", "--run", run, "--n", 1), 4)
-    with mock.patch("sbldm.weights.SHIPPED", tmp_path / "lost"):  # the generator that comes with the package
+    assert f"run `sbldm train --run {run}` first" in one_line(call("synth", "--run", run, "--n", 1), 4)
+    with mock.patch("sbldm.training.weights.SHIPPED", tmp_path / "lost"):  # the generator that comes with the package
         assert f"{tmp_path}/none" in one_line(call("synth", "--run", tmp_path / "none", "--n", 1), 4)
     assert snapshot(run) == before and not (tmp_path / "none").exists()
 
@@ -332,9 +332,9 @@ def test_other_settings_into_the_same_dataset(tmp_path: Path, drawn_run: Path) -
     before = snapshot(run)
     for asked, word in ((["--steps", 3], "sampling"), (["--seed", 1], "seed = 0"), (["--volume-ml", 30], "asked")):
         message = one_line(call("synth", "--run", run, "--n", 4, *asked), 4)
-        assert f"{run / DATASET}: holds pairs drawn with {word}" in message and "DATASET=502" in message
+        assert f"{run / DATASET}: holds pairs drawn with {word}" in message and "--dataset 502" in message
     message = one_line(call("synth", "--run", run, "--n", 4, "--name", "OTHER"), 4)
-    assert "number 501 is taken" in message and "choose another DATASET" in message
+    assert "number 501 is taken" in message and "choose another --dataset" in message
     assert snapshot(run) == before
 
 
@@ -627,7 +627,7 @@ def test_sampler_settings() -> None:
     assert sampler().settings == {"sampler": "ddim", "steps": 4, "eta": 0.0, "guidance": 1.0}
     assert sampler(steps="7", eta=None).settings["steps"] == 7
     assert sampler(sampler="ddpm").settings == {"sampler": "ddpm", "steps": 20, "eta": 1.0, "guidance": 1.0}
-    with pytest.raises(InputError, match=r"STEPS=5.*ddpm"):
+    with pytest.raises(InputError, match=r"--steps 5.*ddpm"):
         sampler(sampler="ddpm", steps=5)
 
 

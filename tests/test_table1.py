@@ -18,21 +18,15 @@ import pytest
 from PIL import Image
 
 from sbldm.cases.lists import write_lists
-from sbldm.errors import InputError, StateError
-from sbldm.evaluation import figures, table1
+from sbldm.evaluation import comparison
+from sbldm.evaluation.entries import Entry, check_same_cases, read_entries, update_evaluations
 from sbldm.evaluation.evaluate import SCORING
 from sbldm.evaluation.protocols import REFERENCES_EXPLAINED, Score
-from sbldm.evaluation.table1 import (
-    Entry,
-    check_same_cases,
-    make_table1,
-    read_entries,
-    report_rows,
-    update_evaluations,
-    write_table1,
-)
-from sbldm.files import make_folder, read_json, write_csv, write_json
-from sbldm.runs import Run, load_preset
+from sbldm.pages import brains, table1
+from sbldm.pages.table1 import make_table1, report_rows, write_table1
+from sbldm.run.errors import InputError, StateError
+from sbldm.run.files import make_folder, read_json, write_csv, write_json
+from sbldm.run.folder import Run, load_preset
 
 TRAIN, HELD = [f"case_{k:02d}" for k in range(6)], ["held_0", "held_1"]
 DDIM = {"sampler": "ddim", "steps": 25, "eta": 0.0, "guidance": 1.0}
@@ -138,8 +132,8 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         critic = SimpleNamespace(parameters=1_000_000, counted=750_000, macs=1.0, flops=2.0)
         return {"sample": sample} | ({} if preset["model"] == "sbldm" else {"discriminator": critic})
 
-    monkeypatch.setattr(table1, "measured", measured)
-    monkeypatch.setattr(table1, "model_costs", model_costs)
+    monkeypatch.setattr(comparison, "measured", measured)
+    monkeypatch.setattr(comparison, "model_costs", model_costs)
     return calls
 
 
@@ -191,15 +185,15 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
 def test_what_is_no_entry(tmp_path: Path) -> None:
     """Each mistake has its own kind of error, which names the mend."""
     run = write_run(tmp_path / "mine")
-    with pytest.raises(InputError, match=r'RUNS is missing.*make table1 RUNS="runs/mine'):
+    with pytest.raises(InputError, match=r"--runs is missing.*sbldm table1 runs/mine"):
         read_entries([])
-    with pytest.raises(InputError, match=r"RUNS=.*mine:5x: 5x is not the number"):
+    with pytest.raises(InputError, match=r"--runs.*mine:5x: 5x is not the number"):
         read_entries([f"{run}:5x"])
     with pytest.raises(InputError, match="mine:501: these pairs stand there twice"):
         read_entries([str(run), f"{run}:501"])
-    with pytest.raises(StateError, match=r"nothing: is no run.*make synth RUN="):
+    with pytest.raises(StateError, match=r"nothing: is no run.*sbldm synth --run"):
         read_entries([str(tmp_path / "nothing")])
-    with pytest.raises(StateError, match=r"no pairs in a dataset 777; .*make synth RUN=.*DATASET=777"):
+    with pytest.raises(StateError, match=r"no pairs in a dataset 777; .*sbldm synth --run.*--dataset 777"):
         read_entries([f"{run}:777"])
     write_json(run / "nnUNet_raw" / "Dataset501_SBLDM" / "synthesis.json", {"model": "lsgan"})
     with pytest.raises(StateError, match=r"synthesis\.json: does not say that this run drew these pairs"):
@@ -219,7 +213,7 @@ def test_other_cases_are_refused_with_the_difference(tmp_path: Path) -> None:
     assert str(error.value) == (
         f"{a} and {b} do not belong in one table: the first trains on 4 cases that the other does not (case_00, "
         "case_01, case_02, ...), the second trains on 1 cases that the other does not (new), the first holds back 1 "
-        "cases that the other does not (held_1); prepare and train both alike, or leave one out of RUNS."
+        "cases that the other does not (held_1); prepare and train both alike, or leave one of them out."
     )
 
 
@@ -436,7 +430,7 @@ def test_rows_of_real_cases_through_the_path(tmp_path: Path, timed: list[dict[st
     paths = write_table1(entries, tmp_path / "out")
     page, content = paths[2], read_json(paths[0])
     path, *autoencoders = [row["method"] for row in content["references"]]
-    assert path == table1.THROUGH["path"] and len(autoencoders) == 2
+    assert path == comparison.THROUGH["path"] and len(autoencoders) == 2
     assert autoencoders[1] == "real cases through path and autoencoder of SBLDM (DDIM 25), b"
     assert [row["method"] for row in content["table"][-4:]] == [table1.REAL, path, *autoencoders]
     top, below = "# Table 1: the methods beside each other", "## What these columns leave out"
@@ -511,8 +505,8 @@ def test_nothing_of_the_machine_is_written(tmp_path: Path, timed: list[dict[str,
 
 def shown(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The pairs that are read for a picture."""
-    names, read = [], figures._read_pair
-    monkeypatch.setattr(figures, "_read_pair", lambda folder, name: (names.append(name), read(folder, name))[1])
+    names, read = [], brains._read_pair
+    monkeypatch.setattr(brains, "_read_pair", lambda folder, name: (names.append(name), read(folder, name))[1])
     return names
 
 

@@ -28,7 +28,7 @@ BUDGET = {"plan": None, "iterations": 2400}
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """As `sbldm.files`, but without waiting for the disk, which takes most of the time with hundreds of files."""
+    """As `sbldm.run.files`, but without waiting for the disk, which takes most of the time with hundreds of files."""
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
@@ -171,8 +171,15 @@ def test_growth(tmp_path):
         write_job(tmp_path, f"real+sbldm{name}", [dsc - 0.1, dsc - 0.1], pairs=pairs, seed=1)
     write_job(tmp_path, "real+copypaste@2x", [0.6, 0.6], pairs=20)  # one amount: no line
     results = finish(tmp_path)
-    assert n_real_points(results) == {"real": [pytest.approx((10, 0.5, 0.5, 0.5)), pytest.approx((20, 0.7, 0.7, 0.7))]}
     far = 0.05 * 2**0.5
+    single = {"real+sbldm": 0.75, "real+sbldm@2x": 0.85, "real+sbldm+aug@2x": 0.65, "real+sbldm+aug@5x": 0.7}
+    over_n = {name: [(10, dsc, dsc - far, dsc + far)] for name, dsc in single.items()}
+    over_n |= {
+        "real": [(10, 0.5, 0.5, 0.5), (20, 0.7, 0.7, 0.7)],
+        "real+copypaste": [(10, 0.6, 0.6, 0.6)],
+    }  # one amount
+    found = n_real_points(results)
+    assert found == {name: [pytest.approx(point) for point in points] for name, points in over_n.items()}
     expected = {
         "real+sbldm": [(0, 0.5, 0.5, 0.5), (1, 0.75, 0.75 - far, 0.75 + far), (2, 0.85, 0.85 - far, 0.85 + far)],
         "real+sbldm+aug": [(2, 0.65, 0.65 - far, 0.65 + far), (5, 0.7, 0.7 - far, 0.7 + far)],  # without real+aug
@@ -336,7 +343,7 @@ NO_DIFFERENCE = (
     "With 10 real cases pairs make no difference that 12 test cases and 3 trainings of each could show (the smallest "
     "that they could: 0.02): `{}`, DSC +0.002 [-0.012, +0.016] against `real+aug` (95 % interval, p 0.646). Next: {}."
 )
-MORE = "Next: more test cases (`TEST=`) or seeds (`SEEDS=`)."
+MORE = "Next: more test cases (`--test`) or seeds (`--seeds`)."
 
 
 @pytest.mark.parametrize(
@@ -352,19 +359,21 @@ MORE = "Next: more test cases (`TEST=`) or seeds (`SEEDS=`)."
             *(1, 10),
             "With 10 real cases one cannot tell from one training: `real+sbldm+aug`, DSC +0.050 [+0.036, +0.064] "
             "against `real+aug` (95 % interval, 12 test cases, 1 training of each). "
-            "Next: `SEEDS=0,1,2` trains three of each.",
+            "Next: `--seeds 0,1,2` trains three of each.",
         ),
         (
             {"real+sbldm+aug": 0.002},
             *(3, 10),
             NO_DIFFERENCE.format(
-                "real+sbldm+aug", "draw into real brains, with `make synth CANVAS=train` or `make copypaste`"
+                "real+sbldm+aug", "draw into real brains, with `sbldm synth --canvas train` or `sbldm copypaste`"
             ),
         ),
         (
             {"real+canvas+aug": 0.002},
             *(3, 10),
-            NO_DIFFERENCE.format("real+canvas+aug", "five pairs for each real case, with `make plateau AMOUNTS=5`"),
+            NO_DIFFERENCE.format(
+                "real+canvas+aug", "five pairs for each real case, with `sbldm nnunet plateau --amounts 5`"
+            ),
         ),
         (
             {"real+canvas+aug": -0.03, "real+copypaste+aug": -0.05},
@@ -401,7 +410,7 @@ def test_answers_of_each_number_of_real_cases(tmp_path):
     results = finish(tmp_path)
     few, none = answer(results)
     assert few.startswith("With 9 real cases one cannot tell from one training: `real+canvas+aug`, DSC +0.050 [")
-    assert few.endswith("2 test cases, 3 trainings and 1 of `real+aug`). Next: `SEEDS=0,1,2` trains three of each.")
+    assert few.endswith("2 test cases, 3 trainings and 1 of `real+aug`). Next: `--seeds 0,1,2` trains three of each.")
     assert none == "With 25 real cases nothing can be said of pairs: no `real+aug` is finished."
     page = write_table(results, [few, none])[1].read_text()
     assert page.startswith(f"# Table 2: does it help?\n\n{few}\n\n{none}\n\nReal nnU-Net")

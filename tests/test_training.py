@@ -32,9 +32,9 @@ from sbldm.cases.geometry import NativeGrid
 from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import load_prepared
 from sbldm.diffusion import Schedule
-from sbldm.errors import InputError, OutputError, StateError
-from sbldm.files import sha256
-from sbldm.runs import Run, load_preset
+from sbldm.run.errors import InputError, OutputError, StateError
+from sbldm.run.files import sha256
+from sbldm.run.folder import Run, load_preset
 from sbldm.synthesis.model import Model
 from sbldm.training import (
     Continuing,
@@ -230,7 +230,7 @@ def test_kill_between_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
             raise KeyboardInterrupt
         return kept(path, *arguments, **keywords)
 
-    from sbldm import files
+    from sbldm.run import files
     from sbldm.training import checkpoints
 
     kept = files.atomic_path
@@ -337,14 +337,14 @@ def test_learning_rate() -> None:
 def test_nothing_prepared(tmp_path: Path) -> None:
     """The message says what to type first, and no run folder appears."""
     done = call("train", "--run", tmp_path / "run")
-    assert "make prepare DATA=/path/to/cases" in one_line(done, 4) and str(tmp_path / "run") in done.stderr
+    assert "sbldm prepare --data /path/to/cases" in one_line(done, 4) and str(tmp_path / "run") in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_diffusion_before_the_autoencoder(tmp_path: Path, prepared_run: Path) -> None:
     """Stage 2 alone names what is missing."""
     message = one_line(call("train", "diffusion", "--run", copy_run(prepared_run, tmp_path)), 4)
-    assert "autoencoder/best.pt: no autoencoder has been trained here; run `make train" in message
+    assert "autoencoder/best.pt: no autoencoder has been trained here; run `sbldm train" in message
 
 
 @pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
@@ -827,7 +827,7 @@ def test_half_trained_stages_are_named(trained_run: Path, tmp_path: Path) -> Non
     content = torch.load(last, weights_only=True)
     torch.save(content | {"iteration": 80}, last)
     done = call("train", "diffusion", "--run", run)
-    assert "only 80 of 200 iterations done; `make train-autoencoder` goes on" in one_line(done, 4)
+    assert "only 80 of 200 iterations done; `sbldm train autoencoder` goes on" in one_line(done, 4)
     assert not (run / "latents").exists()
 
     whole = copy_run(trained_run, tmp_path / "other")

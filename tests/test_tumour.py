@@ -12,7 +12,7 @@ import pytest
 from scipy.special import ellipeinc, ellipkinc
 from scipy.stats import ks_2samp, multivariate_normal, spearmanr, wasserstein_distance
 
-from sbldm.errors import InputError
+from sbldm.run.errors import InputError
 from sbldm.tumour.characteristics import NAMES, measure, sphere_surface, to_dict
 from sbldm.tumour.normaliser import Normaliser
 from sbldm.tumour.requests import TumourModel, _functions, parse_request, read_requests
@@ -363,16 +363,16 @@ def test_two_of_volume_surface_sphericity_fix_the_third(planted):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"volume_ml": 30, "surface_mm2": 7000, "sphericity": 0.2}, "SPHERICITY=0.2 contradicts"),
-        ({"volume_ml": 30, "surface_mm2": 100}, "SURFACE_MM2=100 is less than a sphere"),
-        ({"volume_ml": 30, "w_mm": 10, "h_mm": 10, "d_mm": 10}, "EXTENTS_MM make a box of 1 ml"),
-        ({"surface_mm2": 7000, "sphericity": 0.7, "w_mm": 10, "h_mm": 10, "d_mm": 10}, "EXTENTS_MM"),
-        ({"volume_ml": 0}, "VOLUME_ML=0"),
-        ({"volume_ml": float("nan")}, "VOLUME_ML=nan"),
-        ({"sphericity": 1.2}, "SPHERICITY=1.2"),
-        ({"w_mm": -3}, "EXTENTS_MM"),
-        ({"x_mm": float("inf")}, "CENTRE_MM"),
-        ({"surface_mm2": 1e9}, "SURFACE_MM2=1e"),
+        ({"volume_ml": 30, "surface_mm2": 7000, "sphericity": 0.2}, "sphericity=0.2 contradicts"),
+        ({"volume_ml": 30, "surface_mm2": 100}, "surface_mm2=100 is less than a sphere"),
+        ({"volume_ml": 30, "w_mm": 10, "h_mm": 10, "d_mm": 10}, "extents_mm make a box of 1 ml"),
+        ({"surface_mm2": 7000, "sphericity": 0.7, "w_mm": 10, "h_mm": 10, "d_mm": 10}, "extents_mm"),
+        ({"volume_ml": 0}, "volume_ml=0"),
+        ({"volume_ml": float("nan")}, "volume_ml=nan"),
+        ({"sphericity": 1.2}, "sphericity=1.2"),
+        ({"w_mm": -3}, "extents_mm"),
+        ({"x_mm": float("inf")}, "centre_mm"),
+        ({"surface_mm2": 1e9}, "surface_mm2=1e"),
         ({"volume": 3}, "'volume' is no tumour characteristic"),
     ],
 )
@@ -409,9 +409,9 @@ def test_outside_names_value_and_range(planted):
     assert model.outside(far)[0].startswith(f"volume_ml 4000 is above {model.ranges[0, 0]:.3g} to")
     twisted = values[np.argmin(np.abs(values[:, 0] - 50))].copy()
     twisted[[0, 1, 2]] = twisted[0], twisted[1], twisted[2] * 1.3
-    assert any("impossible together: SPHERICITY" in entry for entry in model.outside(twisted))
+    assert any("impossible together: sphericity" in entry for entry in model.outside(twisted))
     box = np.array([50, sphere_surface(50) / 0.6, 0.6, 0, 0, 10, *[values[:, c].min() for c in (6, 7, 8)]])
-    assert any("EXTENTS_MM make a box" in entry for entry in model.outside(box))
+    assert any("extents_mm make a box" in entry for entry in model.outside(box))
     apart = values[np.argmax(values[:, 0])].copy()  # a large tumour in the box of a smaller one, still possible
     apart[6:9] *= (1.02 * 1000 * apart[0] / apart[6:9].prod()) ** (1 / 3)
     assert any("combination" in entry for entry in model.outside(apart))
@@ -433,7 +433,7 @@ def test_csv_of_requests(tmp_path):
         ("volume_ml\n", "holds no request"),
         ("volume_ml,size\n3,4\n", "line 1: column 'size' is unknown"),
         ("volume_ml,volume_ml\n3,4\n", "line 1: column 'volume_ml' comes twice"),
-        ("volume_ml\n3\nbig\n", "line 3, column volume_ml: VOLUME_ML='big' is not a number"),
+        ("volume_ml\n3\nbig\n", "line 3, column volume_ml: volume_ml='big' is not a number"),
         ("x_mm,volume_ml\n3,-4\n", "line 2, column volume_ml"),
         ("x_mm,volume_ml\n3\n", "line 2: 1 cells under 2 columns"),
         ('x_mm\n"3\n', "cannot be read"),
@@ -461,23 +461,23 @@ def test_csv_that_cannot_be_read(tmp_path):
             read_requests(tmp_path / name)
 
 
-def test_variables_of_the_command_line():
-    assert parse_request(VOLUME_ML="30", SURFACE_MM2="", CENTRE_MM="-30, 10,5", EXTENTS_MM="40,35,30") == {
+def test_parts_of_a_request():
+    assert parse_request(volume_ml=30.0, surface_mm2=None, centre_mm="-30, 10,5", extents_mm=[40, 35, 30]) == {
         "volume_ml": 30.0, "x_mm": -30.0, "y_mm": 10.0, "z_mm": 5.0, "w_mm": 40.0, "h_mm": 35.0, "d_mm": 30.0
     }  # fmt: skip
-    assert parse_request() == {}
-    for variable, text in (
-        ("VOLUME_ML", "thirty"),
-        ("VOLUME_ML", "-1"),
-        ("VOLUME_ML", "1,2"),
-        ("SPHERICITY", "1.5"),
-        ("CENTRE_MM", "1,2"),
-        ("CENTRE_MM", "1,,2"),
-        ("EXTENTS_MM", "1,2,0"),
-        ("SIZE", "3"),
+    assert parse_request() == parse_request(volume_ml="", contrast=None) == {}
+    for part, content in (
+        ("volume_ml", "thirty"),
+        ("volume_ml", "-1"),
+        ("volume_ml", "1,2"),
+        ("sphericity", "1.5"),
+        ("centre_mm", "1,2"),
+        ("centre_mm", "1,,2"),
+        ("extents_mm", "1,2,0"),
+        ("size", "3"),
     ):
-        with pytest.raises(InputError, match=variable):
-            parse_request(**{variable: text})
+        with pytest.raises(InputError, match=part):
+            parse_request(**{part: content})
 
 
 # --- real tumours, population-level numbers only --------------------------------------------------------------------

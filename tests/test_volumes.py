@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from sbldm.cases.layouts import Source, find_cases
-from sbldm.errors import DataError
-from sbldm.evaluation.volumes import FOV_MM, common_spacing, evaluation_grid, read_volume, spacing_of, to_volume
+from sbldm.metrics.volumes import FOV_MM, common_spacing, evaluation_grid, read_volume, spacing_of, to_volume
+from sbldm.run.errors import DataError
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 

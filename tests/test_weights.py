@@ -19,16 +19,16 @@ from sbldm.cases.identity import Seen, brightness_hash, coarse_hash
 from sbldm.cases.layouts import content_hash
 from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import read_sidecar
-from sbldm.errors import InputError
-from sbldm.files import read_json
-from sbldm.manifest import from_elsewhere, read_lineage, read_origin
-from sbldm.runs import Run, load_preset
+from sbldm.run.errors import InputError
+from sbldm.run.files import read_json
+from sbldm.run.folder import Run, load_preset
+from sbldm.run.manifest import from_elsewhere, read_lineage, read_origin
 from sbldm.synthesis.gate import Gate
 from sbldm.synthesis.model import Model
 from sbldm.training import new_autoencoder, new_denoiser
 from sbldm.training.checkpoints import load_checkpoint
+from sbldm.training.weights import Weights
 from sbldm.tumour.requests import TumourModel
-from sbldm.weights import Weights
 
 CPU = torch.device("cpu")
 WORDS = "--about", "five phantoms", "--licence", "None."
@@ -226,17 +226,17 @@ def test_its_training_cases_are_recognised_at_both_resolutions() -> None:
 def test_wrong_files(handed_on: Path, trained_run: Path, tmp_path: Path) -> None:
     """In one line that says what such a file is."""
     synth = "synth", "--run", tmp_path / "empty", "--n", 1, "--weights"
-    assert "WEIGHTS=nowhere: no such file; write shipped" in one_line(call(*synth, "nowhere"), 2)
+    assert "--weights nowhere: no such file; write shipped" in one_line(call(*synth, "nowhere"), 2)
     prepare = "prepare", "--run", tmp_path / "empty", "--data", tmp_path, "--init", "nowhere"
-    assert "INIT=nowhere: no such file" in one_line(call(*prepare), 2)
+    assert "--init nowhere: no such file" in one_line(call(*prepare), 2)
     into = *synth, handed_on, "--canvas", "train"
-    assert "CANVAS=train: no cases are prepared here" in one_line(call(*into), 2)
+    assert "--canvas train: no cases are prepared here" in one_line(call(*into), 2)
     (tmp_path / "text.safetensors").write_text("no tensors")
-    assert "must be a file that `make weights` wrote" in one_line(call(*synth, tmp_path / "text.safetensors"), 2)
+    assert "must be a file that `sbldm weights` wrote" in one_line(call(*synth, tmp_path / "text.safetensors"), 2)
     (tmp_path / "half.safetensors").write_bytes(handed_on.read_bytes()[:-1000])
-    assert "must be a file that `make weights` wrote" in one_line(call(*synth, tmp_path / "half.safetensors"), 2)
+    assert "must be a file that `sbldm weights` wrote" in one_line(call(*synth, tmp_path / "half.safetensors"), 2)
     made = "weights", "--run", trained_run, "--out", tmp_path / "x.safetensors"
-    assert "ABOUT" in one_line(call(*made), 2)
+    assert "--about is missing" in one_line(call(*made), 2)
     assert "regions.whole of its preset is 0" in one_line(call(*made, *WORDS), 2)
     with pytest.raises(InputError, match="draws flair and whole tumour"):
         run = copy_run(

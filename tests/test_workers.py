@@ -13,7 +13,7 @@ import pytest
 from conftest import TINY, partial_files, wait_for
 from worker_tasks import act
 
-from sbldm.errors import DataError, OutputError, StateError
+from sbldm.run.errors import DataError, OutputError, StateError
 from sbldm.run.workers import Workers, at_most, map_in_processes, run_tied
 
 
@@ -71,12 +71,16 @@ def test_begin_is_called_once_and_undone_here():
         (
             "killed",
             StateError,
-            r"^bad: a worker process was killed at it \(SIGKILL\); memory may have run out; try WORK",
+            r"^bad: a worker process was killed at it \(SIGKILL\); memory may have run out; try --work",
         ),
-        ("exit", StateError, r"^bad: a worker process was killed at it \(exit code 7\); memory may .* try WORKERS=1\."),
+        (
+            "exit",
+            StateError,
+            r"^bad: a worker process was killed at it \(exit code 7\); memory .* try --workers 1\.",
+        ),
         ("data", DataError, r"^bad: is wrong\.$"),
         ("full", OutputError, r"^bad: cannot be (read or )?written \(No space left on device\)"),
-        ("memory", StateError, r"^bad: memory ran out in a worker process; try WORKERS=1\.$"),
+        ("memory", StateError, r"^bad: memory ran out in a worker process; try --workers 1\.$"),
         ("bug", ZeroDivisionError, "a bug of ours"),
         ("odd", RuntimeError, "OddError: one"),
         ("unpicklable", (AttributeError, RuntimeError), "lambda"),
@@ -167,16 +171,14 @@ def heed_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize(
-    "module", ["sbldm", "sbldm.evaluation", "sbldm.evaluation.ablation", "sbldm.evaluation.costs", "nnunet_integration"]
-)
-def test_ctrl_c_while_modules_load_says_one_line_too(tmp_path, module):
+@pytest.mark.parametrize("command", ["prepare", "synth", "evaluate", "costs --run x", "nnunet eval"])
+def test_ctrl_c_while_modules_load_says_one_line_too(tmp_path, command):
     """A module that takes its time, and swallows what is raised, stands where numpy is looked for first."""
     slow = "import pathlib, time\nfor _ in range(600):\n    try:\n        pathlib.Path('a').touch(); time.sleep(1)\n"
     (tmp_path / "numpy.py").write_text(slow + "    except KeyboardInterrupt: pass\n")
     path = os.pathsep.join([str(tmp_path), *sys.path])
     process = subprocess.Popen(
-        [sys.executable, "-m", module, "--help"],
+        [sys.executable, "-m", "sbldm", *command.split()],
         env=os.environ | {"PYTHONPATH": path},
         cwd=tmp_path,
         stderr=subprocess.PIPE,

@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from sbldm.errors import DataError
+from sbldm.run.errors import DataError
 
 
 class OddError(Exception):

@@ -14,7 +14,7 @@ import numpy as np
 from sbldm.cases.labels import NO_TUMOUR, TISSUES, Scheme, check_scheme, explain, join
 from sbldm.cases.naming import CHANNELS
 from sbldm.cases.volumes import read_image, whole_numbers
-from sbldm.errors import DataError, InputError
+from sbldm.run.errors import DataError, InputError
 
 __all__ = ["Case", "Source", "content_hash", "read_arrays", "to_labels"]
 
@@ -151,7 +151,7 @@ def _strange(stored: np.ndarray, strange: np.ndarray, case: Case) -> str:
         )
     said = f"unknown label {join([f'{value:g}' for value in strange], 4)}; {case.layout} has {join(case.label_values)}"
     meaning = explain(float(strange[0]), np.unique(stored).tolist())
-    return f"{said}; {meaning}" if meaning else f"{said}; say what each number is with LABELS=file.yaml"
+    return f"{said}; {meaning}" if meaning else f"{said}; say what each number is with --labels file.yaml"
 
 
 def content_hash(volume: np.ndarray) -> str:

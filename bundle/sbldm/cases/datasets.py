@@ -12,8 +12,8 @@ from sbldm.cases.case import Case, Source
 from sbldm.cases.labels import join, named_values, plain_name, scheme_values
 from sbldm.cases.naming import CHANNELS, choose, image_files, nearest
 from sbldm.cases.volumes import ENDINGS, load_image, split_ending
-from sbldm.errors import DataError, InputError
-from sbldm.files import check, reading
+from sbldm.run.errors import DataError, InputError
+from sbldm.run.files import check, reading
 
 __all__ = ["dataset_cases", "described_cases", "is_dataset", "is_stacked"]
 
@@ -82,14 +82,14 @@ def _values(path: Path, labels: Any, values: dict[int, str | None], source: Sour
         for number, tissue in values.items():
             if tissue and number in chosen and chosen[number] not in (tissue, None):
                 raise InputError(
-                    f"{path}: calls label {number} {tissue}, LABELS {chosen[number]}; "
-                    "leave LABELS out, or mend this file."
+                    f"{path}: calls label {number} {tissue}, --labels {chosen[number]}; "
+                    "leave --labels out, or mend this file."
                 )
         values = {**values, **{number: tissue for number, tissue in chosen.items() if not values.get(number)}}
     if not values or source.asked - set(values.values()):
         raise InputError(
             f"{path}: its labels {labels} do not tell {join(sorted(source.asked)) or 'a tumour'} apart; "
-            f"change `labels` (`all` joins every tumour label), or say what each number is with LABELS=file.yaml."
+            f"change `labels` (`all` joins every tumour label), or say what each number is with --labels file.yaml."
         )
     return values
 
@@ -98,7 +98,7 @@ def dataset_cases(root: Path, source: Source) -> list[Case]:
     """Cases of one data set; images are numbered by channel (`ID_0000.nii.gz`), or 4-D with one volume a channel.
 
     Raises:
-        InputError: it lacks a channel or tissue asked for, or LABELS contradicts it.
+        InputError: it lacks a channel or tissue asked for, or the labels asked for contradict it.
         DataError: dataset.json is missing or broken, or there is no pair.
     """
     path = root / "dataset.json"
@@ -165,7 +165,7 @@ def _empty(root: Path) -> str:
     if (root / "synthesis.json").is_file():
         given_up = len(list((root / "records" / "given_up").glob("*.json")))
         why = f"all {given_up} drawn were given up (given_up.csv says why)" if given_up else "none has been drawn yet"
-        return f"this data set of ours holds no pair: {why}; draw others (make synth, another SEED) or name another."
+        return f"this data set of ours holds no pair: {why}; draw others (sbldm synth, another --seed) or name another."
     parts = [f"{part} {_holds(root / part)}" for part in (IMAGES, MASKS)]
     return (
         f"this data set holds no pair: {' and '.join(parts)}. What is missing: images {IMAGES}/ID_0000.nii.gz "

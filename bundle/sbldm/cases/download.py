@@ -7,8 +7,8 @@ from pathlib import Path
 
 from monai.apps import DecathlonDataset
 
-from sbldm.errors import InputError
-from sbldm.files import make_folder
+from sbldm.run.errors import InputError
+from sbldm.run.files import make_folder
 from sbldm.run.progress import is_terminal
 
 __all__ = ["download_decathlon"]
@@ -31,7 +31,7 @@ def download_decathlon(folder: Path) -> Path:
         except Exception as error:  # MONAI wraps every failure of a download in a bare Exception
             raise InputError(
                 f"{target}: the download failed ({type(error).__name__}); check the connection. Offline, use your own "
-                "cases (make prepare DATA=/path/to/cases) or phantoms (make phantom)."
+                "cases (sbldm prepare --data /path/to/cases) or phantoms (sbldm phantom)."
             ) from error
-    print(f"{target}: ready; next: make prepare DATA={target} RUN=runs/mine")
+    print(f"{target}: ready; next: sbldm prepare --data {target} --run runs/mine")
     return target

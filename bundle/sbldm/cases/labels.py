@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sbldm.errors import InputError
-from sbldm.files import user_path
+from sbldm.run.errors import InputError
+from sbldm.run.files import user_path
 from sbldm.run.schema import read_yaml
 
 __all__ = [
@@ -79,7 +79,7 @@ def plain_name(name: str) -> str:
 
 
 def read_scheme(text: str) -> Scheme:
-    """Read LABELS: `auto`, the name of a scheme, or a YAML file that maps each number in the masks to a tissue.
+    """Read a scheme: `auto`, the name of a scheme, or a YAML file that maps each number in the masks to a tissue.
 
     Tissues are necrotic, oedema, enhancing, tumour (of whichever tissue), cavity and background (both no tumour).
 
@@ -93,10 +93,10 @@ def read_scheme(text: str) -> Scheme:
         near = difflib.get_close_matches(text.lower(), ("auto", *SCHEMES), 1, 0.5)
         hint = f"; the nearest is {near[0]}" if near else ""
         raise InputError(
-            f"LABELS={text}: no such scheme or file{hint}. Known are auto, {join(SCHEMES)}, or a YAML file."
+            f"--labels {text}: no such scheme or file{hint}. Known are auto, {join(SCHEMES)}, or a YAML file."
         )
     content = read_yaml(path, "a label scheme")
-    return check_scheme(content, f"LABELS={text}")
+    return check_scheme(content, f"--labels {text}")
 
 
 def check_scheme(scheme: Any, where: str) -> Scheme:
@@ -143,7 +143,7 @@ def explain(strange: float, present: Iterable[float]) -> str:
     """Which schemes know all numbers of a mask, and what a strange one is in them; empty when there is none."""
     present = set(present) - {0}
     known = [
-        f"{'the resection cavity' if values[strange] == 'cavity' else values[strange]} in {title} (LABELS={name})"
+        f"{'the resection cavity' if values[strange] == 'cavity' else values[strange]} in {title} (--labels {name})"
         for name, (title, values) in SCHEMES.items()
         if present <= set(values) and strange in values
     ]

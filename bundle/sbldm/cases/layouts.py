@@ -13,7 +13,7 @@ from sbldm.cases.folders import folder_cases
 from sbldm.cases.labels import TISSUES, join, plain_name
 from sbldm.cases.lists import pick
 from sbldm.cases.naming import CHANNELS, image_files, parse, subfolders
-from sbldm.errors import DataError, InputError
+from sbldm.run.errors import DataError, InputError
 
 __all__ = [
     "CHANNELS",
@@ -64,7 +64,7 @@ def find_cases(root: Path, source: Source, names: Sequence[str] | None = None) -
     """
     root = Path(root)
     if not root.is_dir():
-        raise InputError(f"DATA={root}: no such folder.")
+        raise InputError(f"--data {root}: no such folder.")
     folders = list(_walk(root))
     datasets = [folder for folder in folders if is_dataset(folder)]
     cases = [
@@ -72,7 +72,7 @@ def find_cases(root: Path, source: Source, names: Sequence[str] | None = None) -
     ]
     if len(datasets) > 1 or (datasets and cases):
         both = [str(folder.relative_to(root)) for folder in datasets] + ["case folders"] * bool(cases)
-        raise InputError(f"DATA={root}: holds several data sets ({join(both)}); name one of them.")
+        raise InputError(f"--data {root}: holds several data sets ({join(both)}); name one of them.")
     if datasets:
         cases = dataset_cases(datasets[0], source)
     if not cases:

@@ -15,8 +15,8 @@ import numpy as np
 from sbldm.cases.labels import join
 from sbldm.cases.naming import parse
 from sbldm.cases.volumes import split_ending
-from sbldm.errors import DataError, InputError
-from sbldm.files import read_json, read_text, user_path, write_json
+from sbldm.run.errors import DataError, InputError
+from sbldm.run.files import read_json, read_text, user_path, write_json
 
 __all__ = [
     "LISTS_FILE",
@@ -180,7 +180,7 @@ def read_lists_file(folder: Path) -> dict[str, Any]:
         StateError: there is no such file, or it is damaged.
     """
     again = (
-        f"run `make prepare DATA=/path/to/cases RUN={shlex.quote(str(folder))}` again, "
-        "with the same CASES, VALIDATION_CASES and SEED as before"
+        f"run `sbldm prepare --data /path/to/cases --run {shlex.quote(str(folder))}` again, "
+        "with the same --cases, --validation-cases and --seed as before"
     )
     return read_json(Path(folder) / LISTS_FILE, {"train": [str], "validation": [str], "data": str}, again)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sbldm.cases.labels import plain_name
 from sbldm.cases.volumes import same_volume, split_ending
-from sbldm.errors import InputError
+from sbldm.run.errors import InputError
 
 __all__ = ["CHANNELS", "MASK", "Part", "choose", "image_files", "nearest", "parse", "subfolders"]
 

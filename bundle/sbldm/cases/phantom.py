@@ -1,7 +1,8 @@
 """Phantom cases: BraTS-layout FLAIR volumes and tumour masks that look like brains, for users without data at hand.
 
 The anatomy is a set of implicit surfaces in millimetres (x to the left, y to the back, z up), so every grid samples the
-same head. A case is a pure function of its seed; nothing is downloaded, and no real case has gone into it.
+same head. A case is a pure function of its seed; nothing is downloaded, and no real case has gone into it. One file:
+shapes, anatomy, tumour and scan are one such function.
 
 Beside 34 real training cases at 2 mm, by the evaluation's own measures, mean and SD (24 phantoms as they were, without
 slice thickness and lesions beside the tumour; 24 as they are); gradients are mean absolute differences of neighbours in
@@ -35,8 +36,8 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from sbldm.errors import InputError
-from sbldm.files import write_nifti
+from sbldm.run.errors import InputError
+from sbldm.run.files import write_nifti
 from sbldm.run.progress import progress as show_progress
 from sbldm.run.room import check_room
 

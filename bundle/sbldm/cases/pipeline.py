@@ -6,18 +6,20 @@ import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 from sbldm.cases.identity import IDENTITY, Identity, stamp
+from sbldm.cases.inspection import DOUBTS, Finding, inspect_case
 from sbldm.cases.labels import check_scheme, read_scheme
 from sbldm.cases.layouts import Case, Source, find_cases
 from sbldm.cases.lists import LISTS_FILE, read_case_list, read_lists, read_lists_file, split_cases, write_lists
-from sbldm.cases.preflight import DOUBTS, Finding, inspect_case, preflight
+from sbldm.cases.preflight import preflight
 from sbldm.cases.prepare import known_sidecar, prepare_cases, read_sidecar
-from sbldm.errors import DataError, InputError, OutputError, StateError
-from sbldm.files import read_json, user_path, write_csv, write_json
+from sbldm.run.errors import DataError, InputError, OutputError, StateError
+from sbldm.run.files import read_json, user_path, write_csv, write_json
+from sbldm.run.folder import Run
 from sbldm.run.progress import progress
-from sbldm.runs import Run
 
 __all__ = ["check_same_data", "check_unchanged", "is_prepared", "original_cases", "prepare_run"]
 
@@ -34,16 +36,16 @@ USES = {
 
 
 def prepare_run(
-    data: str,
+    data: str | Path | None,
     run: Run,
     preset: dict[str, Any],
-    cases: str = "",
-    validation_cases: str = "",
+    cases: str | Path | None = None,
+    validation_cases: str | Path | None = None,
     seed: int = 0,
     strict: bool = False,
     workers: int = 2,
     labels: str = "",
-    accept: str = "",
+    accept: Sequence[str] = (),
 ) -> None:
     """Fill a run folder from a folder of cases; a second call only adds what is missing, or has changed since.
 
@@ -53,8 +55,8 @@ def prepare_run(
         data: folder of cases in any layout that `find_cases` knows.
         run: where the work goes.
         preset: its values are kept with the run.
-        cases: file with the names to use, one a line; all when empty.
-        validation_cases: file with the held-back cases; a tenth of `cases`, drawn with `seed`, when empty.
+        cases: file with the names to use, one a line; all when None.
+        validation_cases: file with the held-back cases; a tenth of `cases`, drawn with `seed`, when None.
         seed: of that draw, written with the lists.
         strict: stop when pre-flight finds anything.
         workers: processes.
@@ -67,7 +69,7 @@ def prepare_run(
     """
     if not data:
         raise InputError(
-            "DATA is missing: make prepare DATA=/path/to/cases RUN=runs/mine (or `make data` to download some)."
+            "--data is missing: sbldm prepare --data /path/to/cases --run runs/mine (or get some: sbldm download)."
         )
     preset = preset | {"data": _with_scheme(preset["data"], labels)}
     source, root = Source.from_config(**preset["data"]), user_path(data)
@@ -81,7 +83,7 @@ def prepare_run(
     run.check_preset(preset)
 
     stamps = _stamps(found)  # before anything is read: what is written meanwhile counts as changed
-    roles = {"CASES": asked, "VALIDATION_CASES": held_back}
+    roles = {"--cases": asked, "--validation-cases": held_back}
     usable, findings, identities = preflight(found, source, roles, workers, strict, accept)
     names = [case.name for case in usable]
     if held_back:
@@ -99,7 +101,7 @@ def prepare_run(
     columns = [*(field.name for field in fields(Finding)), "mend"]
     write_csv(run.folder / "preflight.csv", [asdict(f) | {"mend": f.mend} for f in findings], columns)
     if anew:
-        shutil.rmtree(run.folder / "gate", ignore_errors=True)  # measured on them
+        shutil.rmtree(run.gate, ignore_errors=True)  # measured on them
     sidecars = prepare_cases(usable, run.prepared, preset["data"], preset["grid"], preset["intensity"], workers, anew)
     write_json(run.folder / FILES, {n: {"stamp": stamps[n]} | i.state() for n, i in identities.items()})
     cropped = [s["case"] for s in sidecars if s["cropped"]]
@@ -126,7 +128,7 @@ def _check_lists(run: Run, lists: dict[str, list[str]]) -> None:
         return
     old, new = ({name for names in roles.values() for name in names} for roles in (held, lists))
     differ = [f"{words} {_some(names)}" for words, names in (("without", new - old), ("with", old - new)) if names]
-    mend = "choose another RUN" + ("" if _used(run) else " or remove it")
+    mend = "choose another --run" + ("" if _used(run) else " or remove it")
     raise StateError(f"{path}: this run holds other cases ({', '.join(differ) or 'in other lists'}); {mend}.")
 
 
@@ -156,13 +158,13 @@ def _to_do_anew(run: Run, identities: Mapping[str, Identity]) -> list[str]:
     if used and (lost := [name for name in identities if name not in held]):
         raise StateError(
             f"{run.prepared / lost[0]}.json: nothing tells whether this case is still the one that was prepared, and "
-            f"{used}; restore the file from a copy, or choose another RUN."
+            f"{used}; restore the file from a copy, or choose another --run."
         )
     if changed:
         which = _some([f"{name}: {' and '.join(parts)}" for name, parts in changed.items()])
         what = f"{len(changed)} case(s) have changed since they were prepared ({which})"
         if used:
-            raise StateError(f"{run.folder}: {what}, and {used}; choose another RUN, or put the old files back.")
+            raise StateError(f"{run.folder}: {what}, and {used}; choose another --run, or put the old files back.")
         print(f"{what}: prepared anew.")
     if older:
         what = f"{len(older)} case(s) were prepared by an older version, which kept no hash of their masks"
@@ -178,20 +180,20 @@ def is_prepared(run: Run) -> bool:
     return all((run.prepared / f"{name}.json").is_file() for name in names)
 
 
-def check_same_data(run: Run, data: str) -> None:
+def check_same_data(run: Run, data: str | Path) -> None:
     """Make sure that another folder than a run was prepared from holds the same cases; see `check_unchanged`."""
     if str(user_path(data).absolute()) != read_lists_file(run.folder)["data"]:
         for role in read_lists(run.folder):
             original_cases(run, role, data)
 
 
-def original_cases(run: Run, role: str, data: str = "") -> list[Case]:
+def original_cases(run: Run, role: str, data: str | Path | None = None) -> list[Case]:
     """The files that the cases of a run were prepared from.
 
     Args:
         run: a prepared run.
         role: `train` or `validation`.
-        data: folder of the cases, where it has moved since `make prepare`.
+        data: folder of the cases, where it has moved since `sbldm prepare`.
 
     Raises:
         StateError: the run is not prepared.
@@ -200,7 +202,7 @@ def original_cases(run: Run, role: str, data: str = "") -> list[Case]:
     names = read_lists(run.folder)[role]
     root = data or read_lists_file(run.folder)["data"]
     if not root or not user_path(root).is_dir():
-        raise InputError(f"DATA={root}: the cases of {run.folder} are not there; say where with DATA=/path/to/cases.")
+        raise InputError(f"--data {root}: the cases of {run.folder} are not there; say where by --data FOLDER.")
     cases = find_cases(user_path(root), Source.from_config(**run.preset["data"]), names)
     check_unchanged(run, cases)
     return cases
@@ -219,7 +221,7 @@ def check_unchanged(run: Run, cases: Sequence[Case]) -> dict[str, Identity]:
         DataError: names the case that cannot be read any more or holds something else, and the mend.
     """
     mend = "put the old file back, or " + (
-        "choose another RUN" if _used(run) else f"run `make prepare RUN={run.folder} DATA=..` again"
+        "choose another --run" if _used(run) else f"run `sbldm prepare --run {run.folder} --data ..` again"
     )
     source, known = Source.from_config(**run.preset["data"]), _last_read(run)
     stamps, found = _stamps(cases), {}

@@ -17,8 +17,8 @@ from sbldm.cases.geometry import NativeGrid, WorkingGrid, brain_centre, from_ima
 from sbldm.cases.identity import Identity
 from sbldm.cases.intensity import scale_intensity
 from sbldm.cases.layouts import Case, Source, read_arrays
-from sbldm.errors import StateError
-from sbldm.files import atomic_path, clear_partial, read_json, read_npz, write_csv, write_json
+from sbldm.run.errors import StateError
+from sbldm.run.files import atomic_path, clear_partial, read_json, read_npz, write_csv, write_json
 from sbldm.run.room import check_room
 from sbldm.run.workers import map_in_processes
 from sbldm.tumour.characteristics import NAMES, measure, to_dict
@@ -158,7 +158,7 @@ def prepare_cases(
     for name, sidecar in held.items():
         if sidecar and (sidecar["settings"], sidecar.get("version", 1)) != (settings, VERSION):
             raise StateError(
-                f"{folder / name}.json: prepared with other settings, or by another version; choose another RUN or "
+                f"{folder / name}.json: prepared with other settings, or by another version; choose another --run or "
                 f"remove {folder}."
             )
     missing = [
@@ -168,7 +168,7 @@ def prepare_cases(
         work = partial(_prepare_to, folder, settings, Source.from_config(**data), WorkingGrid.from_config(**grid))
         voxels = float(np.prod(grid["size"]))
         a_case = voxels * (2 * len(data["channels"]) + len(data["labels"])) * PACKED
-        check_room(folder, len(missing) * a_case, "choose another RUN")
+        check_room(folder, len(missing) * a_case, "choose another --run")
         try:
             map_in_processes(work, missing, workers, "Preparing cases", begin=_one_thread)
         finally:
@@ -210,4 +210,4 @@ def read_sidecar(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _again(folder: Path) -> str:
-    return f"run `make prepare DATA=/path/to/cases RUN={shlex.quote(str(folder.parent))}` again"
+    return f"run `sbldm prepare --data /path/to/cases --run {shlex.quote(str(folder.parent))}` again"

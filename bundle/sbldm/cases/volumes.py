@@ -10,8 +10,8 @@ import SimpleITK as sitk
 from nibabel.filebasedimages import ImageFileError
 
 from sbldm.cases.geometry import LPS_FROM_RAS
-from sbldm.errors import DataError
-from sbldm.files import reading, whole_stream
+from sbldm.run.errors import DataError
+from sbldm.run.files import reading, whole_stream
 
 __all__ = [
     "ENDINGS",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from sbldm.diffusion.samplers import (
-    CLEANEST,
-    NOISIEST,
     SAMPLERS,
     SOLVERS,
     SPACINGS,
@@ -21,8 +19,6 @@ from sbldm.diffusion.samplers import (
 from sbldm.diffusion.schedule import Schedule
 
 __all__ = [
-    "CLEANEST",
-    "NOISIEST",
     "SAMPLERS",
     "SOLVERS",
     "SPACINGS",

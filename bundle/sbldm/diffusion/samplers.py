@@ -1,7 +1,12 @@
 """The reverse process as pure functions.
 
-    x_t            sample at time t                x_0   predicted clean sample
-    alpha, sigma   its shares of x_0 and eps       eps   predicted noise
+    here               Song et al. 2021 (DDIM)         Lu et al. 2023 (DPM++)   what it is
+    x                  x_t                             x_t                      sample at time t
+    x_0                f_theta (equation 9)            x_theta                  predicted clean sample
+    eps                eps_theta                       eps_theta                predicted noise
+    alpha, sigma       sqrt(a_t), sqrt(1 - a_t)        alpha_t, sigma_t         shares of x_0 and eps in x
+    h                                                  h = lambda_s - lambda_t  by how much ln(alpha / sigma) rises
+    fresh              sigma_t                                                  deviation of the noise added anew
 
 Every sampler walks down its own list of times, and its last step leads to the clean sample (alpha 1, sigma 0). `ddim`
 and `ddpm` begin at T - 1 and can add fresh noise (`eta`); the `SOLVERS` follow the probability-flow ODE at a higher
@@ -18,10 +23,9 @@ import numpy as np
 import torch
 
 from sbldm.diffusion.schedule import Schedule
+from sbldm.run.limits import CLEANEST, NOISIEST
 
 __all__ = [
-    "CLEANEST",
-    "NOISIEST",
     "SAMPLERS",
     "SOLVERS",
     "SPACINGS",
@@ -39,7 +43,6 @@ __all__ = [
 Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Noise = Callable[[int], torch.Tensor]
 
-NOISIEST, CLEANEST = 40.0, 0.03  # sigma / alpha where the solvers begin and whence they leap unless told
 SPACINGS = {
     "karras": lambda first, last, n: np.linspace(first ** (1 / 7), last ** (1 / 7), n) ** 7,
     "logsnr": np.geomspace,
@@ -156,9 +159,11 @@ def ddim(denoise: Denoiser, noise: Noise, schedule: Schedule, steps: int = 50, e
     path = _path(schedule, time_steps(schedule, steps))
     x = _begin(noise, path[0])
     for k, step in enumerate(path, start=1):
-        x_0, eps = _predict(denoise, schedule, x, step)
+        x_0, eps = _predict(denoise, schedule, x, step)  # 1. what is clean and what is noise
+        # 2. how much of the noise at the next time is drawn anew: equation 16, times eta
         kept = step.alpha * step.sigma_next / (step.alpha_next * step.sigma)
         fresh = eta * step.sigma_next * math.sqrt(max(1 - kept**2, 0.0))
+        # 3. the rest of it points to where x came from: equation 12
         x = step.alpha_next * x_0 + math.sqrt(max(step.sigma_next**2 - fresh**2, 0.0)) * eps
         if fresh:
             x = x + fresh * noise(k)
@@ -206,8 +211,8 @@ def dpm_solver(
     path, seen = _path(schedule, solver_times(schedule, steps, spacing, sigma_min)), []
     x = _begin(noise, path[0])
     for k, step in enumerate(path):
-        seen = [*seen[-1:], _predict(denoise, schedule, x, step)[0]]
-        x = _move(step, x, _extrapolated(path[: k + 1], seen))
+        seen = [*seen[-1:], _predict(denoise, schedule, x, step)[0]]  # 1. x_0 here, beside that of the step before
+        x = _move(step, x, _extrapolated(path[: k + 1], seen))  # 2. a step towards x_0 on the line through both
     return x
 
 
@@ -227,9 +232,10 @@ def unipc(
     path, seen = _path(schedule, solver_times(schedule, steps, spacing, sigma_min)), []
     x = start = _begin(noise, path[0])
     for k, step in enumerate(path):
-        seen = [*seen[-2:], _predict(denoise, schedule, x, step)[0]]
-        if k:
+        seen = [*seen[-2:], _predict(denoise, schedule, x, step)[0]]  # 1. x_0 where the last step has led
+        if k:  # 2. the corrector goes the last step again, knowing both of its ends
             x = _move(path[k - 1], start, _interpolated(path[:k], seen))
+        # 3. the predictor goes the next one
         start, x = x, _move(step, x, _extrapolated(path[: k + 1], seen))
     return x
 
@@ -252,8 +258,9 @@ def heun(
     x = _begin(noise, path[0])
     for k, step in enumerate(path, start=1):
         x_0, eps = _predict(denoise, schedule, x, step)
-        ahead = _move(step, x, x_0)
+        ahead = _move(step, x, x_0)  # 1. Euler's step
         if k < len(path) and (k > 1 or steps % 2):
+            # 2. the slope at its end; 3. the step again, with the mean of both slopes
             _, eps_next = _predict(denoise, schedule, ahead, path[k])
             width = step.sigma_next / step.alpha_next - step.sigma / step.alpha
             ahead = step.alpha_next * (x / step.alpha + width * (eps + eps_next) / 2)

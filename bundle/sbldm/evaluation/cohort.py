@@ -15,14 +15,15 @@ import torch
 
 from sbldm.cases.geometry import WorkingGrid
 from sbldm.cases.layouts import Case, Source
-from sbldm.errors import DataError
-from sbldm.evaluation.copies import fingerprint, mask_print, tumour_print
-from sbldm.evaluation.features import Extractor, features_of, load_extractor
-from sbldm.evaluation.seam import seam_measures
-from sbldm.evaluation.slices import adjacent_curve, slice_measures
-from sbldm.evaluation.tumours import heat_map, tumour_measures
-from sbldm.evaluation.volumes import Volume, read_volume, spacing_of
-from sbldm.files import atomic_path, cached_npz
+from sbldm.metrics.copies import fingerprint
+from sbldm.metrics.features import Extractor, features_of, load_extractor
+from sbldm.metrics.seam import seam_measures
+from sbldm.metrics.slices import adjacent_curve, slice_measures
+from sbldm.metrics.tumour_copies import mask_print, tumour_print
+from sbldm.metrics.tumours import heat_map, tumour_measures
+from sbldm.metrics.volumes import Volume, read_volume, spacing_of
+from sbldm.run.errors import DataError
+from sbldm.run.files import atomic_path, cached_npz
 from sbldm.run.workers import Workers
 
 __all__ = ["Cohort", "describe", "read_image", "workers"]

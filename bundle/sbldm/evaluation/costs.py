@@ -1,7 +1,7 @@
 """What a method costs: parameters and operations of a volume, counted without memory, and time and memory, measured.
 
-  python -m sbldm.evaluation.costs --paper DIR   the paper's numbers beside ours: costs.md and two CSV tables
-  python -m sbldm.evaluation.costs --run RUN     time and memory of one volume of a trained run, kept in RUN/costs.json
+  sbldm costs --paper DIR   the paper's numbers beside ours: costs.md and two CSV tables
+  sbldm costs --run RUN     time and memory of one volume of a trained run, kept in RUN/costs.json
 
 Operations are those of PyTorch's own counter: products of convolutions, linear layers and attention, no biases, norms
 or activations. The paper's "FLOPS" are multiply-adds (MACs), half of what is called FLOPs here.
@@ -9,7 +9,6 @@ or activations. The paper's "FLOPS" are multiply-adds (MACs), half of what is ca
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import resource
@@ -18,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
@@ -27,19 +25,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from sbldm.errors import DataError, InputError, OutputError, StateError, finish, quiet_while_loading
-
-if __name__ == "__main__":
-    quiet_while_loading()
-
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
-from sbldm.device import choose_device
-from sbldm.files import read_json, sha256, user_path, write_json
-from sbldm.models import SAMPLING, kind_of
 from sbldm.networks import (
     GanGenerator,
     SliceVAE,
@@ -50,12 +40,16 @@ from sbldm.networks import (
     build_generator,
     latent_shape,
 )
+from sbldm.run.device import choose_device
+from sbldm.run.errors import DataError, InputError, OutputError, StateError
+from sbldm.run.files import read_json, sha256, user_path, write_json
+from sbldm.run.folder import Run
+from sbldm.run.models import kind_of
 from sbldm.run.workers import killed_with_parent
-from sbldm.runs import Run
 from sbldm.synthesis.model import Model, Sampler
 from sbldm.tumour.characteristics import NAMES
 
-__all__ = ["Cost", "count", "empty", "measure", "measured", "model_costs"]
+__all__ = ["Cost", "count", "empty", "measure", "measure_run", "measured", "model_costs"]
 
 COSTS_FILE = "costs.json"  # of a run
 
@@ -336,9 +330,9 @@ def _measure_apart(
     """The command below in another process; what it says in one line is raised here."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / COSTS_FILE
-        command = [sys.executable, "-m", "sbldm.evaluation.costs", f"--run={run.folder}", f"--out={out}"]
+        command = [sys.executable, "-m", "sbldm", "costs", f"--run={run.folder}", f"--out={out}"]
         command += [f"--repeats={repeats}", f"--batches={','.join(map(str, batches))}"]
-        command += [f"--{name}={value}" for name, value in asked.items()]
+        command += [f"--{name.replace('_', '-')}={value}" for name, value in asked.items()]
         environment = os.environ | {"DEVICE": str(device)}
         options = {"env": environment, "preexec_fn": killed_with_parent}
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, **options)
@@ -351,73 +345,20 @@ def _measure_apart(
     raise StateError(f"{run.folder}: measuring ended with code {done.returncode} ({said}); try again.")
 
 
-# --- command line -----------------------------------------------------------------------------------------------------
+# --- what `sbldm costs` does ------------------------------------------------------------------------------------------
 
 
-def _numbers(name: str, text: str) -> list[int]:
-    if not all(part.strip().isdigit() and int(part) for part in text.split(",")):
-        raise InputError(f"{name}={text}: must be whole numbers above 0, separated by commas.")
-    return [int(part) for part in text.split(",")]
-
-
-def command(arguments: argparse.Namespace) -> None:
-    """Write the paper's tables, or measure a run: in this process with `--out`, else in a fresh one."""
-    if bool(arguments.paper) == bool(arguments.run):
-        raise InputError(
-            "RUN or PAPER: name either a trained run (--run) or a folder for the paper's tables (--paper)."
-        )
-    if arguments.paper:
-        from sbldm.evaluation.paper_costs import write_paper_costs
-
-        print("\n".join(map(str, write_paper_costs(user_path(arguments.paper).absolute()))))
-        return
-    run, batches = Run.at(arguments.run), _numbers("BATCHES", arguments.batches)
-    repeats = max(_numbers("REPEATS", arguments.repeats))
-    sampling = {name: getattr(arguments, name) for name in SAMPLING}
-    if arguments.out:
+def measure_run(
+    folder: Path, out: Path | None, repeats: int, batches: Sequence[int], sampling: Mapping[str, Any]
+) -> None:
+    """Measure a trained run: in this process and into the file `out`, else in a fresh one and kept with the run."""
+    run = Run.at(folder)
+    if out:
         found = measure(run.folder, choose_device(), repeats, batches, sampling)
-        write_json(user_path(arguments.out).absolute(), found)
+        write_json(user_path(out).absolute(), found)
     else:
         found = measured(run, "", repeats, batches, sampling)
         print(
             f"{run.folder}: {found['seconds']:.3g} s a volume, {found['best_seconds']:.3g} s at batch "
             f"{found['best_batch']}; peak memory {found['peak_bytes'] / 1e9:.3g} GB; on {found['device']}."
         )
-
-
-def parser() -> argparse.ArgumentParser:
-    """All options."""
-    top = argparse.ArgumentParser(
-        "python -m sbldm.evaluation.costs", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    for name, default, text in (
-        ("paper", "", "folder to write the paper's sizes and ours to"),
-        ("run", "", "trained run to measure"),
-        ("out", "", "file for the measurement alone (default: a fresh process, kept in RUN/costs.json)"),
-        ("repeats", "3", "of which the median is taken (default: 3)"),
-        ("batches", "1,4", "volumes drawn at once (default: 1,4)"),
-        ("sampler", "", "ddim, ddpm, dpm_solver, unipc or heun; as the preset says when empty"),
-        ("steps", "", "network evaluations"),
-        ("spacing", "", "of the steps of dpm_solver, unipc and heun: karras or logsnr"),
-        ("sigma_min", "", "noise below which these three draw no detail, of latents of deviation 1"),
-        ("eta", "", "share of fresh noise in ddim"),
-        ("guidance", "", "1: the request alone; above 1: followed more strictly"),
-        (
-            "guide",
-            "",
-            "whose answer without a request guidance leads away from: early (weights) or unasked (the same network)",
-        ),
-    ):
-        top.add_argument(f"--{name.replace('_', '-')}", default=default, help=text)
-    return top
-
-
-def main() -> int:
-    """Count or measure; what a user can mend is said in one line."""
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"monai|ignite|torch")
-    arguments = parser().parse_args()
-    return finish(lambda: command(arguments))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

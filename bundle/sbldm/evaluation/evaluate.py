@@ -13,27 +13,20 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
 from sbldm.cases.geometry import WorkingGrid
-from sbldm.cases.layouts import Case, Source
-from sbldm.device import choose_device
-from sbldm.errors import DataError
 from sbldm.evaluation.cohort import Cohort, describe, workers
-from sbldm.evaluation.features import load_extractor
 from sbldm.evaluation.protocols import REFERENCES, Score
 from sbldm.evaluation.scoring import (
     LEAST,
     chosen,
-    score_copies,
     score_distribution,
     score_fit,
     score_requests,
@@ -42,89 +35,20 @@ from sbldm.evaluation.scoring import (
     score_slices,
     score_tumours,
 )
-from sbldm.evaluation.volumes import common_spacing, evaluation_grid
-from sbldm.files import PARTIAL, atomic_path, clear_partial, make_folder, write_csv, write_json
+from sbldm.evaluation.scoring_copies import score_copies
+from sbldm.evaluation.settings import GROUPS, Evaluation, Settings
+from sbldm.metrics.features import load_extractor
+from sbldm.metrics.volumes import common_spacing, evaluation_grid
+from sbldm.run.device import choose_device
+from sbldm.run.errors import DataError
+from sbldm.run.files import PARTIAL, clear_partial, make_folder
 from sbldm.run.workers import Workers
 
-__all__ = ["GROUPS", "SCORING", "Evaluation", "Settings", "evaluate", "reference_names"]
+__all__ = ["ROLES", "SCORING", "evaluate", "reference_names"]
 
-GROUPS = ("similarity", "distribution", "tumours", "slices", "seam", "copies", "requests", "fit")
 ROLES = ("synthetic", "train", "heldout")
 SCORING = 2
 """Raise it when a score of one name is computed otherwise: evaluations of different versions do not go together."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What to compare and how.
-
-    Attributes:
-        synthetic, train, heldout: cases by role.
-        source: channels and labels; the first channel is looked at, all labels together are the tumour.
-        references: training cases by how they were brought through the path of the pairs (see `protocols.REFERENCES`
-            and `reference_names`); a key may be missing.
-        no_references: why, for a key that is missing, in one sentence.
-        manifest: table of requests, or None.
-        predictions: role -> folder of a segmentation network's predictions, or empty.
-        no_predictions: why there are none, where something went wrong.
-        real_brains: of the pairs, by design: on canvases, and of copy-paste.
-        features: name of the extractor.
-        fid: "", "1" (refused below 1000 cases) or "force".
-        out: folder for everything that is written.
-        cache: folder of what is known of each case, by content; several evaluations can share it.
-        groups: of `GROUPS`, which scores to compute.
-        workers: processes.
-        origin: where the cases came from, for the record.
-    """
-
-    synthetic: Sequence[Case]
-    train: Sequence[Case]
-    heldout: Sequence[Case]
-    source: Source
-    out: Path
-    cache: Path
-    references: Mapping[str, Sequence[Case]] = field(default_factory=dict)
-    no_references: Mapping[str, str] = field(default_factory=dict)
-    manifest: Path | None = None
-    predictions: dict[str, Path] = field(default_factory=dict)
-    no_predictions: str = ""
-    real_brains: bool = False
-    features: str = "imagenet"
-    fid: str = ""
-    groups: Sequence[str] = GROUPS
-    workers: int = 2
-    origin: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Evaluation:
-    """What came out.
-
-    Attributes:
-        scores: every number beside its floor.
-        left_out: (which scores, why) in one sentence each.
-        remarks: what else a reader must know: cases left out, grids that were resampled.
-        pairs: one row for each synthetic pair.
-        arrays: for the figures.
-        provenance: hashes, versions, lists, settings.
-    """
-
-    scores: list[Score] = field(default_factory=list)
-    left_out: list[tuple[str, str]] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
-    pairs: list[dict[str, Any]] = field(default_factory=list)
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    def write(self, out: Path) -> None:
-        """Leave `evaluation.json`, `scores.csv`, `pairs.csv` and `arrays.npz` in a folder."""
-        rows = [score.row() for score in self.scores]
-        with atomic_path(out / "arrays.npz") as temporary:
-            np.savez_compressed(temporary, **self.arrays)
-        write_csv(out / "pairs.csv", self.pairs, list(dict.fromkeys(key for pair in self.pairs for key in pair)))
-        write_csv(out / "scores.csv", rows, list(Score.__dataclass_fields__))
-        content = {"scores": rows, "left_out": self.left_out, "remarks": self.remarks, "provenance": self.provenance}
-        write_json(out / "evaluation.json", content)
 
 
 def evaluate(settings: Settings) -> Evaluation:
@@ -177,7 +101,7 @@ def evaluate(settings: Settings) -> Evaluation:
         score_requests(found, cohorts["synthetic"], settings.manifest)
     if "fit" in settings.groups:
         score_fit(found, cohorts, settings)
-    found.left_out += [(group, "not asked for (SCORES).") for group in GROUPS if group not in settings.groups]
+    found.left_out += [(group, "not asked for (--scores).") for group in GROUPS if group not in settings.groups]
     found.provenance = {
         "made": time.strftime("%Y-%m-%d"),
         "minutes": round((time.time() - begun) / 60, 1),
@@ -243,5 +167,5 @@ def _too_few(group: str, cohorts: dict[str, Cohort]) -> str:
     if not (few := [f"{n} {role}" for role, n in sizes.items() if n < LEAST[group]]):
         return ""
     what = "case(s) with a tumour" if group in ("tumours", "seam") else "case(s)"
-    mend = "" if "heldout" not in few[-1] else " Hold back more: make prepare VALIDATION_CASES=list.txt."
+    mend = "" if "heldout" not in few[-1] else " Hold back more: sbldm prepare --validation-cases list.txt."
     return f"{', '.join(few)} {what}; {LEAST[group]} on each side are the least.{mend}"

@@ -18,10 +18,10 @@ from scipy import stats
 
 from sbldm.cases.layouts import Case, Source, to_labels
 from sbldm.cases.volumes import load_image, whole_numbers
-from sbldm.errors import DataError, StateError
-from sbldm.evaluation.protocols import Estimate, mean_estimate
-from sbldm.evaluation.segmentation import SAME_AFFINE_MM, score_case
-from sbldm.files import reading
+from sbldm.metrics.intervals import Estimate, mean_estimate
+from sbldm.metrics.segmentation import SAME_AFFINE_MM, score_case
+from sbldm.run.errors import DataError, StateError
+from sbldm.run.files import reading
 
 __all__ = ["agreement", "compare_fit"]
 

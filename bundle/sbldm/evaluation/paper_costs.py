@@ -10,7 +10,6 @@ import torch
 from monai.networks.nets import DiffusionModelUNet
 
 from sbldm.evaluation.costs import Cost, count, empty, model_costs
-from sbldm.files import atomic_path, make_folder, write_csv
 from sbldm.networks import (
     LatentUNet,
     VolumeVAE,
@@ -19,7 +18,8 @@ from sbldm.networks import (
     build_discriminator,
     latent_shape,
 )
-from sbldm.runs import load_preset
+from sbldm.run.files import atomic_path, make_folder, write_csv
+from sbldm.run.folder import load_preset
 from sbldm.tumour.characteristics import NAMES
 
 __all__ = ["paper_rows", "pixel_ddpm", "write_paper_costs"]

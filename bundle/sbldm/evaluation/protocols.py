@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import yaml
 
-__all__ = ["PROTOCOLS", "REFERENCES", "REFERENCES_EXPLAINED", "Estimate", "Score", "Side", "mean_estimate", "protocol"]
+__all__ = ["PROTOCOLS", "REFERENCES", "REFERENCES_EXPLAINED", "Score", "Side", "protocol"]
 
 Aim = Literal["floor", "low", "high"]
 
@@ -205,19 +204,3 @@ class Side(NamedTuple):
         if not all(map(math.isfinite, (self.low, self.high, other.low, other.high))):
             return None
         return int(self.low > other.high) - int(self.high < other.low)
-
-
-class Estimate(NamedTuple):
-    """A value with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-def mean_estimate(values: np.ndarray, seed: int = 0, draws: int = 2000) -> Estimate:
-    """Mean of `[N]`, N >= 1, with the percentile interval of a bootstrap over its entries (Efron & Tibshirani 1993)."""
-    values = np.asarray(values, dtype=np.float64)
-    index = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
-    low, high = np.quantile(values[index].mean(axis=1), [0.025, 0.975])
-    return Estimate(float(values.mean()), float(low), float(high))

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from scipy.spatial.distance import cdist
 
-from sbldm.errors import DataError, StateError
-from sbldm.evaluation import copies, distribution, fit, requests, similarity, slices, tumours
+from sbldm.evaluation import fit
 from sbldm.evaluation.cohort import Cohort, read_image
-from sbldm.evaluation.disguises import DISGUISES
-from sbldm.evaluation.protocols import MEASURES, REFERENCES, Estimate, Score, mean_estimate
-from sbldm.manifest import read_given_up
+from sbldm.evaluation.protocols import MEASURES, REFERENCES, Score
+from sbldm.evaluation.settings import Evaluation, Settings
+from sbldm.metrics import (
+    distribution,
+    requests,
+    similarity,
+    slices,
+    tumours,
+)
+from sbldm.metrics.intervals import Estimate, mean_estimate
+from sbldm.run.errors import DataError, StateError
+from sbldm.run.manifest import read_given_up
 from sbldm.run.workers import Workers
 from sbldm.tumour.characteristics import NAMES
-
-if TYPE_CHECKING:
-    from sbldm.evaluation.evaluate import Evaluation, Settings
 
 __all__ = [
     "LEAST",
     "chosen",
-    "score_copies",
     "score_distribution",
     "score_fit",
     "score_requests",
@@ -38,19 +40,15 @@ __all__ = [
 
 # Cases on every side.
 LEAST = {"similarity": 2, "distribution": 10, "tumours": 5, "slices": 5, "seam": 5, "copies": 3, "requests": 3}
-LEAST_HELDOUT = 5  # for floors of the copies; their count itself needs none
-PLANTED = 20
 FID_LEAST = 1000
 NAN = float("nan")
 PARTNERS = 10  # held-back cases that each case is compared with in all-pairs SSIM
 COMPARED = 30  # cases of a reference whose SSIM is computed, which takes the most time of all scores
 DIVERSITY_PAIRS = 50
-WORST = 6  # pairs shown
 FIRST = "mmd-laplace"  # the figure to look at before all others
-QUANTILES = {"1st percentile": 0.01, "5th percentile": 0.05}
 
 
-def _score(
+def new_score(
     protocol: str,
     group: str,
     value: Estimate | float,
@@ -75,7 +73,7 @@ def _beside(
         if side in values:
             value = values[side] if isinstance(values[side], Estimate) else Estimate(values[side], NAN, NAN)
             more |= dict(zip((side, f"{side}_low", f"{side}_high"), value, strict=True)) | {f"{side}_n": sizes[side]}
-    return _score(protocol, group, values["synthetic"], values["floor"], sizes["synthetic"], sizes["floor"], **more)
+    return new_score(protocol, group, values["synthetic"], values["floor"], sizes["synthetic"], sizes["floor"], **more)
 
 
 def chosen(count: int, of: int) -> np.ndarray:
@@ -235,7 +233,7 @@ def score_distribution(found: Evaluation, sides: Mapping[str, Cohort], heldout: 
         values = {side: distribution.frechet(reference, x) for side, x in samples.items()}
         yield score("fid", values, aim="low", note=note)
     elif fid:
-        reason = f"FID: fewer than {FID_LEAST} cases, so its bias would exceed its value; FID=force gives it, flagged."
+        reason = f"FID: fewer than {FID_LEAST} cases, so its bias would exceed its value (--fid force: all the same)."
         found.left_out.append(("distribution.fid", reason))
 
 
@@ -342,150 +340,6 @@ def _effects(
         yield _beside(title.format(name), group, values, n, note=note)
 
 
-# --- requests, copies, fit --------------------------------------------------------------------------------------------
-
-
-def score_copies(
-    found: Evaluation, synthetic: Cohort, train: Cohort, heldout: Cohort, real_brains: bool = False
-) -> Iterator[Score]:
-    """Nearest training cases in image, tumour, mask and features, each against what held-back cases have.
-
-    Where brains are real by design the tumours alone are looked at.
-    """
-    yield from _copied_tumours(found, synthetic, train, heldout)
-    yield from _copied_masks(found, synthetic, train, heldout)
-    if real_brains:
-        why = "each pair repeats a real brain by design, as a canvas or a receiver; its tumour was looked at"
-        found.left_out.append(("copies.near", f"Whole brains against those of training cases: {why}."))
-        return
-    by_name = dict(zip(train.names, train.fingerprints, strict=True))
-    memory = copies.Memory.build(by_name, dict(zip(heldout.names, heldout.fingerprints, strict=True)))
-    found.remarks.append(f"Copies: limits set by {memory.calibration}. {copies.REACH}")
-    nearest = [memory.nearest(fingerprint) for fingerprint in synthetic.fingerprints]
-    excess = np.array([n.excess for n in nearest])
-    n, floor_n = (len(synthetic), len(train)), (memory.honest, len(train))
-    floors = {"near": copies.near_floor(len(synthetic), memory.honest), "sure": copies.SURE}
-    for name, limit in (("near", memory.near), ("sure", memory.copy)):
-        count, rate = copies.copy_rate(excess, limit)
-        note = f"{count} pairs beyond an excess of r = {limit:.3f}"
-        yield _score(f"copies.{name}", "copies", rate, floors[name], n, floor_n, aim="low", note=note)
-    planted = {kind: [memory.nearest(print_).excess for print_ in prints] for kind, prints in _planted(train).items()}
-    told = [f"{kind} {sum(e > memory.copy for e in seen)} of {len(seen)}" for kind, seen in planted.items()]
-    _, rate = copies.copy_rate(np.concatenate(list(planted.values())), memory.copy)
-    of = (sum(map(len, planted.values())), len(train))
-    yield _score("copies.planted", "copies", rate, 1.0, of, (0, 0), aim="high", note="; ".join(told))
-
-    worst = np.argsort(-excess)[:WORST]
-    found.arrays |= {
-        "copies.excess.synthetic": excess,
-        "copies.excess.heldout": memory.heldout_excess,
-        "copies.limits": np.array([memory.near, memory.copy]),
-        "copies.worst": worst,
-        "copies.differences": np.stack(
-            [
-                copies.aligned(synthetic.fingerprints[k], by_name[nearest[k].name]) - by_name[nearest[k].name]
-                for k in worst
-            ]
-        ),
-    }
-    for pair, near in zip(found.pairs, nearest, strict=True):
-        pair |= {"nearest_case": near.name, "nearest_correlation": round(near.correlation, 4)}
-        pair |= {"nearest_excess": round(near.excess, 4)}
-    if len(heldout) < LEAST_HELDOUT:
-        few = f"{len(heldout)} held-back case(s); {LEAST_HELDOUT} are the least"
-        found.left_out.append(("copies.ratio", f"Distances in features to training and held-back cases: {few}."))
-        return
-    yield from _copied_features(found, synthetic, train, heldout)
-
-
-def _planted(train: Cohort) -> dict[str, list[np.ndarray]]:
-    """Fingerprints of training images in disguise, each image in one."""
-    prints: dict[str, list[np.ndarray]] = {}
-    for (kind, disguise), k in zip(itertools.cycle(DISGUISES.items()), train.first(PLANTED), strict=False):
-        image = disguise(read_image(train.place(k)), train.spacing, np.random.default_rng(k))
-        prints.setdefault(kind, []).append(copies.fingerprint(image, train.spacing))
-    return prints
-
-
-def _copied_tumours(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: Cohort) -> Iterator[Score]:
-    """Tumours that are those of training cases, wherever they lie."""
-    try:
-        memory = copies.TumourMemory.build(
-            *(dict(zip(c.names, c.tumour_prints, strict=True)) for c in (train, heldout))
-        )
-    except DataError as error:
-        found.left_out.append(("copies.tumours", str(error)))
-        return
-    found.remarks.append(f"Copied tumours: limits set by {memory.calibration}. {copies.TUMOUR_REACH}")
-    with_tumour = [k for k, mask in enumerate(synthetic.tumour_prints) if mask.any()]
-    nearest = [memory.nearest(synthetic.tumour_prints[k]) for k in with_tumour]
-    if not nearest:
-        found.left_out.append(("copies.tumours", "Copied tumours: no pair has one."))
-        return
-    n, floor_n, excess = (
-        (len(nearest), len(memory.names)),
-        (memory.honest, len(memory.names)),
-        [e.excess for e in nearest],
-    )
-    floors = {"near": copies.near_floor(len(nearest), memory.honest), "sure": copies.SURE}
-    for name, limit in (("near", memory.near), ("sure", memory.copy)):
-        count, rate = copies.copy_rate(np.array(excess), limit)
-        note = f"{count} tumours beyond an excess of DSC = {limit:.3f}"
-        yield _score(f"copies.tumours.{name}", "copies", rate, floors[name], n, floor_n, aim="low", note=note)
-    for k, near in zip(with_tumour, nearest, strict=True):
-        found.pairs[k] |= {"nearest_tumour": near.name, "tumour_dsc": round(near.correlation, 4)}
-        found.pairs[k] |= {"tumour_excess": round(near.excess, 4)}
-
-
-def _copied_masks(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: Cohort) -> Iterator[Score]:
-    prints = {name: mask for name, mask in zip(train.names, train.mask_prints, strict=True) if mask.any()}
-    overlaps = []
-    for c in (synthetic, heldout):
-        kept = [k for k, mask in enumerate(c.mask_prints) if mask.any()]
-        nearest = [copies.nearest_mask(c.mask_prints[k], prints) for k in kept] if prints else []
-        overlaps.append(np.array([overlap for _, overlap in nearest]))
-        if c is synthetic:
-            for k, (name, overlap) in zip(kept, nearest, strict=False):
-                found.pairs[k] |= {"nearest_mask": name, "mask_dsc": round(float(overlap), 4)}
-    if not all(map(len, overlaps)):
-        found.left_out.append(("copies.masks", "Masks against training masks: one side has none."))
-        return
-    sizes = [(len(values), len(prints)) for values in overlaps]
-    yield _score("copies.masks", "copies", *map(mean_estimate, overlaps), *sizes, aim="low")
-
-
-def _copied_features(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: Cohort) -> Iterator[Score]:
-    samples, of_train, of_heldout = (
-        np.concatenate(list(c.features.values()), axis=1) for c in (synthetic, train, heldout)
-    )
-    ratios = copies.feature_ratio(samples, of_train, of_heldout)
-    honest = np.concatenate(
-        [
-            copies.feature_ratio(of_heldout[k : k + 1], of_train, np.delete(of_heldout, k, axis=0))
-            for k in range(len(heldout))
-        ]
-    )
-    n, floor_n = (len(synthetic), len(train)), (len(heldout), len(train))
-    for name, share in QUANTILES.items():
-        values = [_quantile(x, share) for x in (ratios, honest)]
-        yield _score(f"copies.ratio.{name}", "copies", *values, n, floor_n, aim="high")
-    shares = []
-    for x in (samples, of_heldout):
-        authentic = round(copies.authenticity(x, of_train) * len(x))
-        shares.append(copies.copy_rate(np.arange(len(x)) < authentic, 0.5)[1])
-    yield _score("copies.authpct", "copies", *shares, n, floor_n, aim="high")
-    distances = cdist(samples, of_train).min(axis=1)
-    for pair, ratio, distance in zip(found.pairs, ratios, distances, strict=True):
-        pair |= {"feature_distance": round(float(distance), 4), "feature_ratio": round(float(ratio), 4)}
-
-
-def _quantile(values: np.ndarray, share: float) -> Estimate:
-    """A quantile with the percentile interval of a bootstrap."""
-    drawn = np.random.default_rng(0).choice(values, size=(2000, len(values)))
-    low, high = np.quantile(np.quantile(drawn, share, axis=1), [0.025, 0.975])
-    return Estimate(float(np.quantile(values, share)), float(low), float(high))
-
-
 def score_requests(found: Evaluation, synthetic: Cohort, manifest: Path | None) -> None:
     """Requests against what was drawn; those inside the training range and those beyond it apart."""
     if manifest is None or not manifest.is_file():
@@ -530,7 +384,7 @@ def score_requests(found: Evaluation, synthetic: Cohort, manifest: Path | None) 
             protocol = f"{kind}.{name}{part}" if followed else f"request.{key}{part}"
             more = {"aim": "high" if followed or kind == "iou" else "low", "unit": "mm" if kind == "mm" else ""}
             found.scores.append(
-                _score(protocol, "requests", value, NAN if kind == "bias" else control.get(key, NAN), n, n, **more)
+                new_score(protocol, "requests", value, NAN if kind == "bias" else control.get(key, NAN), n, n, **more)
             )
         if not (spread := requests.spread(requested, measured)):
             if not part:
@@ -541,13 +395,13 @@ def score_requests(found: Evaluation, synthetic: Cohort, manifest: Path | None) 
             f"SD of ln V {spread['volume_sd']:.2f}, of the centre {spread['centre_sd_mm']:.1f} mm; {many[1]} requests"
         )
         for key in ("volume_share", "centre_share"):
-            found.scores.append(_score(f"control.{key}{part}", "requests", spread[key], NAN, many, n, note=note))
+            found.scores.append(new_score(f"control.{key}{part}", "requests", spread[key], NAN, many, n, note=note))
 
 
 def score_fit(found: Evaluation, cohorts: dict[str, Cohort], settings: Settings) -> None:
     """Masks against what a network trained on real cases alone segments."""
     if not settings.predictions:
-        reason = "no predictions of a network trained on real cases; train one: make nnunet-eval ARMS=real+aug."
+        reason = "no predictions of a network trained on real cases; train one: sbldm nnunet eval --arms real+aug."
         found.left_out.append(("fit", settings.no_predictions or reason))
         return
     rows = {}
@@ -568,11 +422,11 @@ def score_fit(found: Evaluation, cohorts: dict[str, Cohort], settings: Settings)
             found.arrays[f"fit.{name}.{role}"] = scores
         compared = fit.compare_fit(values["synthetic"], values["heldout"])
         means = compared["synthetic_mean"], compared["heldout_mean"]
-        found.scores.append(_score(f"fit.{name}", "fit", *means, (n[0], n[0]), (n[1], n[1])))
+        found.scores.append(new_score(f"fit.{name}", "fit", *means, (n[0], n[0]), (n[1], n[1])))
         if name == "dsc":
             for part, floor in (("low_tail", "tail"), ("high_tail", "tail"), ("overlap", "overlap")):
                 protocol, best = f"fit.{part.replace('_', '-')}", compared[f"{floor}_floor"]
-                found.scores.append(_score(protocol, "fit", compared[part], best, n, n))
+                found.scores.append(new_score(protocol, "fit", compared[part], best, n, n))
     by_name = {row["case"]: row for row in rows["synthetic"]}
     for pair in found.pairs:
         if row := by_name.get(pair["pair"]):

@@ -7,12 +7,12 @@ from typing import Any
 from monai.networks.nets import PatchDiscriminator
 from torch import nn
 
-from sbldm.errors import InputError
 from sbldm.networks.gan import GanGenerator
 from sbldm.networks.latent_unet import LatentUNet, TiledUNet
 from sbldm.networks.monai_networks import MonaiUNet, MonaiVAE
 from sbldm.networks.request_picture import RequestPicture
 from sbldm.networks.slice_vae import SliceVAE, StackVAE, VolumeVAE
+from sbldm.run.errors import InputError
 from sbldm.tumour.characteristics import NAMES
 from sbldm.tumour.normaliser import Normaliser
 

@@ -12,8 +12,8 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from sbldm.errors import InputError
 from sbldm.networks.blocks import ResidualBlock, SinusoidalEmbedding, convolution, zero_initialised
+from sbldm.run.errors import InputError
 
 __all__ = ["SliceVAE", "StackVAE", "VolumeVAE", "cell_means"]
 
@@ -188,7 +188,7 @@ class StackVAE(SliceVAE):
         if depth % self.aggregation:
             raise InputError(
                 f"stacks of {depth} slices: latents of this preset are shared by {self.aggregation} neighbouring ones; "
-                "lay configs/overlays/stacks.yaml over configs/train_autoencoder.yaml, or call `make train`."
+                "lay configs/overlays/stacks.yaml over configs/train_autoencoder.yaml, or call `sbldm train`."
             )
         e = self._embed(position)
         h = self.encoder_in(nn.functional.pixel_unshuffle(x, self.patch), e)

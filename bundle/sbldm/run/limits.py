@@ -1,6 +1,15 @@
 """The largest numbers that are taken: more is a slip of the hand, and is said before any work begins."""
 
-__all__ = ["MOST_BATCH", "MOST_ITERATIONS", "MOST_MINUTES", "MOST_PAIRS", "MOST_PROCESSES", "MOST_SEED"]
+__all__ = [
+    "CLEANEST",
+    "MOST_BATCH",
+    "MOST_ITERATIONS",
+    "MOST_MINUTES",
+    "MOST_PAIRS",
+    "MOST_PROCESSES",
+    "MOST_SEED",
+    "NOISIEST",
+]
 
 MOST_SEED = 2**32 - 1  # torch heeds no more
 MOST_PAIRS = 1_000_000  # their names have six digits
@@ -8,3 +17,4 @@ MOST_PROCESSES = 1024
 MOST_BATCH = 1024
 MOST_ITERATIONS = 100_000_000  # nnU-Net's own 250,000 take a day on a GPU
 MOST_MINUTES = 365 * 24 * 60
+NOISIEST, CLEANEST = 40.0, 0.03  # sigma / alpha where the solvers begin and whence they leap unless told

@@ -1,4 +1,7 @@
-"""The schema of presets: what each model's preset holds, in which ranges. A preset that passes trains to its end."""
+"""The schema of presets: what each model's preset holds, in which ranges. A preset that passes trains to its end.
+
+One file: all models' presets are checked against one schema, whose parts lean on each other.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, StringConstraints, Tag, model_validator
 from pydantic import Discriminator as Discriminator_
 
-from sbldm.diffusion import CLEANEST, NOISIEST
-from sbldm.run.limits import MOST_BATCH
+from sbldm.run.limits import CLEANEST, MOST_BATCH, NOISIEST
 from sbldm.run.schema import Values, checked, refuse_expressions
 
 __all__ = ["SCHEMAS", "check_preset"]
@@ -292,7 +294,7 @@ class NoiseLevels(Values):
 
 
 class Regions(Values):
-    """The training that goes on from stage 2 and draws within regions of real brains, for `CANVAS=`."""
+    """The training that goes on from stage 2 and draws within regions of real brains, for `--canvas`."""
 
     iterations: Natural
     iterations_per_epoch: Natural
@@ -430,7 +432,7 @@ SlicesOrStacks = Annotated[
 
 
 class Init(Values):
-    """Weights that the trainings begin with (`INIT=`)."""
+    """Weights that the trainings begin with (`--init`)."""
 
     weights: str  # shipped, or a file
     sha256: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from sbldm.errors import OutputError
+from sbldm.run.errors import OutputError
 
 __all__ = ["check_room", "free_bytes", "gigabytes", "lasting"]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import shlex
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,9 +15,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sbldm.errors import InputError, refused
+from sbldm.run.errors import InputError, refused
 
-__all__ = ["Values", "checked", "nearest", "read_yaml", "refuse_expressions", "split_words"]
+__all__ = ["Values", "checked", "nearest", "read_yaml", "refuse_expressions"]
 
 Schema = TypeVar("Schema", bound=BaseModel)
 EXPRESSIONS = ("$", "@", "%")  # how a string begins that MONAI's parser evaluates, looks up or loads
@@ -122,19 +121,6 @@ def nearest(word: Any, known: Iterable[Any]) -> str:
     """` (did you mean X?)` for a word that is nearly one of those known, else an empty string."""
     found = difflib.get_close_matches(str(word).lower(), [str(k) for k in known], n=1, cutoff=0.6)
     return f" (did you mean {found[0]}?)" if found else ""
-
-
-def split_words(name: str, text: str) -> list[str]:
-    """The words of a variable such as `SYNTH='gan=/a "lsgan=/folder with blanks"'`, as a shell would split them.
-
-    Raises:
-        InputError: a quotation mark has no counterpart.
-    """
-    try:
-        return shlex.split(text)
-    except ValueError:
-        mend = "write it twice around what it quotes, or \\' for an apostrophe in a name"
-        raise InputError(f"{name}={text}: a quotation mark has no counterpart; {mend}.") from None
 
 
 def checked(schema: type[Schema], content: Any, where: str, mend: str) -> Schema:

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from sbldm.errors import SbldmError, StateError, mendable
+from sbldm.run.errors import SbldmError, StateError, mendable
 from sbldm.run.progress import Progress
 
 __all__ = [
@@ -173,10 +173,10 @@ class _Worker:
             self.process.join(GRACE)
             raise StateError(
                 f"{_name(self.item)}: a worker process was killed at it ({_ending(self.process.exitcode)}); memory may "
-                "have run out; try WORKERS=1. What was finished before is kept."
+                "have run out; try --workers 1. What was finished before is kept."
             ) from None
         if isinstance(error, MemoryError):
-            raise StateError(f"{_name(self.item)}: memory ran out in a worker process; try WORKERS=1.") from None
+            raise StateError(f"{_name(self.item)}: memory ran out in a worker process; try --workers 1.") from None
         if isinstance(error, SbldmError):
             raise error
         if error is not None:

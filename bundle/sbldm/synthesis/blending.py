@@ -16,8 +16,8 @@ from scipy import ndimage
 from sbldm.cases.export import native_labels
 from sbldm.cases.geometry import from_means, to_native
 from sbldm.cases.intensity import BRIGHTEST, to_scanner
-from sbldm.evaluation.tumours import tumour_contrast
-from sbldm.evaluation.volumes import PERCENTILES
+from sbldm.metrics.tumours import tumour_contrast
+from sbldm.metrics.volumes import PERCENTILES
 from sbldm.networks.request_picture import MARGIN_MM
 from sbldm.synthesis.canvas import Canvas
 from sbldm.synthesis.healing import rise

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from sbldm.cases.geometry import NativeGrid, WorkingGrid
+from sbldm.cases.inspection import scan_fault
 from sbldm.cases.intensity import BRIGHTEST
 from sbldm.cases.layouts import Case, Source, content_hash, read_arrays
-from sbldm.cases.preflight import scan_fault
 from sbldm.cases.prepare import Gridded
-from sbldm.errors import DataError
-from sbldm.files import atomic_path, cached_npz
+from sbldm.run.errors import DataError
+from sbldm.run.files import atomic_path, cached_npz
 from sbldm.synthesis.model import Model
 
 __all__ = ["Canvas", "read_canvas"]

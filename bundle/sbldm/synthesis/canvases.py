@@ -23,12 +23,12 @@ from scipy import ndimage
 from sbldm.cases.geometry import to_native
 from sbldm.cases.layouts import Case, Source, find_cases
 from sbldm.cases.pipeline import original_cases
-from sbldm.errors import DataError, InputError
-from sbldm.files import make_folder, user_path
 from sbldm.networks.request_picture import MARGIN_MM, RequestPicture
+from sbldm.run.errors import DataError, InputError
+from sbldm.run.files import make_folder, user_path
+from sbldm.run.folder import Run
 from sbldm.run.limits import MOST_SEED
 from sbldm.run.progress import Progress
-from sbldm.runs import Run
 from sbldm.synthesis.blending import blended, smaller
 from sbldm.synthesis.canvas import Canvas, read_canvas
 from sbldm.synthesis.model import Model, PairSampler
@@ -88,40 +88,40 @@ class Canvases:
         push: Any = None,
         satellites: Any = None,
     ) -> Canvases | None:
-        """Those that `CANVAS=` asks for, or None.
+        """Those that `--canvas` asks for, or None.
 
         Args:
             run_dir: run folder.
             where: "train", or a folder of cases in any layout that `prepare` reads; None for whole synthesis.
             model: of the run.
-            keep: "1" to leave each brain its own tumour.
-            push: "1" to let new tumours push aside what lies around them.
+            keep: 1 (or True) to leave each brain its own tumour.
+            push: 1 (or True) to let new tumours push aside what lies around them.
             satellites: share of the pairs that get a second tumour, from 0 to 1.
 
         Raises:
-            InputError: KEEP, PUSH or SATELLITES is wrong, or no such folder.
+            InputError: `keep`, `push` or `satellites` is wrong, or no such folder.
         """
-        switches = {"KEEP": (keep, "leave each canvas its own tumour"), "PUSH": (push, "push the tissue around")}
+        switches = {"--keep": (keep, "leave each canvas its own tumour"), "--push": (push, "push the tissue around")}
         for name, (value, what) in switches.items():
             if value not in (None, "", "0", "1", 0, 1):
-                raise InputError(f"{name}={value}: write 1 to {what}, or leave it out.")
+                raise InputError(f"{name} {value}: write 1 to {what}, or leave it out.")
             if not where and value not in (None, "", "0", 0):
-                raise InputError(f"{name}=1: says to {what}; say CANVAS= as well.")
+                raise InputError(f"{name}: says to {what}; say --canvas as well.")
         try:
             share = float(satellites or 0)
         except ValueError:
             share = -1.0
         if not 0 <= share <= 1:
-            raise InputError(f"SATELLITES={satellites}: write the share of pairs with a second tumour, from 0 to 1.")
+            raise InputError(f"--satellites {satellites}: write the share of pairs with a second tumour, from 0 to 1.")
         if not where and share:
-            raise InputError(f"SATELLITES={satellites}: second tumours are drawn on canvases; say CANVAS= as well.")
+            raise InputError(f"--satellites {satellites}: second tumours are drawn on canvases; say --canvas as well.")
         if not where:
             return None
         run, source = Run.at(run_dir), Source.from_config(**model.preset["data"])
         cases = original_cases(run, "train") if where == "train" else find_cases(user_path(where), source)
         sampler = model.sampler({"guidance": model.preset["regions"]["healing"]})
-        asked = str(keep) == "1", str(push) == "1", share
-        return cls(cases, model, sampler, run.folder / "canvas", *asked, known=where == "train")
+        asked = str(int(keep or 0)) == "1", str(int(push or 0)) == "1", share
+        return cls(cases, model, sampler, run.canvas, *asked, known=where == "train")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class Canvases:
             DataError: none is left that could be read.
         """
         if not self.cases:
-            raise DataError("CANVAS: none of the scans can be read (see above); name other ones.")
+            raise DataError("--canvas: none of the scans can be read (see above); name other ones.")
         rounds, turn = divmod(seed, len(self.cases))
         order = self._round(rounds)
         return [*order[turn:], *order[:turn]][:CANVASES]

@@ -9,7 +9,7 @@ cases that it was trained on.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,14 @@ import numpy as np
 
 from sbldm.cases.layouts import Source, content_hash, read_arrays
 from sbldm.cases.pipeline import original_cases
-from sbldm.device import choose_device
-from sbldm.errors import DataError, InputError, StateError
-from sbldm.manifest import read_description, read_manifest, read_settings
+from sbldm.run.device import choose_device
+from sbldm.run.errors import DataError, InputError, StateError
+from sbldm.run.folder import Run
+from sbldm.run.manifest import read_description, read_manifest, read_settings
 from sbldm.run.progress import progress
-from sbldm.runs import Run
 from sbldm.synthesis.canvas import Canvas
 from sbldm.synthesis.canvases import Canvases
 from sbldm.synthesis.copypaste import SCALE, paste_tumour
-from sbldm.synthesis.datasheet import write_datasheet
-from sbldm.synthesis.figures import contact_sheet
 from sbldm.synthesis.model import Model
 from sbldm.synthesis.raw_dataset import RawDataset
 from sbldm.tumour.characteristics import measure, to_dict
@@ -37,7 +35,7 @@ KINDS = ("healed", "pasted")
 ROW = {"seed": int, "canvas": str, "canvas_content": str, "requested_volume_ml": float}
 
 
-def draw_controls(run: Run, dataset_id: str, weights: str = "") -> list[Path]:
+def draw_controls(run: Run, dataset_id: int, show: Callable[[Path], None], weights: str = "") -> list[Path]:
     """Make both controls of a run's dataset on canvases, a pair for each of its pairs; what is there already stays.
 
     They get the next free numbers. A donor is a training case other than the canvas, whose tumour reaches the asked
@@ -46,6 +44,7 @@ def draw_controls(run: Run, dataset_id: str, weights: str = "") -> list[Path]:
     Args:
         run: that drew the dataset.
         dataset_id: its number.
+        show: what is done with each folder when it is filled (`pages.show_pairs`).
         weights: file of the generator that drew it, where it was not the run's own (see `Weights`).
 
     Raises:
@@ -53,20 +52,20 @@ def draw_controls(run: Run, dataset_id: str, weights: str = "") -> list[Path]:
         StateError: it, the run or a model is not whole.
         DataError: a case cannot be read, or pairs for which no tumour finds a place (the others are written).
     """
-    found = sorted((run.folder / "nnUNet_raw").glob(f"Dataset{dataset_id:>03}_*"))
+    found = run.datasets(dataset_id)
     if not found:
         raise InputError(
-            f"DATASET={dataset_id}: {run.folder} has no such dataset; draw it with `make synth CANVAS=..`."
+            f"--dataset {dataset_id}: {run.folder} has no such dataset; draw it with `sbldm synth --canvas ..`."
         )
     dataset, settings = found[0], read_settings(found[0])
     if "canvases" not in settings:
-        raise InputError(f"DATASET={dataset_id}: its pairs are not on canvases; these controls are for CANVAS= alone.")
+        raise InputError(f"--dataset {dataset_id}: its pairs are not on canvases, which these controls are for.")
     rows = read_manifest(dataset, ROW)
     model = Model.load(str(run.folder), choose_device(), regions=True, weights=weights or None)
     if settings.get("checkpoint_sha256") != model.sha256:
         raise StateError(
             f"{dataset}: was drawn by other weights than these, which would heal its canvases otherwise; name "
-            "those with WEIGHTS=, or leave it out for the run's own."
+            "those with --weights, or leave it out for the run's own."
         )
     keep = "1" if settings["canvases"]["own"] == "kept" else None
     canvases = Canvases.of_run(str(run.folder), settings["canvases"]["from"], model, keep)
@@ -96,8 +95,7 @@ def draw_controls(run: Run, dataset_id: str, weights: str = "") -> list[Path]:
             record["seconds"] = round(time.perf_counter() - begun, 3)
             output.write(seed, image, labels, record, canvas.native.affine())
         print(f"{output.folder}: {output.compile()} pairs.")
-        write_datasheet(output.folder)
-        contact_sheet(output.folder, run.folder / "figures" / f"{output.folder.name}.png")
+        show(output.folder)
         made.append(output.folder)
     if homeless:
         raise DataError(f"{made[-1]}: {len(homeless)} pair(s) not made ({homeless[0]}): no tumour found a place there.")

@@ -5,7 +5,7 @@ MICCAI 2021), where a margin around the lesion, cut by its distance map, comes a
 seams away: the margin fades into the receiver, and intensities are brought to the receiver's.
 
 The receiver keeps its own tumour, as in CarveMix, so pairs hold two: 188 ml on average where 100 real cases hold 94. A
-gain may then be one of volume. The control heals the receiver first (`OWN=healed`): 40 pairs of those cases hold 96 ml,
+gain may then be one of volume. The control heals the receiver first (`--own healed`): 40 pairs of those hold 96 ml,
 a Wasserstein distance of 13 ml from the real volumes (40 real cases: 8 [95 %: 15]), and one lesion in .88 (real: .90).
 Keeping the tumour and choosing donor and scale so that the sum is a training volume came to 142 ml, 48 ml off, with two
 lesions in .90, as a receiver's own tumour is a whole one already.
@@ -17,7 +17,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,9 @@ from sbldm.cases.intensity import BRIGHTEST, describe_written, to_unit, whole_nu
 from sbldm.cases.layouts import Source, content_hash, read_arrays
 from sbldm.cases.pipeline import original_cases
 from sbldm.cases.prepare import read_sidecar
-from sbldm.errors import DataError, InputError
+from sbldm.run.errors import DataError, InputError
+from sbldm.run.folder import Run
 from sbldm.run.progress import Progress
-from sbldm.runs import Run
-from sbldm.synthesis.datasheet import write_datasheet
-from sbldm.synthesis.figures import contact_sheet
 from sbldm.synthesis.healing import heal, rise
 from sbldm.synthesis.raw_dataset import RawDataset
 from sbldm.synthesis.requests import count_pairs
@@ -244,7 +242,14 @@ class _Training:
 
 
 def draw_pairs(
-    run: Run, data: str, n: int | str, seed: int, dataset_id: str = "", name: str = "", own: str = "kept"
+    run: Run,
+    data: str | Path | None,
+    n: int | None,
+    seed: int,
+    show: Callable[[Path], None],
+    dataset_id: int | None = None,
+    name: str = "",
+    own: str = "kept",
 ) -> Path:
     """Fill an nnU-Net raw dataset with pairs made of two training cases each; a second call adds what is missing.
 
@@ -253,11 +258,12 @@ def draw_pairs(
     directions) than most are left out with a warning.
 
     Args:
-        run: prepared; pairs go to its `nnUNet_raw`, a contact sheet to its `figures`.
-        data: folder of the cases, where it has moved since `make prepare`; else empty.
+        run: prepared; pairs go to its `nnUNet_raw`.
+        data: folder of the cases, where it has moved since `sbldm prepare`; else None.
         n: number of pairs in all.
         seed: of pair 0.
-        dataset_id, name: of the dataset; 502 and COPYPASTE when empty, 503 and COPYPASTE_HEALED for the control.
+        show: what is done with the folder when it is filled (`pages.show_pairs`).
+        dataset_id, name: of the dataset; 502 and COPYPASTE when left out, 503 and COPYPASTE_HEALED for the control.
         own: "kept", or "healed" for the control: the receiver's own tumour is replaced by healthy tissue (`heal`).
 
     Returns:
@@ -272,10 +278,10 @@ def draw_pairs(
     """
     n = count_pairs(n, 0)
     if own not in OWN:
-        raise InputError(f"OWN={own}: write {' or '.join(OWN)}.")
+        raise InputError(f"--own {own}: write {' or '.join(OWN)}.")
     training = _Training(run, data, own)
     output = RawDataset.open(
-        root=str(run.folder / "nnUNet_raw"),
+        root=str(run.raw),
         dataset_id=dataset_id or 502 + OWN.index(own),
         name=name or ("COPYPASTE" if own == "kept" else f"COPYPASTE_{own.upper()}"),
         channels=training.source.channels,
@@ -310,11 +316,10 @@ def draw_pairs(
         count = output.compile()
     print(f"{output.folder}: {count} pairs.")
     if count:
-        contact_sheet(output.folder, run.folder / "figures" / f"{output.folder.name}.png")
-        write_datasheet(output.folder)
+        show(output.folder)
     if failed:
         raise DataError(
             f"{output.folder}: {len(failed)} pair(s) not made ({failed[0]}): {DONORS} tumours found no place in the "
-            "receiver's brain; use another SEED or more cases."
+            "receiver's brain; use another --seed or more cases."
         )
     return output.folder

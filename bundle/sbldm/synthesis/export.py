@@ -1,4 +1,4 @@
-"""A trained generator into one file (`sbldm.weights`), cleared of everything that belongs to a single training case."""
+"""A trained generator into one file (`training/weights.py`), cleared of all that belongs to a single case."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sbldm.cases.geometry import NativeGrid, WorkingGrid, to_image
 from sbldm.cases.identity import Seen
 from sbldm.cases.prepare import read_sidecar
 from sbldm.cases.volumes import load_image
-from sbldm.errors import InputError, StateError
-from sbldm.files import atomic_path, reading, sha256, user_path
-from sbldm.runs import Run
+from sbldm.run.errors import InputError, StateError
+from sbldm.run.files import atomic_path, reading, sha256, user_path
+from sbldm.run.folder import Run
 from sbldm.synthesis.gate import Gate
 from sbldm.training.checkpoints import load_checkpoint, unfinished
+from sbldm.training.weights import CONSTANTS, FORMAT
 from sbldm.tumour.requests import TumourModel
-from sbldm.weights import CONSTANTS, FORMAT
 
 __all__ = ["export_weights"]
 
@@ -32,14 +32,14 @@ FEWEST = 5  # training cases
 LEAST_STEP = 0.01  # of the gate's ranges
 
 
-def export_weights(run: Run, out: Path, data: str, licence: str, like: str = "") -> Path:
+def export_weights(run: Run, out: Path, data: str, licence: str, like: str | Path | None = None) -> Path:
     """Write the trained generator of a run into one file.
 
     Args:
         run: with both stages and regions trained, whole brains among them (`regions.whole`).
         out: the file.
         data, licence: what it was trained on, and on which terms it may be used, in words.
-        like: image whose grid whole pairs are to have; empty: that of the training cases.
+        like: image whose grid whole pairs are to have; None: that of the training cases.
 
     Raises:
         InputError: the preset's regions hold no whole brains, or `like` cannot be read.
@@ -97,7 +97,7 @@ def _grids(grids: dict[str, Any], like: str) -> dict[str, Any]:
     native, working = (NativeGrid.from_state(grids[name]) for name in ("native", "working"))
     shift = working.centre - native.centre
     if like:
-        with reading(like, "LIKE must be a NIfTI image", remove=False, error=InputError):
+        with reading(like, "--like must be a NIfTI image", remove=False, error=InputError):
             image = load_image(user_path(like))
             native = NativeGrid.of(to_image(np.empty(image.shape[:3], np.uint8), image.affine))
     native = replace(native, origin=(0.0, 0.0, 0.0))

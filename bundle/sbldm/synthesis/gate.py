@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,19 @@ from scipy.stats import t as student
 from sbldm.cases.geometry import WorkingGrid
 from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import load_prepared, read_sidecar
-from sbldm.errors import DataError, InputError, StateError
-from sbldm.evaluation.copies import Memory, TumourMemory, fingerprint, tumour_print
-from sbldm.evaluation.tumours import shape_measures, tumour_contrast, tumour_measures
-from sbldm.evaluation.volumes import Volume, evaluation_grid, to_volume
-from sbldm.files import read_json, write_json
-from sbldm.models import kind_of, refuse_requests
+from sbldm.metrics.copies import Memory, fingerprint
+from sbldm.metrics.tumour_copies import TumourMemory, tumour_print
+from sbldm.metrics.tumours import shape_measures, tumour_contrast, tumour_measures
+from sbldm.metrics.volumes import Volume, evaluation_grid, to_volume
+from sbldm.run.errors import DataError, InputError, StateError
+from sbldm.run.files import read_json, write_json
+from sbldm.run.folder import Run
+from sbldm.run.models import kind_of, refuse_requests
 from sbldm.run.progress import progress
-from sbldm.runs import Run
 from sbldm.synthesis.pairs import OUTSIDE, Pair
 from sbldm.synthesis.reference import as_pair
 from sbldm.training.cases import measure_cases
-from sbldm.weights import Weights
+from sbldm.training.weights import Weights
 
 __all__ = ["Gate", "Tolerance", "Verdict"]
 
@@ -66,21 +67,20 @@ class Tolerance:
     centre_mm: float = np.inf
 
     @classmethod
-    def parse(cls, text: str) -> Tolerance:
-        """Read `TOL=20,10`: 20 % of the volume, 10 mm of the centre; either may be empty.
+    def parse(cls, limits: str | Sequence[float]) -> Tolerance:
+        """From per cent of the volume and mm of the centre: numbers, or as in `20,10`, of which either may be empty.
 
         Raises:
             InputError: it has another form, or a number that is not above 0.
         """
-        parts = [part.strip().removesuffix("%") for part in (text or "").split(",")]
+        text = limits if isinstance(limits, str) else ",".join(f"{limit}" for limit in limits or ())
+        parts = [part.strip().removesuffix("%") for part in text.split(",")]
         try:
             volume, centre = (float(part) if part else np.inf for part in [*parts, ""][:2])
             if len(parts) > 2 or not (volume > 0 and centre > 0):
                 raise ValueError
         except ValueError:
-            raise InputError(
-                f"TOL={text}: write per cent of the volume and mm of the centre, as in TOL=20,10."
-            ) from None
+            raise InputError(f"--tol {text}: write per cent of the volume and mm of the centre, as in 20,10.") from None
         return cls(volume / 100, centre)
 
     def fault(self, measured: np.ndarray, request: Mapping[str, float]) -> str:
@@ -154,7 +154,13 @@ class Gate:
     tolerance: Tolerance = Tolerance()
 
     @classmethod
-    def of_run(cls, run_dir: str, switch: str = "on", tolerance: str = "", weights: str | Path | None = None) -> Gate:
+    def of_run(
+        cls,
+        run_dir: str,
+        switch: str = "on",
+        tolerance: str | Sequence[float] = "",
+        weights: str | Path | None = None,
+    ) -> Gate:
         """The gate of a run, measured on its prepared cases the first time.
 
         Args:
@@ -169,28 +175,28 @@ class Gate:
             StateError: the prepared cases are not there, and the gate is on.
         """
         if switch not in ("on", "off"):
-            raise InputError(f"GATE={switch}: write on or off.")
+            raise InputError(f"--gate {switch}: write on or off.")
         run, within = Run.at(run_dir), Tolerance.parse(tolerance)
         if weights:
             held = Weights.read(weights)
             if switch == "off":
-                print("WARNING: GATE=off: implausible pairs will be written.")
+                print("WARNING: --gate off: implausible pairs will be written.")
             grid = evaluation_grid(WorkingGrid.from_config(**held.preset["grid"]).spacing)
             return cls(None, None, held.ranges, grid, switch == "on", within)
         if not kind_of(run.preset).conditional:
-            refuse_requests(run.preset["model"], (), {"tol": tolerance})
+            refuse_requests(run.preset["model"], (), {"tol": tolerance or None})
         grid = evaluation_grid(WorkingGrid.from_config(**run.preset["grid"]).spacing)
         try:
             memory, tumours, ranges = _yardstick(run, grid)
         except (StateError, DataError) as error:
             if switch == "on":
-                raise StateError(f"The gate has no yardstick: {error} GATE=off draws without it.") from None
+                raise StateError(f"The gate has no yardstick: {error} --gate off draws without it.") from None
             if isinstance(error, StateError) and run.prepared.is_dir():  # they are there, and one is damaged
                 raise
             memory, tumours, ranges = None, None, {}
         if switch == "off":
             unseen = "" if memory else " Nobody looks whether they are copies."
-            print(f"WARNING: GATE=off: copies of training cases and implausible pairs will be written.{unseen}")
+            print(f"WARNING: --gate off: copies of training cases and implausible pairs will be written.{unseen}")
         return cls(memory, tumours, ranges, grid, switch == "on", within)
 
     @property
@@ -320,7 +326,7 @@ def _yardstick(run: Run, grid: WorkingGrid) -> tuple[Memory, TumourMemory | None
         StateError, DataError: these are not all there, or fewer than three to train on.
     """
     cases = {role: _prepared(run, names) for role, names in read_lists(run.folder).items()}
-    folder = run.folder / "gate"
+    folder = run.gate
     contents = json.dumps({role: sorted(found.values()) for role, found in cases.items()})
     key = hashlib.sha256(f"{VERSION} {grid} {contents}".encode()).hexdigest()
     try:

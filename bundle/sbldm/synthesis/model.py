@@ -16,19 +16,20 @@ from torch import nn
 from sbldm.cases.geometry import NativeGrid, WorkingGrid
 from sbldm.cases.intensity import describe_written, written_by
 from sbldm.cases.lists import read_lists
-from sbldm.device import choose_precision, fast_bfloat16
-from sbldm.diffusion import CLEANEST, NOISIEST, SAMPLERS, SOLVERS, SPACINGS, Noise, Schedule, guided, time_steps
-from sbldm.errors import InputError, StateError
-from sbldm.files import reading, sha256
-from sbldm.models import kind_of, refuse_requests
+from sbldm.diffusion import SAMPLERS, SOLVERS, SPACINGS, Noise, Schedule, guided, time_steps
 from sbldm.networks import SliceVAE, VolumeVAE, build_autoencoder, build_denoiser, build_generator
-from sbldm.runs import Run, within_regions
+from sbldm.run.device import choose_precision, fast_bfloat16
+from sbldm.run.errors import InputError, StateError
+from sbldm.run.files import reading, sha256
+from sbldm.run.folder import Run, within_regions
+from sbldm.run.limits import CLEANEST, NOISIEST
+from sbldm.run.models import kind_of, refuse_requests
 from sbldm.training.cases import measure_cases
 from sbldm.training.checkpoints import load_checkpoint, reading_checkpoint, require_same, unfinished
 from sbldm.training.latents import load_autoencoder
+from sbldm.training.weights import Weights
 from sbldm.tumour.normaliser import Normaliser
 from sbldm.tumour.requests import TumourModel
-from sbldm.weights import Weights
 
 __all__ = ["Model", "OneStep", "PairSampler", "Sampler", "row_noise"]
 
@@ -80,7 +81,7 @@ class Model:
             return cls._of_weights(Weights.read(weights), run, device, regions)
         stages = list(kind_of(run.preset).stages)
         if not stages:
-            raise StateError(f"{run.folder}: MODEL={run.preset['model']} has no network to load.")
+            raise StateError(f"{run.folder}: the model {run.preset['model']} has no network to load.")
         if regions:
             within_regions(run.preset)  # says so when it has none
         last = "regions" if regions else stages[-1]
@@ -122,7 +123,7 @@ class Model:
             )
             if theirs != own:
                 raise InputError(
-                    f"WEIGHTS={weights.path}: draws {theirs}, and the cases of {run.folder} have {own}; train a "
+                    f"--weights {weights.path}: draws {theirs}, and the cases of {run.folder} have {own}; train a "
                     "generator on these cases."
                 )
             measured = measure_cases(run, read_lists(run.folder))
@@ -289,33 +290,34 @@ class PairSampler(Inferer):
         self.schedule, self.latent_shape = schedule, tuple(latent_shape)
         sampler = self.settings["sampler"]
         if sampler not in SAMPLERS:
-            raise InputError(f"SAMPLER={sampler}: unknown; choose one of {', '.join(SAMPLERS)}.")
+            raise InputError(f"--sampler {sampler}: unknown; choose one of {', '.join(SAMPLERS)}.")
         try:
             self.settings |= {"steps": int(self.settings["steps"])}
             time_steps(schedule, self.settings["steps"])
             if sampler == "ddpm" and self.settings["steps"] != schedule.steps:
                 raise ValueError(f"sampler ddpm needs all {schedule.steps} steps; take another sampler for fewer")
         except (ValueError, TypeError, OverflowError) as error:
-            raise InputError(f"STEPS={self.settings['steps']}: {error}.") from None
+            raise InputError(f"--steps {self.settings['steps']}: {error}.") from None
         for name in ("eta", "guidance"):
             value = self.settings[name]
             try:
                 self.settings |= {name: float(value)}
             except (ValueError, TypeError):
-                raise InputError(f"{name.upper()}={value}: not a number.") from None
+                raise InputError(f"--{name} {value}: not a number.") from None
             if not 0 <= self.settings[name] < math.inf:
-                raise InputError(f"{name.upper()}={value}: must be a finite number from 0 up.")
+                raise InputError(f"--{name} {value}: must be a finite number from 0 up.")
         eta = self.settings["eta"]
         if eta and sampler in SOLVERS:
-            raise InputError(f"ETA={eta:g}: sampler {sampler} draws no fresh noise; leave it out, or take ddim.")
+            raise InputError(f"--eta {eta:g}: sampler {sampler} draws no fresh noise; leave it out, or take ddim.")
         if eta > 1 or (sampler == "ddpm" and eta < 1):
-            raise InputError(f"ETA={eta:g}: must lie between 0 and 1, and be 1 (or left out) for sampler ddpm.")
+            raise InputError(f"--eta {eta:g}: must lie between 0 and 1, and be 1 (or left out) for sampler ddpm.")
         for name, default in (("spacing", "karras"), ("sigma_min", CLEANEST)):
             if sampler in SOLVERS:
                 self.settings.setdefault(name, default)
             elif name in given:
                 solvers = ", ".join(SOLVERS)
-                raise InputError(f"{name.upper()}={given[name]}: only for the samplers {solvers}, not {sampler}.")
+                option = f"--{name.replace('_', '-')} {given[name]}"
+                raise InputError(f"{option}: only for the samplers {solvers}, not {sampler}.")
             else:
                 self.settings.pop(name, None)
         if sampler in SOLVERS:
@@ -323,7 +325,7 @@ class PairSampler(Inferer):
         if self.settings["guidance"] != 1:
             self._check_guide("guide" in given)
         elif self.settings.pop("guide", None) and "guide" in given:
-            raise InputError(f"GUIDE={given['guide']}: GUIDANCE=1 leads away from nothing; ask for more.")
+            raise InputError(f"--guide {given['guide']}: --guidance 1 leads away from nothing; ask for more.")
 
     def _check_guide(self, given: bool) -> None:
         guide = self.settings.setdefault("guide", "unasked")
@@ -331,23 +333,23 @@ class PairSampler(Inferer):
             # Few cases are learnt by heart before the share of the training after which early weights are kept.
             guide = self.settings["guide"] = "unasked"
         if guide not in ("early", "unasked"):
-            raise InputError(f"GUIDE={guide}: unknown; choose one of early, unasked.")
+            raise InputError(f"--guide {guide}: unknown; choose one of early, unasked.")
         if guide == "early" and self.early is None:
             raise InputError(
-                "GUIDE=early: the checkpoint holds no early weights (diffusion.early of its preset is the share of the "
-                "training after which they are kept); take GUIDE=unasked, or GUIDANCE=1."
+                "--guide early: the checkpoint holds no early weights (diffusion.early of its preset is the share of "
+                "the training after which they are kept); take --guide unasked, or --guidance 1."
             )
 
     def _check_times(self) -> None:
         spacing, lowest = self.settings["spacing"], self.settings["sigma_min"]
         if spacing not in SPACINGS:
-            raise InputError(f"SPACING={spacing}: unknown; choose one of {', '.join(SPACINGS)}.")
+            raise InputError(f"--spacing {spacing}: unknown; choose one of {', '.join(SPACINGS)}.")
         try:
             self.settings |= {"sigma_min": float(lowest)}
         except (ValueError, TypeError):
-            raise InputError(f"SIGMA_MIN={lowest}: not a number.") from None
+            raise InputError(f"--sigma-min {lowest}: not a number.") from None
         if not 0 < self.settings["sigma_min"] < NOISIEST:
-            raise InputError(f"SIGMA_MIN={lowest}: must lie between 0 and {NOISIEST:g}.")
+            raise InputError(f"--sigma-min {lowest}: must lie between 0 and {NOISIEST:g}.")
 
     @torch.no_grad()
     def __call__(

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from sbldm.errors import DamagedError, InputError, OutputError, StateError
-from sbldm.files import clear_partial, make_folder, read_json, write_csv, write_json, write_nifti
-from sbldm.manifest import DRAWN_BY, GIVEN_UP, RECORD, read_settings
+from sbldm.run.errors import DamagedError, InputError, OutputError, StateError
+from sbldm.run.files import clear_partial, make_folder, read_json, write_csv, write_json, write_nifti
+from sbldm.run.manifest import DRAWN_BY, GIVEN_UP, RECORD, read_settings
 from sbldm.run.room import free_bytes, gigabytes, lasting
 
 # Bytes of a compressed voxel: 130 real cases at 2 mm and 10 at 1 mm have .24 to .26 and .007 to .009 in the mean.
@@ -71,20 +71,20 @@ class RawDataset:
             StateError: it holds pairs drawn with other settings (the first difference is named).
         """
         if not re.fullmatch(r"[0-9]{1,3}", str(dataset_id)) or not 1 <= int(dataset_id) <= 999:
-            raise InputError(f"DATASET={dataset_id}: must be a number from 1 to 999.")
+            raise InputError(f"--dataset {dataset_id}: must be a number from 1 to 999.")
         if not name.isidentifier():
-            raise InputError(f"NAME={name}: letters, digits and underscores only.")
+            raise InputError(f"--name {name}: letters, digits and underscores only.")
         settings = {key: value for key, value in settings.items() if value is not None}
         folder = Path(root) / f"Dataset{int(dataset_id):03d}_{name}"
         others = [p for p in Path(root).glob(f"Dataset{int(dataset_id):03d}_*") if p != folder]
         if others:
-            raise StateError(f"{others[0]}: number {dataset_id} is taken by this dataset; choose another DATASET.")
+            raise StateError(f"{others[0]}: number {dataset_id} is taken by this dataset; choose another --dataset.")
         mark = folder / "synthesis.json"
         if mark.exists() and (held := read_settings(folder)) != settings:
             key = next(k for k in held | settings if held.get(k) != settings.get(k))
             raise StateError(
                 f"{folder}: holds pairs drawn with {key} = {held.get(key)}, now it is {settings.get(key)}; "
-                f"choose another DATASET (for example DATASET={int(dataset_id) + 1}) or remove the folder."
+                f"choose another --dataset (for example --dataset {int(dataset_id) + 1}) or remove the folder."
             )
         return cls(folder, name, tuple(channels), tuple(labels), np.asarray(affine), settings, dict(lineage), origin)
 
@@ -133,7 +133,7 @@ class RawDataset:
         if (needed := (n - there) * a_pair) > free:
             raise OutputError(
                 f"{self.folder}: {n - there} pairs need about {gigabytes(needed)} ({a_pair / 1e6:.1f} MB each), "
-                f"{gigabytes(free)} are free; free space, or ask for no more than N={there + int(free // a_pair)}."
+                f"{gigabytes(free)} are free; free space, or ask for no more than --n {there + int(free // a_pair)}."
             )
 
     def tell_time(self, left: int, say: Callable[[str], None] = print) -> bool:

@@ -18,18 +18,18 @@ from sbldm.cases.geometry import NativeGrid
 from sbldm.cases.layouts import Case, Source, find_cases
 from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import load_prepared
-from sbldm.device import choose_device
-from sbldm.errors import StateError
-from sbldm.evaluation.protocols import REFERENCES
-from sbldm.files import clear_partial, make_folder, read_json, sha256, write_json, write_nifti
+from sbldm.run.device import choose_device
+from sbldm.run.errors import StateError
+from sbldm.run.files import clear_partial, make_folder, read_json, sha256, write_json, write_nifti
+from sbldm.run.folder import Run
 from sbldm.run.progress import progress
-from sbldm.runs import Run
 from sbldm.synthesis.pairs import Pair, finish
 from sbldm.training.cases import measure_cases
 from sbldm.training.latents import load_autoencoder
 
 __all__ = ["as_pair", "reference_cases"]
 
+WAYS = {"path": "the path", "autoencoder": "path and autoencoder"}
 VERSION = 2  # raise it when pairs are finished differently
 
 
@@ -41,13 +41,13 @@ def reference_cases(run: Run, names: Sequence[str], kind: str) -> list[Case]:
     Args:
         run: a prepared run.
         names: of cases to train on or held back.
-        kind: of `REFERENCES`: "path", prepared volumes as they are, or "autoencoder", encoded (the posterior's mean)
+        kind: of `WAYS`: "path", prepared volumes as they are, or "autoencoder", encoded (the posterior's mean)
             and decoded.
 
     Raises:
         StateError: a case is not prepared, or there is no trained autoencoder.
     """
-    preset, folder = run.preset, run.folder / "reference" / kind
+    preset, folder = run.preset, run.reference / kind
     network, device = None, choose_device()
     made: dict[str, Any] = {"version": VERSION, "intensity": preset["intensity"]}
     if kind == "autoencoder":
@@ -57,7 +57,7 @@ def reference_cases(run: Run, names: Sequence[str], kind: str) -> list[Case]:
     written = measure_cases(run, read_lists(run.folder))["written"]
     channels = len(preset["data"]["channels"])
     missing = [name for name in names if not _mask(folder, name).is_file()]
-    for name in progress(missing, f"Cases as {REFERENCES[kind]}", unit="case"):
+    for name in progress(missing, f"Cases through {WAYS[kind]}", unit="case"):
         volume, sidecar = load_prepared(run.prepared, name)
         if network is not None:
             with torch.no_grad():

@@ -11,9 +11,9 @@ import torch
 from monai.engines import PrepareBatch
 from torch.utils.data import Dataset
 
-from sbldm.errors import InputError
-from sbldm.models import refuse_requests
+from sbldm.run.errors import InputError
 from sbldm.run.limits import MOST_PAIRS, MOST_SEED
+from sbldm.run.models import refuse_requests
 from sbldm.synthesis.canvases import Canvases
 from sbldm.synthesis.model import Model
 from sbldm.synthesis.raw_dataset import RawDataset
@@ -27,23 +27,23 @@ AMONG = 8  # draws for each of these, of which the rarest is taken
 
 
 def count_pairs(n: Any, rows: int) -> int:
-    """The number of pairs: N, or without it one for each of the `rows` of a request table.
+    """The number of pairs: `n`, or without it one for each of the `rows` of a request table.
 
     Raises:
-        InputError: N is not a whole number above 0.
+        InputError: `n` is not a whole number above 0.
     """
     if n in (None, ""):
         if rows:
             return rows
-        raise InputError("N is missing: say how many pairs, for example `make synth N=100`.")
+        raise InputError("--n is missing: say how many pairs, for example `sbldm synth --n 100`.")
     try:
         number = int(str(n))
     except ValueError:
-        raise InputError(f"N={n}: not a whole number; for example `make synth N=100`.") from None
+        raise InputError(f"--n {n}: not a whole number; for example `sbldm synth --n 100`.") from None
     if number < 1:
-        raise InputError(f"N={n}: ask for at least one pair, for example `make synth N=100`.")
+        raise InputError(f"--n {n}: ask for at least one pair, for example `sbldm synth --n 100`.")
     if number > MOST_PAIRS:
-        raise InputError(f"N={n}: {MOST_PAIRS} pairs are the most, as their names have six digits; N={MOST_PAIRS}.")
+        raise InputError(f"--n {n}: {MOST_PAIRS} pairs are the most, as their names have six digits; --n {MOST_PAIRS}.")
     return number
 
 
@@ -53,12 +53,9 @@ def read_asked(table: str | None = None, request: Mapping[str, Any] | None = Non
     Raises:
         InputError: both are given, or one of them is wrong.
     """
-    given = {k.upper(): v for k, v in (request or {}).items() if v not in (None, "")}
-    fixed = parse_request(
-        **{k: ",".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for k, v in given.items()}
-    )
+    fixed = parse_request(**(request or {}))
     if table and str(table) != GAPS and fixed:
-        raise InputError("REQUESTS (a table) and a single request (VOLUME_ML, CENTRE_MM, ...) exclude each other.")
+        raise InputError("--requests (a table) and a single request (--volume-ml, --centre-mm, ..) exclude each other.")
     return read_requests(Path(table)) if table and str(table) != GAPS else [fixed] if fixed else []
 
 
@@ -69,7 +66,7 @@ class PairRequests(Dataset):
     for (ml, mm2, mm by name), in what it is `extrapolated`, and its `seed`; with canvases also the `canvas`, and the
     `region` `[1, H, W, D]` of it that is to be drawn (`Canvases.row`).
 
-    Pair i has the seed `seed + i` and takes row i of the table (again from its top where N is larger); what its row
+    Pair i has the seed `seed + i` and takes row i of the table (again from its top where `n` is larger); what its row
     leaves open is drawn from the joint model of the training tumours with that seed. A model that takes no requests
     has empty ones, and NaN for a condition vector.
 
@@ -84,7 +81,7 @@ class PairRequests(Dataset):
         gaps: draw what is left open where real tumours are rare.
 
     Raises:
-        InputError: N or SEED is no such number, a row contradicts itself, or no canvas takes any of the requests.
+        InputError: `n` or `seed` is no such number, a row contradicts itself, or no canvas takes any of the requests.
     """
 
     def __init__(
@@ -105,12 +102,12 @@ class PairRequests(Dataset):
             if not 0 <= self.seed <= MOST_SEED:
                 raise ValueError
         except ValueError:
-            raise InputError(f"SEED={seed}: not a whole number from 0 to {MOST_SEED}.") from None
+            raise InputError(f"--seed {seed}: not a whole number from 0 to {MOST_SEED}.") from None
         self.asked = list(asked) or [{}]
         if model.conditional:
             self.tumours, self.normaliser = model.tumours, model.normaliser
             if not canvases and any("contrast" in row for row in self.asked):
-                raise InputError("CONTRAST: can be asked for on canvases alone; say CANVAS= as well, or leave it out.")
+                raise InputError("--contrast: can be asked for on canvases alone; add --canvas, or leave it out.")
             for row in self.asked:  # a contradiction shows before the first pair, not at the hundredth
                 self.tumours.complete(row, self.seed)
         else:

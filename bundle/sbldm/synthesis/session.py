@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,17 +15,14 @@ import torch
 from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 
-from sbldm.errors import StateError
-from sbldm.evaluation.copies import too_many_copies
-from sbldm.files import clear_partial
-from sbldm.manifest import read_manifest
-from sbldm.models import SAMPLING
+from sbldm.metrics.nearness import too_many_copies
+from sbldm.run.errors import StateError
+from sbldm.run.manifest import read_manifest
+from sbldm.run.models import SAMPLING
 from sbldm.run.progress import Progress
 from sbldm.synthesis.blending import contrast_of, draw_into, varied
 from sbldm.synthesis.canvas import Canvas
 from sbldm.synthesis.canvases import Canvases
-from sbldm.synthesis.datasheet import write_datasheet
-from sbldm.synthesis.figures import contact_sheet, request_plot, summarise
 from sbldm.synthesis.gate import Gate, Verdict
 from sbldm.synthesis.model import Model, Sampler
 from sbldm.synthesis.pairs import Pair, finish_pair
@@ -224,8 +223,21 @@ def _contrast(pair: Pair, canvas: Canvas) -> float:
     return round(contrast_of(pair.image[0], pair.labels > 0, canvas.native.spacing), 3)
 
 
-def run(evaluator: Evaluator, requests: PairRequests, writer: PairWriter, output: RawDataset) -> None:
+def run(
+    evaluator: Evaluator,
+    requests: PairRequests,
+    writer: PairWriter,
+    output: RawDataset,
+    show: Callable[[Path], None],
+) -> None:
     """Draw all pending pairs and report; a finished dataset is left as it is.
+
+    Args:
+        evaluator: draws.
+        requests: what is to be drawn.
+        writer: of the evaluator's handlers.
+        output: the dataset.
+        show: what is done with its folder when it is filled (`pages.show_pairs`).
 
     Raises:
         StateError: more than a tenth of the pairs were refused at every attempt (the others are written).
@@ -243,15 +255,9 @@ def run(evaluator: Evaluator, requests: PairRequests, writer: PairWriter, output
     if drawn := writer.accepted + len(writer.refused):
         print(f"Accepted: {writer.accepted} of {drawn} drawn ({100 * writer.accepted / drawn:.0f} %).")
     if count:
-        manifest, figures = output.folder / "manifest.csv", output.folder.parents[1] / "figures"
-        clear_partial(figures)
-        if writer.model.conditional:
-            print(summarise(manifest))
-            request_plot(manifest, figures / f"{output.folder.name}_requests.png")
-        write_datasheet(output.folder)
+        show(output.folder)
         if warning := too_many_copies(read_manifest(output.folder), writer.gate.settings["honest_cases"]):
-            print(f"WARNING: {warning}; `make nnunet-eval` will refuse these pairs.")
-        contact_sheet(output.folder, figures / f"{output.folder.name}.png")
+            print(f"WARNING: {warning}; `sbldm nnunet eval` will refuse these pairs.")
     if writer.extrapolated:
         count, first = len(writer.extrapolated), writer.extrapolated[0]
         print(f"Warning: {count} request(s) lie outside what training saw, e.g. {first}")

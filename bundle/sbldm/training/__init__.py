@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sbldm.device import choose_device, choose_precision
+from sbldm.run.device import choose_device, choose_precision
 from sbldm.training.adversarial import Adversary, GanLosses, VaeGanLoss, clip_before_steps
 from sbldm.training.batches import DiffusionBatch, SliceBatch
 from sbldm.training.cases import measure_cases

@@ -9,7 +9,7 @@ import numpy as np
 
 from sbldm.cases.intensity import written_ranges
 from sbldm.cases.prepare import read_sidecar
-from sbldm.runs import Run
+from sbldm.run.folder import Run
 
 __all__ = ["measure_cases"]
 

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from sbldm.errors import StateError
-from sbldm.files import atomic_path, check, clear_partial, read_rows, reading, write_csv
-from sbldm.runs import DEFAULTS, Run
+from sbldm.run.errors import StateError
+from sbldm.run.files import atomic_path, check, clear_partial, read_rows, reading, write_csv
+from sbldm.run.folder import DEFAULTS, Run
 from sbldm.training.handlers import losses_of
 
 __all__ = [
@@ -60,14 +60,14 @@ def load_checkpoint(path: Path, stage: str) -> dict[str, Any]:
             f"those of this one; remove {folders} and train again: `{_train(path)}`."
         )
     if not isinstance(content, dict) or content.get("format") != FORMAT or not {"stage", "preset"} <= set(content):
-        raise StateError(f"{path}: not a checkpoint of this program (format {FORMAT}); point RUN at the right run.")
+        raise StateError(f"{path}: not a checkpoint of this program (format {FORMAT}); point --run at the right run.")
     with reading_checkpoint(path):
         check(content, {"stage": str, "preset": dict, "constants": dict})
     content["preset"] = DEFAULTS | content["preset"]
     if content["stage"] != stage:
         raise StateError(
-            f"{path}: this is the checkpoint of another training ({content['stage']} of "
-            f"MODEL={content['preset']['model']}), not of the {stage}; point RUN at the right run."
+            f"{path}: this is the checkpoint of another training ({content['stage']} of the "
+            f"model {content['preset']['model']}), not of the {stage}; point --run at the right run."
         )
     with reading_checkpoint(path):
         check(content, BEST if path.name == "best.pt" else LAST)
@@ -79,7 +79,7 @@ def reading_checkpoint(path: Path) -> Iterator[None]:
     """`reading`, with the way out of a lost checkpoint: nothing but training makes another."""
     train = _train(path)
     if path.name == "last.pt":
-        again = f"remove it: `make synth` then takes best.pt as it is, and `{train}` begins this training anew"
+        again = f"remove it: `sbldm synth` then takes best.pt as it is, and `{train}` begins this training anew"
     else:
         again = f"restore it from a copy, or remove {_made_from(path)} and train again: `{train}`"
     with reading(path, again, remove=False):
@@ -87,8 +87,8 @@ def reading_checkpoint(path: Path) -> Iterator[None]:
 
 
 def _train(path: Path) -> str:
-    target = "train-regions" if path.parent.name == "regions" else "train"
-    return f"make {target} RUN={shlex.quote(str(path.parents[1]))}"
+    stage = " regions" * (path.parent.name == "regions")
+    return f"sbldm train{stage} --run {shlex.quote(str(path.parents[1]))}"
 
 
 def _made_from(path: Path) -> str:
@@ -140,12 +140,12 @@ def require_same(path: Path, content: dict[str, Any], preset: dict[str, Any], pa
             continue
         if held["model"] != wanted["model"]:
             raise StateError(
-                f"{path}: this is a checkpoint of MODEL={held['model']}, and the run holds MODEL={wanted['model']}; "
-                f"choose another RUN, or remove {_made_from(path)} and train again."
+                f"{path}: this is a checkpoint of the model {held['model']}, and the run holds {wanted['model']}; "
+                f"choose another --run, or remove {_made_from(path)} and train again."
             )
         raise StateError(
             f"{path}: trained with the preset '{held.get('name')}' whose '{part}' differs from this run's "
-            f"('{wanted['name']}'); choose another RUN, or remove {_made_from(path)} and train again."
+            f"('{wanted['name']}'); choose another --run, or remove {_made_from(path)} and train again."
         )
 
 
@@ -247,7 +247,7 @@ class RunCheckpoint:
         require_same(path, content, self.preset, tuple(self.preset))
         if content["constants"] != self.constants:
             raise StateError(
-                f"{path}: trained on other cases or latents; choose another RUN, or remove {_made_from(path)} and "
+                f"{path}: trained on other cases or latents; choose another --run, or remove {_made_from(path)} and "
                 "train again."
             )
         load_checkpoint(self.folder / "best.pt", self.stage)  # a lost one would not come back

@@ -14,7 +14,7 @@ from monai.engines.utils import IterationEvents
 from monai.utils.enums import GanKeys
 from torch import nn
 
-from sbldm.errors import StateError
+from sbldm.run.errors import StateError
 from sbldm.run.progress import Progress
 
 __all__ = ["ClipGradient", "FiniteLoss", "MovingAverage", "ProgressBar", "Seeded", "losses_of"]
@@ -75,7 +75,7 @@ class FiniteLoss:
         if not all(math.isfinite(loss) for loss in losses_of(engine).values()):
             raise StateError(
                 f"the loss is not finite at iteration {engine.state.iteration}; lower learning_rate in the preset and "
-                "train in a new RUN. The checkpoints of the epochs before are kept."
+                "train in a new --run. The checkpoints of the epochs before are kept."
             )
 
 

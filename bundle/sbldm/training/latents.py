@@ -14,19 +14,19 @@ from scipy.ndimage import gaussian_filter
 
 from sbldm.cases.geometry import NativeGrid
 from sbldm.cases.prepare import load_prepared, read_sidecar
-from sbldm.errors import StateError
-from sbldm.files import atomic_path, clear_partial, read_json, read_npz, sha256, write_csv, write_json
 from sbldm.networks import SliceVAE, VolumeVAE, build_autoencoder
+from sbldm.run.errors import StateError
+from sbldm.run.files import atomic_path, clear_partial, read_json, read_npz, sha256, write_csv, write_json
+from sbldm.run.folder import Run
 from sbldm.run.progress import progress
-from sbldm.runs import Run
 from sbldm.training.cases import measure_cases
 from sbldm.training.checkpoints import load_checkpoint, reading_checkpoint, require_same, unfinished
 from sbldm.training.data import LatentDataset
 from sbldm.training.deformation import copies_of_each, deformed, deformed_characteristics
+from sbldm.training.weights import initial_constants
 from sbldm.tumour.characteristics import NAMES
 from sbldm.tumour.normaliser import Normaliser
 from sbldm.tumour.requests import TumourModel
-from sbldm.weights import initial_constants
 
 __all__ = ["LatentStore", "load_autoencoder", "reconstruction_scores"]
 
@@ -96,7 +96,7 @@ class LatentStore:
         run = Run.at(folder)
         network = load_autoencoder(run, device)
         if so_far := unfinished(run, "autoencoder"):
-            raise StateError(f"{run.folder / 'autoencoder'}: only {so_far} done; `make train-autoencoder` goes on.")
+            raise StateError(f"{run.folder / 'autoencoder'}: only {so_far} done; `sbldm train autoencoder` goes on.")
         fingerprint = sha256(run.checkpoint("autoencoder"))
         made = {"autoencoder_sha256": fingerprint, "mirror": preset["mirror"], "latent": preset["diffusion"]["latent"]}
         made["centred"] = preset["diffusion"].get("centred", "channel")
@@ -192,7 +192,7 @@ def _read(run: Run, name: str, form: Any = dict) -> Any:
 
 def _encoded_anew(run: Run) -> str:
     """The way out when a file of the store is lost: it is made in one go."""
-    folder, command = shlex.quote(str(run.latents)), f"make train RUN={shlex.quote(str(run.folder))}"
+    folder, command = shlex.quote(str(run.latents)), f"sbldm train --run {shlex.quote(str(run.folder))}"
     return f"remove {folder} and run `{command}` again, which encodes the cases anew"
 
 

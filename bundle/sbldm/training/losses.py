@@ -8,9 +8,9 @@ import torch
 from monai.losses import DiceLoss, SSIMLoss
 from torch import nn
 
-from sbldm.errors import InputError
-from sbldm.files import reading
 from sbldm.networks.slice_vae import cell_means
+from sbldm.run.errors import InputError
+from sbldm.run.files import reading
 
 __all__ = ["AutoencoderLoss", "DiffusionLoss"]
 

@@ -11,8 +11,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sbldm.errors import InputError
-from sbldm.models import kind_of
 from sbldm.networks import (
     SliceVAE,
     StackVAE,
@@ -22,8 +20,10 @@ from sbldm.networks import (
     build_generator,
     latent_shape,
 )
+from sbldm.run.errors import InputError
+from sbldm.run.folder import PRESETS, load_preset
+from sbldm.run.models import kind_of
 from sbldm.run.room import gigabytes
-from sbldm.runs import PRESETS, load_preset
 from sbldm.tumour.characteristics import NAMES
 
 __all__ = ["LiveBytes", "check_memory", "training_bytes"]
@@ -159,7 +159,7 @@ def _mend(preset: dict[str, Any], free: int, mixed: bool) -> str:
     if not fitting:
         return "lower batch_size or the networks' channels in a preset of your own, or free memory"
     best = max(fitting, key=sizes.__getitem__)
-    return f"take a new RUN with PRESET={best} ({gigabytes(sizes[best])}), or lower batch_size in a preset of your own"
+    return f"take a new run with --preset {best} ({gigabytes(sizes[best])}), or lower batch_size in your own preset"
 
 
 def _free_bytes(device: torch.device) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,14 +13,14 @@ from monai.inferers import SimpleInferer
 from torch.optim.lr_scheduler import LambdaLR
 
 from sbldm.cases.lists import read_lists
-from sbldm.device import fast_bfloat16
-from sbldm.errors import InputError, StateError
 from sbldm.networks import build_autoencoder, build_denoiser
-from sbldm.runs import Run
+from sbldm.run.device import fast_bfloat16
+from sbldm.run.errors import InputError, StateError
+from sbldm.run.folder import Run
 from sbldm.training.checkpoints import RunCheckpoint, load_checkpoint, require_same, unfinished
 from sbldm.training.data import Continuing
 from sbldm.training.memory import check_memory
-from sbldm.weights import begin_with
+from sbldm.training.weights import begin_with
 
 __all__ = [
     "MixedPrecision",
@@ -69,7 +70,7 @@ def continued(run_dir: str, preset: dict[str, Any], constants: dict[str, Any]) -
     content = load_checkpoint(path, "diffusion")
     require_same(path, content, run.preset, ("data", "grid", "intensity", "mirror", "autoencoder", "diffusion"))
     if so_far := unfinished(run, "diffusion"):
-        raise StateError(f"{path}: only {so_far} done; `make train RUN={run_dir}` goes on.")
+        raise StateError(f"{path}: only {so_far} done; `sbldm train --run {run_dir}` goes on.")
     network = build_denoiser(preset, constants)
     state = network.state_dict()
     for name, weights in content["network"].items():
@@ -120,10 +121,22 @@ def validation_loss(loss: torch.nn.Module) -> Loss:
     return Loss(loss, output_transform=lambda output: (output["pred"], output["label"]), batch_size=len)
 
 
-def run(trainer: Trainer, checkpoint: RunCheckpoint, sampler: Continuing, batch_size: int, resume: bool = True) -> None:
-    """Train, with `resume` from the last checkpoint where there is one; a finished training is then left as it is."""
+def run(
+    trainer: Trainer,
+    checkpoint: RunCheckpoint,
+    sampler: Continuing,
+    batch_size: int,
+    resume: bool = True,
+    follow: Sequence[Any] = (),
+) -> None:
+    """Train, with `resume` from the last checkpoint where there is one; a finished training is then left as it is.
+
+    Handlers that `follow` the trainer are attached before the checkpoint, which keeps what they have done.
+    """
     if not isinstance(resume, bool):
         raise InputError(f"--resume {resume}: must be True or False.")
+    for handler in (*follow, checkpoint):
+        handler.attach(trainer)
     done, total = checkpoint.resume(trainer) if resume else 0, trainer.state.max_epochs * trainer.state.epoch_length
     if done >= total:
         print(f"{checkpoint.folder}: already trained ({total} iterations); nothing to do.")

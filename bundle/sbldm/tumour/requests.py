@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,25 +41,25 @@ from scipy.linalg import solve_triangular
 from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 
-from sbldm.errors import InputError
-from sbldm.files import read_text, user_path
+from sbldm.run.errors import InputError
+from sbldm.run.files import read_text, user_path
 from sbldm.tumour.characteristics import NAMES
 
-__all__ = ["ASKABLE", "VARIABLES", "TumourModel", "parse_request", "read_requests"]
+__all__ = ["ASKABLE", "PARTS", "TumourModel", "parse_request", "read_requests"]
 
-VARIABLES = {
-    "VOLUME_ML": NAMES[0:1],
-    "SURFACE_MM2": NAMES[1:2],
-    "SPHERICITY": NAMES[2:3],
-    "CENTRE_MM": NAMES[3:6],
-    "EXTENTS_MM": NAMES[6:9],
-    "CONTRAST": ("contrast",),
+PARTS = {
+    "volume_ml": NAMES[0:1],
+    "surface_mm2": NAMES[1:2],
+    "sphericity": NAMES[2:3],
+    "centre_mm": NAMES[3:6],
+    "extents_mm": NAMES[6:9],
+    "contrast": ("contrast",),
 }
-"""Variables of the command line and what each one asks for: the nine characteristics, and on canvases the contrast."""
+"""Parts of a request and what each one asks for: the nine characteristics, and on canvases the contrast."""
 
-ASKABLE = tuple(name for names in VARIABLES.values() for name in names)
+ASKABLE = tuple(name for names in PARTS.values() for name in names)
 
-TITLES = {n: v if len(names) == 1 else f"{v} ({n})" for v, names in VARIABLES.items() for n in names}
+TITLES = {n: v if len(names) == 1 else f"{v} ({n})" for v, names in PARTS.items() for n in names}
 TOLERANCE = 0.1  # relative disagreement of surface, volume and sphericity that surface estimators explain
 LARGEST = 1e6  # ml, mm2 or mm; keeps the arithmetic finite
 NARROW, WIDE = 0.2, 1.2  # bandwidths at 100 tumours, in SDs before the shrinkage; those of ln V and x, and of the rest
@@ -120,7 +120,7 @@ def _within(functions: np.ndarray, limits: np.ndarray) -> np.ndarray:
 
 
 def _check(request: Mapping[str, float]) -> dict[str, float]:
-    """Plain floats, or an `InputError` that names the variable."""
+    """Plain floats, or an `InputError` that names the part."""
     if unknown := [name for name in request if name not in ASKABLE]:
         raise InputError(f"{unknown[0]!r} is no tumour characteristic; choose from {', '.join(ASKABLE)}.")
     checked = {}
@@ -136,7 +136,7 @@ def _check(request: Mapping[str, float]) -> dict[str, float]:
         if name not in (*NAMES[POSITION], "contrast") and value <= 0:
             raise InputError(f"{TITLES[name]}={value:g} must be greater than 0.")
         if name == "sphericity" and value > 1:
-            raise InputError(f"SPHERICITY={value:g} must lie above 0 and not above 1 (a sphere).")
+            raise InputError(f"sphericity={value:g} must lie above 0 and not above 1 (a sphere).")
     return checked
 
 
@@ -153,16 +153,16 @@ def _contradictions(request: Mapping[str, float]) -> list[str]:
     if np.log(sphericity) > ROUNDING:
         least = given["surface_mm2"] * sphericity
         found.append(
-            f"SURFACE_MM2={given['surface_mm2']:g} is less than a sphere of VOLUME_ML={volume:g} has ({least:.4g} mm2)"
+            f"surface_mm2={given['surface_mm2']:g} is less than a sphere of volume_ml={volume:g} has ({least:.4g} mm2)"
         )
     elif abs(sphericity / given["sphericity"] - 1) > TOLERANCE:
         found.append(
-            f"SPHERICITY={given['sphericity']:g} contradicts VOLUME_ML={volume:g} and "
-            f"SURFACE_MM2={given['surface_mm2']:g}, which make it {sphericity:.3g}"
+            f"sphericity={given['sphericity']:g} contradicts volume_ml={volume:g} and "
+            f"surface_mm2={given['surface_mm2']:g}, which make it {sphericity:.3g}"
         )
     if functions[FILL] < -ROUNDING:
         box = volume * np.exp(functions[FILL])
-        found.append(f"EXTENTS_MM make a box of {box:.4g} ml, smaller than VOLUME_ML={volume:.4g}")
+        found.append(f"extents_mm make a box of {box:.4g} ml, smaller than volume_ml={volume:.4g}")
     return found
 
 
@@ -297,7 +297,7 @@ class TumourModel:
         broken, side = ((SPHERICITY, 1), (FILL, 0))[np.argmax(np.median(excess, axis=1))]
         given = given | {broken: self.limits[broken, side]}
         if np.linalg.matrix_rank(_ROWS[list(given)]) < len(given):
-            raise InputError(f"No tumour has these {', '.join(VARIABLES)} together; leave one of them out.")
+            raise InputError(f"No tumour has these {', '.join(PARTS)} together; leave one of them out.")
         return self._draw(given, rng)
 
     def sample(self, n: int, seed: int) -> np.ndarray:
@@ -407,24 +407,25 @@ def read_requests(path: Path) -> list[dict[str, float]]:
     return requests
 
 
-def parse_request(**text: str) -> dict[str, float]:
-    """Read a request from the command line's variables (`VARIABLES`), each one number or three with commas.
+def parse_request(**parts: float | str | Sequence[float] | None) -> dict[str, float]:
+    """A request from its parts (`PARTS`): one number each, or three, as a sequence or with commas between them.
 
-    `CENTRE_MM="-30,10,5"` counts millimetres to the right, anterior and superior from the centre of the field of view,
-    `EXTENTS_MM` the bounding box along the same axes. Empty strings are ignored.
+    `centre_mm` counts millimetres to the right, anterior and superior from the centre of the brain's box, `extents_mm`
+    the bounding box along the same axes. What is None or empty is left open.
 
     Raises:
-        InputError: a variable is unknown, has too few or too many numbers, or an impossible value.
+        InputError: a part is unknown, has too few or too many numbers, or an impossible value.
     """
     request: dict[str, float] = {}
-    for variable, content in text.items():
-        if variable not in VARIABLES:
-            raise InputError(f"{variable} is no variable of a request; choose from {', '.join(VARIABLES)}.")
-        if not (content or "").strip():
+    for part, content in parts.items():
+        if part not in PARTS:
+            raise InputError(f"{part} is no part of a request; choose from {', '.join(PARTS)}.")
+        if content is None or (isinstance(content, str) and not content.strip()):
             continue
-        names, parts = VARIABLES[variable], content.split(",")
-        if len(parts) != len(names):
-            form = "one number" if len(names) == 1 else 'three numbers along R, A, S, as in "40,35,30"'
-            raise InputError(f"{variable}={content!r}: {form} needed.")
-        request |= _check(dict(zip(names, parts, strict=True)))
+        names = PARTS[part]
+        values = content.split(",") if isinstance(content, str) else np.atleast_1d(content).tolist()
+        if len(values) != len(names):
+            form = "one number" if len(names) == 1 else "three numbers along R, A, S, as in 40,35,30,"
+            raise InputError(f"{part}={content!r}: {form} needed.")
+        request |= _check(dict(zip(names, values, strict=True)))
     return request

@@ -1,0 +1,1 @@
+"""What each command does, in values; `sbldm.cli` reads these from the command line."""

@@ -1,0 +1,25 @@
+"""Numbers with their intervals."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["Estimate", "mean_estimate"]
+
+
+class Estimate(NamedTuple):
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def mean_estimate(values: np.ndarray, seed: int = 0, draws: int = 2000) -> Estimate:
+    """Mean of `[N]`, N >= 1, with the percentile interval of a bootstrap over its entries (Efron & Tibshirani 1993)."""
+    values = np.asarray(values, dtype=np.float64)
+    index = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
+    low, high = np.quantile(values[index].mean(axis=1), [0.025, 0.975])
+    return Estimate(float(values.mean()), float(low), float(high))

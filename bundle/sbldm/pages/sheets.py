@@ -1,0 +1,103 @@
+"""What a user looks at after drawing: a contact sheet of the pairs, and how well requests were met."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.stats import spearmanr
+
+from sbldm.pages.datasheet import write_datasheet
+from sbldm.run.files import atomic_path, clear_partial
+from sbldm.run.manifest import read_manifest, read_pair_file
+from sbldm.tumour.characteristics import NAMES
+
+__all__ = ["contact_sheet", "request_plot", "show_pairs", "summarise"]
+
+
+def show_pairs(dataset: Path) -> None:
+    """Write what people look at when a raw dataset of a run is filled: datasheet, contact sheet, how requests were met.
+
+    The figures go to `RUN/figures`.
+    """
+    figures, manifest = dataset.parents[1] / "figures", dataset / "manifest.csv"
+    clear_partial(figures)
+    if f"requested_{NAMES[0]}" in read_manifest(dataset)[0]:
+        print(summarise(manifest))
+        request_plot(manifest, figures / f"{dataset.name}_requests.png")
+    write_datasheet(dataset)
+    contact_sheet(dataset, figures / f"{dataset.name}.png")
+
+
+def contact_sheet(dataset: Path, path: Path, most: int = 8) -> None:
+    """Draw the first pairs of a raw dataset in three planes through the tumour's centre, the mask as an outline.
+
+    A brain without a tumour is cut through its own centre.
+    """
+    names = [row["pair"] for row in read_manifest(dataset)][:most]
+    figure = Figure(figsize=(1.7 * len(names), 5.4), facecolor="black")
+    axes = figure.subplots(3, len(names), squeeze=False)
+    for column, name in zip(axes.T, names, strict=True):
+        file = nib.as_closest_canonical(read_pair_file(dataset / "imagesTr" / f"{name}_0000.nii.gz"))
+        label = nib.as_closest_canonical(read_pair_file(dataset / "labelsTr" / f"{name}.nii.gz"))
+        image, mask = file.get_fdata(), label.get_fdata() > 0
+        box = tuple(slice(b.min(), b.max() + 1) for b in np.nonzero(image))
+        shown = mask if mask.any() else image > 0
+        centre = np.rint(np.mean(np.nonzero(shown), axis=1)).astype(int)
+        top = np.percentile(image[image > 0], 99.8)
+        spacing = file.header.get_zooms()
+        for axis, panel in zip((2, 1, 0), column, strict=True):
+            across = [a for a in range(3) if a != axis]
+            cut = tuple(centre[axis] if a == axis else box[a] for a in range(3))
+            aspect = spacing[across[1]] / spacing[across[0]]
+            panel.imshow(image[cut].T, cmap="gray", vmin=0, vmax=top, origin="lower", aspect=aspect)
+            if mask[cut].any():
+                panel.contour(mask[cut].T, levels=[0.5], colors="#ff9d3b", linewidths=0.8)
+            panel.axis("off")
+        volume = mask.sum() * np.prod(spacing) / 1000
+        column[0].set_title(f"{name.rsplit('_', 1)[-1]}: {volume:.0f} ml", color="white", fontsize=8)
+    figure.subplots_adjust(0.005, 0.005, 0.995, 0.95, 0.02, 0.02)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, facecolor="black")
+    print(f"{path}: the first {len(names)} pairs in three planes")
+
+
+def _read_manifest(manifest: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
+    """Requested and measured characteristics by name, and the seconds of each pair."""
+    columns = {f"{kind}_{name}": float for kind in ("requested", "measured") for name in NAMES}
+    rows = read_manifest(manifest.parent, columns | {"seconds": float})
+    asked, drawn = (
+        {n: np.array([float(r[f"{k}_{n}"]) for r in rows]) for n in NAMES} for k in ("requested", "measured")
+    )
+    return asked, drawn, np.array([float(r["seconds"]) for r in rows])
+
+
+def request_plot(manifest: Path, path: Path) -> None:
+    """Plot each measured characteristic against the one asked for, all pairs of a manifest."""
+    asked, drawn, _ = _read_manifest(manifest)
+    figure = Figure(figsize=(8, 8))
+    for panel, name in zip(figure.subplots(3, 3).flat, NAMES, strict=True):
+        low, high = (f([f(asked[name]), f(drawn[name])]) for f in (np.min, np.max))
+        panel.plot([low, high], [low, high], color="0.7", linewidth=1)
+        panel.scatter(asked[name], drawn[name], s=10, color="#c2571a")
+        panel.set_title(name, fontsize=9)
+        panel.tick_params(labelsize=7)
+    figure.supxlabel("requested", fontsize=10)
+    figure.supylabel("measured", fontsize=10)
+    figure.tight_layout()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    print(f"{path}: requested against measured")
+
+
+def summarise(manifest: Path) -> str:
+    """One line on how well the tumours drawn match the ones asked for, over all pairs of a manifest."""
+    asked, drawn, seconds = _read_manifest(manifest)
+    error = np.median(np.abs(drawn["volume_ml"] / asked["volume_ml"] - 1))
+    distance = np.median(np.sqrt(sum((drawn[n] - asked[n]) ** 2 for n in ("x_mm", "y_mm", "z_mm"))))
+    line = f"Requested against measured, n = {len(seconds)}: volume off by a median {100 * error:.0f} %"
+    if len(seconds) > 2 and np.ptp(asked["volume_ml"]) > 0:
+        line += f" (Spearman {spearmanr(asked['volume_ml'], drawn['volume_ml']).statistic:.2f})"
+    return f"{line}, centre by {distance:.1f} mm; {np.median(seconds):.1f} s a pair."

@@ -1,0 +1,340 @@
+"""A run folder: where each step of one journey leaves its work, and the preset that all of them share."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from sbldm.run.errors import InputError, StateError
+from sbldm.run.files import atomic_path, user_path
+from sbldm.run.limits import MOST_MINUTES
+from sbldm.run.models import check_model, kind_of
+from sbldm.run.preset import check_preset
+from sbldm.run.schema import nearest, read_yaml
+
+__all__ = ["PRESETS", "Run", "load_preset", "read_preset", "read_regions_preset", "within_regions"]
+
+PRESETS = Path(__file__).parents[2] / "configs" / "presets"
+BASELINES = PRESETS.parent / "baselines"
+DEFAULTS = {"model": "sbldm", "minutes": None}  # of presets from before there were other models
+SSIM_WINDOW = 11  # of the loss of stage 1
+SHARED = ("data", "grid", "intensity", "mirror")  # parts that every model's preset has from SBLDM's
+
+
+def load_preset(name_or_path: str, model: str = "", minutes: float | None = None) -> dict[str, Any]:
+    """Read a preset by its name (`small`) or file.
+
+    Args:
+        name_or_path: a preset of SBLDM, or of the model's own file in `configs/baselines`; or a YAML file.
+        model: one of `MODELS`; empty: SBLDM, or what the file says.
+        minutes: training time to aim at in place of the preset's own; its iterations are scaled in proportion.
+
+    Raises:
+        InputError: no such preset or model (the known ones are listed), or a part of it is missing.
+    """
+    wanted, path = check_model(model), user_path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        preset = _read_file(path)
+        if model and preset.get("model", "sbldm") != model:
+            raise InputError(f"--model {model}: {path} is a preset of the model {preset.get('model', 'sbldm')}.")
+    else:
+        path, preset = _read_named(name_or_path, wanted)
+    preset = DEFAULTS | preset
+    if not isinstance(preset["model"], str):
+        raise InputError(f"{path}: model: {preset['model']!r} is no name of a model; see {_example('sbldm')}.")
+    check_model(preset["model"])
+    check_preset(preset, f"{path}: ", _example(preset["model"]))
+    if minutes is not None:
+        _scale(preset, minutes)
+    _check_sizes(path, preset)
+    return preset
+
+
+def _example(model: str) -> str:
+    return "configs/presets/small.yaml" if model == "sbldm" else f"configs/baselines/{model}.yaml"
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+        raise InputError(f"--preset {path}: no such preset; choose one of {known}, or name a YAML file.")
+    content = read_yaml(path, "a preset")
+    if not isinstance(content, dict) or not isinstance(content.get("preset"), dict):
+        raise InputError(f"{path}: is no preset; its values stand below the key `preset`, see {_example('sbldm')}.")
+    if others := [str(key) for key in content if key != "preset"]:
+        raise InputError(f"{path}: {others[0]} stands beside `preset`, where nothing else is read; remove it.")
+    return content["preset"]
+
+
+def _read_named(name: str, model: str) -> tuple[Path, dict[str, Any]]:
+    """A preset of SBLDM by its name; of other models, data and grid of it and what `baselines/MODEL.yaml` says."""
+    if model == "sbldm":
+        names = [path.stem for path in sorted(PRESETS.glob("*.yaml"))]
+        _check_name(name, names, "")
+        return PRESETS / f"{name}.yaml", _read_file(PRESETS / f"{name}.yaml")
+    path = BASELINES / f"{model}.yaml"
+    content = read_yaml(path, "a preset")
+    _check_name(name, content["presets"], f"the model {model} has no")
+    values = deepcopy(content["presets"][name])
+    like = content.get("like")
+    _, base = _read_named(values.pop("base", name), like or "sbldm")
+    kept = {part: base[part] for part in (base if like else SHARED) if part != "regions"}  # SBLDM's alone
+    return path, {"name": name, "model": model} | _merged(kept, values | {"name": name, "model": model})
+
+
+def _check_name(name: str, known: Iterable[str], where: str) -> None:
+    if name not in known:
+        raise InputError(
+            f"--preset {name}: {where or 'no'} such preset; choose one of {', '.join(known)}, or name a YAML file"
+            f"{nearest(name, known)}."
+        )
+
+
+def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """`base` with some of its values replaced, also inside a stage; a network is replaced as a whole."""
+    return base | {
+        key: base[key] | value if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        for key, value in values.items()
+    }
+
+
+def _scale(preset: dict[str, Any], minutes: float) -> None:
+    """Scale the iterations of all trainings to another time, in whole epochs, and with them the moving average."""
+    if not 0 < minutes <= MOST_MINUTES:
+        raise InputError(f"--minutes {minutes:g}: must be above 0, and a year ({MOST_MINUTES}) at most.")
+    if not preset["minutes"]:
+        raise InputError(f"--minutes {minutes:g}: the preset '{preset['name']}' does not say how long it trains.")
+    for stage in [*kind_of(preset).stages, *["regions"] * bool(preset.get("regions"))]:
+        values, epoch = preset[stage], preset[stage]["iterations_per_epoch"]
+        before = values["iterations"]
+        values["iterations"] = max(1, round(before * minutes / preset["minutes"] / epoch)) * epoch
+        if values.get("ema_decay"):  # the average keeps its share of the training
+            values["ema_decay"] = round(1 - min(0.1, (1 - values["ema_decay"]) * before / values["iterations"]), 6)
+    preset["minutes"] = float(minutes)
+
+
+def _halvings(stage: str, values: dict[str, Any]) -> np.ndarray:
+    """By how much the networks of a stage shrink each axis."""
+    kind, network = values.get("kind"), values["network"]
+    levels = len(network["channels"])
+    if stage == "diffusion" and kind == "monai":
+        return np.ones(3, dtype=int)  # it pads its latents
+    if "strides" in network:
+        shrinks = np.prod([np.broadcast_to(stride, 3) for stride in network["strides"]], axis=0)
+        return shrinks * (1, 1, 0) + (0, 0, 1) if kind == "tiled" else shrinks
+    if stage == "autoencoder" and kind in (None, "slice"):
+        return np.array([2 ** (levels - 1), 2 ** (levels - 1), 1])
+    if stage == "autoencoder" and kind == "stack":
+        in_plane = network["patch"] * 2 ** (levels - 1)
+        return np.array([in_plane, in_plane, network["aggregation"]])
+    return np.full(3, 2**levels if stage == "gan" else 2 ** (levels - 1))
+
+
+def _check_sizes(path: Path, preset: dict[str, Any]) -> None:
+    """The grid must survive all halvings of the networks, and be no smaller than what losses and judges look at."""
+    size, need = np.array(preset["grid"]["size"]), np.ones(3, dtype=int)
+    least = np.ones(3, dtype=int)
+    for stage in kind_of(preset).stages:
+        values = preset[stage]
+        need = need * _halvings(stage, values)
+        if "discriminator" in values:
+            least = np.maximum(least, 3 * 2 ** values["discriminator"]["layers"])
+        elif stage == "autoencoder":
+            least = np.maximum(least, (SSIM_WINDOW, SSIM_WINDOW, 1))
+        if values.get("kind") == "stack":
+            _check_crop(path, values, size)
+            _check_latents(path, values["network"], len(preset["data"]["channels"]) + len(preset["data"]["labels"]))
+    if np.any(size % need):
+        raise InputError(
+            f"{path}: grid.size {size.tolist()} must be divisible by {need.tolist()} (the networks halve it)."
+        )
+    if np.any(size < least) or np.prod(size // need) < 2:
+        raise InputError(
+            f"{path}: grid.size {size.tolist()} must be at least {least.tolist()}, and two voxels after all halvings "
+            f"({need.tolist()}); enlarge it, or take fewer levels or layers."
+        )
+
+
+def _check_crop(path: Path, values: dict[str, Any], size: np.ndarray) -> None:
+    """Windows and planes must survive the halvings of the autoencoder."""
+    network = values["network"]
+    factor = network["patch"] * 2 ** (len(network["channels"]) - 1)
+    for name, plane in (("grid.size", size[:2]), ("autoencoder.crop", np.array(values["crop"] or size[:2]))):
+        if np.any(plane % factor):
+            raise InputError(
+                f"{path}: {name} {plane.tolist()} must be divisible by {factor} in the plane (the networks halve it)."
+            )
+        if np.any(plane > size[:2]) or np.any(plane < SSIM_WINDOW):
+            raise InputError(f"{path}: {name} {plane.tolist()} must be {SSIM_WINDOW} at least, and within grid.size.")
+
+
+def _check_latents(path: Path, network: dict[str, Any], channels: int) -> None:
+    """The anchored latents, one for each channel and part of a cell, must be among the latents."""
+    anchored = channels * network["parts"] ** 2
+    if anchored > (given := network["latent_channels"]):
+        raise InputError(
+            f"{path}: autoencoder.network.latent_channels must be {anchored} at least, not {given}: {channels} "
+            f"channels x network.parts {network['parts']} x {network['parts']}; raise it, or lower network.parts."
+        )
+
+
+def within_regions(preset: dict[str, Any]) -> dict[str, Any]:
+    """A preset whose stage 2 is the training within regions.
+
+    Raises:
+        InputError: it has none.
+    """
+    if not preset.get("regions"):
+        raise InputError(
+            f"the preset '{preset['name']}' has no `regions`: it cannot be taught to draw into real brains; "
+            "prepare with --preset small or fast."
+        )
+    stage_2, values = preset["diffusion"], preset["regions"]
+    network, sampling = stage_2["network"] | {"regions": True}, preset["sampling"] | {"guidance": values["guidance"]}
+    return preset | {"diffusion": stage_2 | values | {"network": network}, "sampling": sampling}
+
+
+def read_regions_preset(run_dir: str | Path) -> dict[str, Any]:
+    """`within_regions` of a run's preset; what the config of that training calls."""
+    return within_regions(Run.at(run_dir).preset)
+
+
+def read_preset(run_dir: str | Path) -> dict[str, Any]:
+    """The preset that a run was prepared with; what the configs call. Raises as `Run.preset`."""
+    return Run.at(run_dir).preset
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths of one run folder."""
+
+    folder: Path
+
+    @classmethod
+    def at(cls, folder: str | Path) -> Run:
+        """The run at a folder, which need not exist yet."""
+        return cls(Path(os.path.abspath(user_path(folder))))
+
+    @property
+    def preset_file(self) -> Path:
+        """The preset in force, an overlay for every training config."""
+        return self.folder / "preset.yaml"
+
+    @property
+    def prepared(self) -> Path:
+        """Prepared cases: `NAME.npz` and the sidecar `NAME.json`."""
+        return self.folder / "prepared"
+
+    @property
+    def latents(self) -> Path:
+        """Latent store: `NAME.npz`, `constants.json` and `reconstruction.csv`."""
+        return self.folder / "latents"
+
+    @property
+    def raw(self) -> Path:
+        """nnU-Net raw datasets of pairs: `DatasetNNN_NAME`."""
+        return self.folder / "nnUNet_raw"
+
+    def datasets(self, number: int | str | None = None) -> list[Path]:
+        """Raw datasets of pairs by their folders: all of them, or those of one number."""
+        which = "*" if number is None else f"{int(number):03d}"
+        return sorted(path.parent for path in self.raw.glob(f"Dataset{which}_*/dataset.json"))
+
+    @property
+    def gate(self) -> Path:
+        """What the gate knows of the training cases."""
+        return self.folder / "gate"
+
+    @property
+    def canvas(self) -> Path:
+        """Real brains that tumours are drawn into, read and encoded."""
+        return self.folder / "canvas"
+
+    @property
+    def reference(self) -> Path:
+        """Real cases on the way that pairs take, a folder for each way."""
+        return self.folder / "reference"
+
+    @property
+    def figures(self) -> Path:
+        """Pictures of pairs and sweeps."""
+        return self.folder / "figures"
+
+    @property
+    def evaluation(self) -> Path:
+        """Evaluations, a folder for each dataset, and sweeps."""
+        return self.folder / "evaluation"
+
+    @property
+    def table2(self) -> Path:
+        """The ablation with nnU-Net."""
+        return self.folder / "table2"
+
+    def checkpoint(self, stage: str, which: str = "best") -> Path:
+        """Checkpoint of a stage (`autoencoder`, ..): `best` (weights and constants) or `last` (to resume)."""
+        return self.folder / stage / f"{which}.pt"
+
+    @property
+    def preset(self) -> dict[str, Any]:
+        """The preset this run was prepared with.
+
+        Raises:
+            StateError: nothing is prepared here, the file is damaged, or says something else than the prepared cases.
+        """
+        if not self.preset_file.is_file():
+            raise StateError(
+                f"{self.folder}: no prepared cases here; run `sbldm prepare --data /path/to/cases "
+                f"--run {shlex.quote(str(self.folder))}`."
+            )
+        try:
+            preset = load_preset(str(self.preset_file))
+        except InputError as error:
+            raise StateError(
+                f"{str(error).partition('; see ')[0].rstrip('.')}; this file is part of the run: remove it and run "
+                f"`sbldm prepare --data /path/to/cases --run {shlex.quote(str(self.folder))}` again, --preset as then."
+            ) from None
+        self._check_sidecar(preset)
+        return preset
+
+    def _check_sidecar(self, preset: dict[str, Any]) -> None:
+        """Each prepared case says with which values it was made; a hand-edited preset is not believed against it."""
+        for path in sorted(self.prepared.glob("*.json")):
+            try:
+                settings = json.loads(path.read_text())["settings"]
+                parts = [part for part in settings if settings[part] != preset.get(part)]
+            except (OSError, ValueError, KeyError, TypeError):  # said where that case is needed
+                continue
+            if parts:
+                raise StateError(
+                    f"{self.preset_file}: its {' and '.join(parts)} differ from what the cases were prepared with "
+                    f"({path.name}); put the values back, or prepare a new --run with yours."
+                )
+            return
+
+    def check_preset(self, preset: dict[str, Any]) -> None:
+        """Refuse another preset than the one this run was prepared with; a `StateError` names both."""
+        if self.preset_file.exists() and (held := self.preset["model"]) != preset["model"]:
+            raise StateError(
+                f"{self.folder}: holds a run of the model {held}, not of {preset['model']}; choose another --run."
+            )
+        if self.preset_file.exists() and self.preset != preset:
+            raise StateError(
+                f"{self.preset_file}: prepared with the preset '{self.preset['name']}' and other values than "
+                f"'{preset['name']}'; choose another --run or remove this folder."
+            )
+
+    def save_preset(self, preset: dict[str, Any]) -> None:
+        """Keep the preset with the run."""
+        with atomic_path(self.preset_file) as temporary:
+            temporary.write_text(
+                yaml.safe_dump({"preset": preset}, sort_keys=False, default_flow_style=None, width=120)
+            )

@@ -1,0 +1,90 @@
+"""The models that can be trained and drawn from: SBLDM and its rivals, each a preset of the same commands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sbldm.run.errors import InputError
+
+__all__ = ["MODELS", "SAMPLING", "ModelKind", "check_model", "configs_of", "kind_of", "refuse_requests"]
+
+STAGE_1, STAGE_2 = ("common", "train_autoencoder"), ("common", "train_diffusion")
+# What can be asked of a drawing in place of the preset.
+SAMPLING = ("sampler", "steps", "spacing", "sigma_min", "eta", "guidance", "guide")
+OVERLAYS = {  # of stage 1, by its kind
+    "slice": (),
+    "stack": ("overlays/stacks",),
+    "volume": ("overlays/adversary", "baselines/volumes"),
+    "monai": ("overlays/adversary", "baselines/volumes"),
+}
+
+
+REGIONS = (*STAGE_2, "overlays/regions")  # what goes on from stage 2 for `--canvas`, if the preset says how
+
+
+@dataclass(frozen=True)
+class ModelKind:
+    """What a model is made of.
+
+    Attributes:
+        title: in the words of a table.
+        stages: name of each training and the configs that wire it (see `configs_of`).
+        conditional: whether it can be asked for a tumour.
+    """
+
+    title: str
+    stages: dict[str, tuple[str, ...]]
+    conditional: bool = False
+
+
+MODELS = {
+    "sbldm": ModelKind("SBLDM", {"autoencoder": STAGE_1, "diffusion": STAGE_2}, conditional=True),
+    "sbldm_2d": ModelKind("SBLDM, 2-D diffusion", {"autoencoder": STAGE_1, "diffusion": STAGE_2}, conditional=True),
+    "ldm3d": ModelKind("3D-LDM", {"autoencoder": STAGE_1, "diffusion": STAGE_2}),
+    "ldm3d_reduced": ModelKind("3D-LDM, reduced", {"autoencoder": STAGE_1, "diffusion": STAGE_2}),
+    "lsgan": ModelKind("3D-LSGAN", {"gan": ("common", "baselines/train_gan")}),
+    "copypaste": ModelKind("copy-paste", {}),
+}
+
+
+def check_model(name: str) -> str:
+    """The name of a model; SBLDM when empty.
+
+    Raises:
+        InputError: no such model (the known ones are listed).
+    """
+    if name and name not in MODELS:
+        raise InputError(f"--model {name}: no such model; choose one of {', '.join(MODELS)}.")
+    return name or "sbldm"
+
+
+def kind_of(preset: dict[str, Any]) -> ModelKind:
+    """The model that a preset describes."""
+    return MODELS[preset["model"]]
+
+
+def configs_of(preset: dict[str, Any], stage: str) -> tuple[str, ...]:
+    """The configs that wire a training of a preset, each laid over those before it."""
+    if stage == "regions":
+        return REGIONS
+    configs = MODELS[preset["model"]].stages[stage]
+    return configs + OVERLAYS[preset[stage].get("kind", "slice")] if stage == "autoencoder" else configs
+
+
+def refuse_requests(model: str, asked: Sequence[Mapping[str, float]], values: Mapping[str, Any] | None = None) -> None:
+    """Make sure that a model which takes no requests is asked for nothing.
+
+    Args:
+        model: its name.
+        asked: what the user fixes (`synthesis.read_asked`).
+        values: further options that it cannot heed.
+
+    Raises:
+        InputError: names what it cannot do.
+    """
+    given = [f"--{key.replace('_', '-')}" for key, value in (values or {}).items() if value not in (None, "")]
+    if asked or given:
+        what = ", ".join(given) or "requests (--requests, --volume-ml, --centre-mm, ...)"
+        raise InputError(f"{what}: the model {model} cannot heed this; leave it out, or take a run of the model sbldm.")
