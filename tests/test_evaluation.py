@@ -22,7 +22,7 @@ from sbldm.evaluation.settings import Evaluation
 from sbldm.evaluation.written import GROUPS, read_scores
 from sbldm.metrics.copies import REACH
 from sbldm.metrics.distribution import Scale, kid, mmd
-from sbldm.metrics.intervals import Estimate, mean_estimate
+from sbldm.metrics.intervals import Estimate, mean_estimate, middle
 from sbldm.pages.table import write_table
 from sbldm.run.errors import StateError
 from sbldm.run.folder import Run
@@ -356,6 +356,7 @@ def test_protocols_have_names_of_their_own() -> None:
 def test_interval_of_a_mean() -> None:
     """The bootstrap interval of a mean is that of the normal theory: 1.96 / sqrt(N), and holds it 95 times of 100."""
     rng = np.random.default_rng(0)
+    assert middle(np.arange(1001.0)).tolist() == [25, 975] and np.isnan(middle(np.array([0.0, np.nan]))).all()
     low, high = mean_estimate(rng.standard_normal(400))[1:]
     assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.1)
     held = [e.low < 0 < e.high for e in (mean_estimate(rng.standard_normal(60), draws=500) for _ in range(200))]

@@ -18,7 +18,7 @@ from scipy import stats
 
 from sbldm.cases.layouts import Case, Source, to_labels
 from sbldm.cases.volumes import load_image, whole_numbers
-from sbldm.metrics.intervals import Estimate, mean_estimate
+from sbldm.metrics.intervals import Estimate, mean_estimate, middle
 from sbldm.metrics.segmentation import SAME_AFFINE_MM, score_case
 from sbldm.run.errors import DataError, StateError
 from sbldm.run.files import reading
@@ -127,7 +127,7 @@ def _tail_floor(n: int, m: int, seed: int) -> Estimate:
     """Of uniform scores, as that of continuous ones depends on their distribution by the interpolation alone."""
     random = np.random.default_rng(seed)
     below = _low_percentile(random.uniform(size=(DRAWS, m)))
-    low, high = np.quantile(random.binomial(n, below) / n, [0.025, 0.975])
+    low, high = middle(random.binomial(n, below) / n)
     return Estimate(max(TAIL, 1 / (m + 1)), float(low), float(high))
 
 
@@ -142,5 +142,5 @@ def _overlap_floor(n: int, m: int, seed: int) -> Estimate:
     steps = np.repeat([1 / n, -1 / m], [n, m])
     walks = np.random.default_rng(seed).permuted(np.tile(steps, (DRAWS, 1)), axis=1).cumsum(axis=1)
     overlaps = 1 - np.abs(walks).max(axis=1)
-    low, high = np.quantile(overlaps, [0.025, 0.975])
+    low, high = middle(overlaps)
     return Estimate(float(overlaps.mean()), float(low), float(high))

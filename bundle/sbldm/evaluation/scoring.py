@@ -20,7 +20,7 @@ from sbldm.metrics import (
     slices,
     tumours,
 )
-from sbldm.metrics.intervals import Estimate, mean_estimate
+from sbldm.metrics.intervals import Estimate, mean_estimate, middle
 from sbldm.run.errors import DataError, StateError
 from sbldm.run.manifest import read_given_up
 from sbldm.run.workers import Workers
@@ -277,7 +277,7 @@ def _place(heat: np.ndarray, reference: np.ndarray, draws: int = 200) -> Estimat
         return maps[rng.permutation(len(maps))[: -(-len(maps) // 2)]].mean(0, dtype=np.float32)
 
     drawn = np.array([tumours.heat_distance(half(heat), half(reference)) for _ in range(draws)])
-    low, high = np.quantile(drawn - drawn.mean(), [0.025, 0.975])
+    low, high = middle(drawn - drawn.mean())
     return Estimate(value, max(0.0, value + low), min(1.0, value + high))
 
 

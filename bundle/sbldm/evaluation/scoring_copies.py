@@ -19,7 +19,7 @@ from sbldm.metrics import (
     nearness,
     tumour_copies,
 )
-from sbldm.metrics.intervals import Estimate, mean_estimate
+from sbldm.metrics.intervals import Estimate, mean_estimate, middle
 from sbldm.run.errors import DataError
 
 __all__ = ["score_copies"]
@@ -170,5 +170,5 @@ def _copied_features(found: Evaluation, synthetic: Cohort, train: Cohort, heldou
 def _quantile(values: np.ndarray, share: float) -> Estimate:
     """A quantile with the percentile interval of a bootstrap."""
     drawn = np.random.default_rng(0).choice(values, size=(2000, len(values)))
-    low, high = np.quantile(np.quantile(drawn, share, axis=1), [0.025, 0.975])
+    low, high = middle(np.quantile(drawn, share, axis=1))
     return Estimate(float(np.quantile(values, share)), float(low), float(high))

@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.spatial.distance import pdist, squareform
 
-from sbldm.metrics.intervals import Estimate
+from sbldm.metrics.intervals import Estimate, middle
 
 __all__ = ["Scale", "frechet", "kid", "mmd", "permutation_p", "prdc"]
 
@@ -238,7 +238,7 @@ def _estimate(kernel: np.ndarray, n: int, draws: int, rng: np.random.Generator) 
         return Estimate(value, np.nan, np.nan)
     of_first = np.pad(_subsets(n // 2, n, draws, rng), ((0, 0), (0, m)))
     of_second = np.pad(_subsets(m // 2, m, draws, rng), ((0, 0), (n, 0)))
-    low, high = np.quantile(_squared_mmd(kernel, of_first, of_second), [0.025, 0.975])
+    low, high = middle(_squared_mmd(kernel, of_first, of_second))
     return Estimate(value, float(low), float(high))
 
 

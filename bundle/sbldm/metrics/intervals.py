@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Estimate", "mean_estimate"]
+__all__ = ["Estimate", "mean_estimate", "middle"]
 
 
 class Estimate(NamedTuple):
@@ -17,9 +17,14 @@ class Estimate(NamedTuple):
     high: float
 
 
+def middle(draws: np.ndarray) -> np.ndarray:
+    """Ends of the middle 95 % of draws `[N]`, a percentile interval (Efron & Tibshirani 1993); NaN where one is."""
+    return np.quantile(draws, [0.025, 0.975])
+
+
 def mean_estimate(values: np.ndarray, seed: int = 0, draws: int = 2000) -> Estimate:
-    """Mean of `[N]`, N >= 1, with the percentile interval of a bootstrap over its entries (Efron & Tibshirani 1993)."""
+    """Mean of `[N]`, N >= 1, with the percentile interval of a bootstrap over its entries."""
     values = np.asarray(values, dtype=np.float64)
     index = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
-    low, high = np.quantile(values[index].mean(axis=1), [0.025, 0.975])
+    low, high = middle(values[index].mean(axis=1))
     return Estimate(float(values.mean()), float(low), float(high))

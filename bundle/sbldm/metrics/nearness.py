@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import binomtest, gumbel_r
 
-from sbldm.metrics.intervals import Estimate
+from sbldm.metrics.intervals import Estimate, middle
 from sbldm.run.errors import StateError
 from sbldm.run.files import cached_npz
 
@@ -119,7 +119,7 @@ def near_floor(pairs: int, honest: int, seed: int = 0) -> Estimate:
     """
     random = np.random.default_rng(seed)
     limits = np.quantile(random.uniform(size=(4000, honest)), NEAR, axis=1, method="weibull")
-    low, high = np.quantile(random.binomial(pairs, 1 - limits) / pairs, [0.025, 0.975])
+    low, high = middle(random.binomial(pairs, 1 - limits) / pairs)
     return Estimate(max(1 - NEAR, 1 / (honest + 1)), float(low), float(high))
 
 

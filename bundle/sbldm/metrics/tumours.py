@@ -9,7 +9,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.transform import resize_local_mean
 
-from sbldm.metrics.intervals import Estimate
+from sbldm.metrics.intervals import Estimate, middle
 from sbldm.metrics.volumes import Volume
 from sbldm.tumour.characteristics import NAMES
 
@@ -165,7 +165,7 @@ def _recentred(value: float, draws: np.ndarray, top: float) -> Estimate:
     if math.isnan(value):
         return Estimate(value, math.nan, math.nan)
     draws = draws[~np.isnan(draws)]  # a half of the reference may have no spread where the whole has
-    low, high = value + np.quantile(draws, [0.025, 0.975]) - draws.mean()
+    low, high = value + middle(draws) - draws.mean()
     return Estimate(value, float(max(low, 0)), float(min(high, top)))
 
 
