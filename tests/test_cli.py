@@ -149,7 +149,7 @@ def test_the_shell_completes() -> None:
         ("synth --volumeml 3", "--volumeml: no such option of `sbldm synth` (did you mean --volume-ml?)."),
         ("synth --zzz 3", "--zzz: no such option of `sbldm synth`; see `sbldm synth --help`."),
         ("sweep --n", "--n: its value is missing."),
-        ("synth --keep=yes", "--keep: takes no value."),
+        ("synth --keep=yes", "--keep: takes no value (with make: 1, as in KEEP=1)."),
         ("synth 3", "sbldm synth: got unexpected extra argument(s) (3); see `sbldm synth --help`."),
         ("synth --n 1.5", "--n 1.5: must be a whole number from 1 to 1000000."),
         ("synth --n 0", "--n 0: must be a whole number from 1 to 1000000."),
@@ -227,6 +227,30 @@ def test_values_reach_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert drawing.request["centre_mm"] == [-30, 10, 5] and drawing.sampling["guidance"] == 2.0
     assert call("train", "diffusion", "--accept", "a 'b c':nan", "--strict", "--minutes", "1.5").returncode == 0
     assert taken[1] == (options.Preparation(accept=("a", "b c:nan"), strict=True, minutes=1.5), "diffusion")
+
+
+def test_an_empty_option_is_as_if_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As scripts hand on what is not set; an empty path is not the folder that one is in."""
+    taken: list[tuple] = []
+    monkeypatch.setattr(pairs, "synth", lambda *values: taken.append(values))
+    for empty in (("--data", ""), ("--canvas=", "--requests", "", "--tol="), ("--data", "", "--keep")):
+        assert call("synth", "--run", tmp_path, *empty, "--n", 3).returncode == 0
+    expected = [options.Drawing(run=tmp_path, n=3, keep=keep, gate="off") for keep in (False, False, True)]
+    assert [asked for (asked,) in taken] == expected
+    assert "--data is missing: sbldm prepare --data" in one_line(call("prepare", "--run", tmp_path, "--data", ""), 2)
+    assert "--keep: takes no value (with make: 1, as in KEEP=1)" in one_line(call("synth", "--keep=yes"), 2)
+
+
+def test_canvas_that_is_not_there(tmp_path: Path) -> None:
+    """Said by its own name, before a model is loaded."""
+    done = call("synth", "--run", tmp_path, "--n", 1, "--canvas", "/nowhere")
+    assert "--canvas /nowhere: no such folder" in one_line(done, 2)
+
+
+def test_bench_knows_its_rows() -> None:
+    """Nothing is measured: there is no such row."""
+    done = call("bench", "nosuch")
+    assert "nosuch: no row begins like that; choose from " in one_line(done, 2)
 
 
 def test_prepare_refuses_wrong_options(tmp_path: Path, phantom_cases: Path) -> None:

@@ -74,6 +74,31 @@ def test_imports_point_one_way() -> None:
     assert not up
 
 
+def test_what_is_imported_is_there() -> None:
+    """Late imports too, which nothing would miss before a user comes by."""
+    missing = []
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in PACKAGES:
+                names = {alias.name for alias in node.names}
+                modules_in = {name for name in names if f"{node.module}.{name}" in MODULES}
+                missing += [f"{module}: {node.module}.{name}" for name in names - modules_in - defined(node.module)]
+    assert not missing
+
+
+def defined(module: str) -> set[str]:
+    """Names at the head of a module of ours; none where there is no such module."""
+    found: set[str] = set()
+    for node in ast.parse(MODULES[module].read_text()).body if module in MODULES else ():
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name for alias in node.names}
+        else:
+            found |= {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+    return found
+
+
 def test_no_circle() -> None:
     """Not even of two files in one room; what is imported late, inside a function, counts too."""
     order = TopologicalSorter({module: set(imported(module)) for module in MODULES})

@@ -202,7 +202,7 @@ def bench(
 ) -> None:
     """Measure the speed of this machine: preparation, trainings, sampling."""
     with loading():
-        from sbldm import bench
+        from sbldm.commands import bench
     bench.run(rows or (), history, here)
 
 
@@ -233,12 +233,26 @@ def _run(arguments: list[str]) -> None:
     """Not Typer's own way to run a command, which frames what is wrong and takes Ctrl-C for itself."""
     command = typer.main.get_command(app)
     try:
-        with command.make_context("sbldm", arguments) as context:
+        with command.make_context("sbldm", _without_empty(arguments)) as context:
             command.invoke(context)
     except typer.Exit:
         pass  # of --help
     except USAGE as error:
         raise InputError(_in_one_line(error)) from None
+
+
+def _without_empty(arguments: Sequence[str]) -> list[str]:
+    """Options whose value is empty, as scripts hand on what is not set (`--out "$OUT"`), are as if left out.
+
+    Typer would take an empty path for the folder that one is in.
+    """
+    kept: list[str] = []
+    for word in arguments:
+        if word or not (kept and kept[-1].startswith("--") and "=" not in kept[-1]):
+            kept.append(word)
+        else:
+            kept.pop()
+    return [word for word in kept if not (word.startswith("--") and word.endswith("=") and word.count("=") == 1)]
 
 
 def _in_one_line(error: Any) -> str:
@@ -252,7 +266,8 @@ def _in_one_line(error: Any) -> str:
         known = [option for param in context.command.params for option in param.opts if option.startswith("--")]
         return f"{error.option_name}: no such option of `{path}`{nearest(error.option_name, known) or f'; {see}'}."
     if option := getattr(error, "option_name", ""):
-        return f"{option}: " + ("its value is missing." if "requires" in error.message else "takes no value.")
+        none = "takes no value (with make: 1, as in KEEP=1)."
+        return f"{option}: " + ("its value is missing." if "requires" in error.message else none)
     if param := getattr(error, "param", None):
         what = error.message or (param.help or "").partition(" [")[0]
         return f"{_name(param)}{': ' if error.message else ' is missing: '}{what.rstrip('.')}; {see}."

@@ -41,6 +41,7 @@ from sbldm.metrics.tumours import tumour_measures
 from sbldm.metrics.volumes import evaluation_grid, read_volume
 from sbldm.networks import StackVAE, build_autoencoder, build_denoiser, latent_shape
 from sbldm.run.device import fast_bfloat16
+from sbldm.run.errors import InputError
 from sbldm.run.files import atomic_path, write_nifti
 from sbldm.run.folder import load_preset
 from sbldm.synthesis import PairSampler
@@ -255,12 +256,17 @@ def run(rows: Sequence[str] = (), history: Path | None = None, here: str = "") -
         rows: how their names begin; all when empty.
         history: JSON list to add them to.
         here: one row, which is measured in this process and printed as JSON.
+
+    Raises:
+        InputError: no row begins like that (they are listed).
     """
     if here:
         print(json.dumps(measure(here)))
         return
     wanted = [name for name in (*CASES, *NETWORKS) if not rows or name.startswith(tuple(rows))]
     wanted = [name for name in wanted if SLICES.is_file() or "(before)" not in name]  # it lies beside the tests
+    if not wanted:
+        raise InputError(f"{' '.join(rows)}: no row begins like that; choose from {', '.join((*CASES, *NETWORKS))}.")
     table, found = Table("row", "seconds", "in reference convolutions", "peak memory, GB"), []
     for name in wanted:
         done = subprocess.run([sys.executable, "-m", "sbldm", "bench", "--here", name], capture_output=True, text=True)

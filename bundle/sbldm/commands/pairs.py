@@ -169,7 +169,11 @@ def _train_is_prepared(canvas: str, run: Run) -> None:
 
 
 def _canvas(where: str) -> str | None:
-    return str(user_path(where).absolute()) if where and where != "train" else where or None
+    if not where or where == "train":
+        return where or None
+    if not (folder := user_path(where).absolute()).is_dir():
+        raise InputError(f"--canvas {where}: no such folder.")
+    return str(folder)
 
 
 def _bundle(configs: Sequence[str], run_id: str, run: Run, **values: Any) -> None:

@@ -188,7 +188,7 @@ class StackVAE(SliceVAE):
         if depth % self.aggregation:
             raise InputError(
                 f"stacks of {depth} slices: latents of this preset are shared by {self.aggregation} neighbouring ones; "
-                "lay configs/overlays/stacks.yaml over configs/train_autoencoder.yaml, or call `sbldm train`."
+                "lay configs/overlays/stacks.yaml over common.yaml and train_autoencoder.yaml, or call `sbldm train`."
             )
         e = self._embed(position)
         h = self.encoder_in(nn.functional.pixel_unshuffle(x, self.patch), e)

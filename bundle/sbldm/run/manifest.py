@@ -26,7 +26,7 @@ __all__ = [
     "read_settings",
 ]
 
-DRAWN_BY = "run the command that drew these pairs again (sbldm synth or copypaste, the same N and SEED)"
+DRAWN_BY = "run the command that drew these pairs again (sbldm synth or copypaste, the same --n and --seed)"
 ANEW = f"{DRAWN_BY}: it keeps the pairs and writes this file anew"
 RECORD = {"pair": str, "seed": int, "redrawn": int, "seconds": float}
 GIVEN_UP = {"pair": str, "attempts": int}

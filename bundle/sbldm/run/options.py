@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import typer
 
-from sbldm.run.limits import MOST_BATCH, MOST_ITERATIONS, MOST_MINUTES, MOST_PAIRS, MOST_PROCESSES, MOST_SEED
+from sbldm.run.limits import MOST_BATCH, MOST_ITERATIONS, MOST_MINUTES, MOST_PAIRS, MOST_PROCESSES, MOST_SEED, NOISIEST
 from sbldm.run.models import MODELS
 
 RUN = Path("runs/default")
@@ -331,6 +331,7 @@ class Sampling:
         float | None,
         number(
             0,
+            NOISIEST,
             above=True,
             help="Noise below which these three draw no detail, of latents of deviation 1",
             rich_help_panel=SAMPLING,

@@ -67,13 +67,14 @@ class Tolerance:
     centre_mm: float = np.inf
 
     @classmethod
-    def parse(cls, limits: str | Sequence[float]) -> Tolerance:
+    def parse(cls, limits: str | float | Sequence[float]) -> Tolerance:
         """From per cent of the volume and mm of the centre: numbers, or as in `20,10`, of which either may be empty.
 
         Raises:
             InputError: it has another form, or a number that is not above 0.
         """
-        text = limits if isinstance(limits, str) else ",".join(f"{limit}" for limit in limits or ())
+        given = (limits,) if isinstance(limits, int | float) else limits  # as MONAI's command line reads `20`
+        text = given if isinstance(given, str) else ",".join(f"{limit}" for limit in given or ())
         parts = [part.strip().removesuffix("%") for part in text.split(",")]
         try:
             volume, centre = (float(part) if part else np.inf for part in [*parts, ""][:2])

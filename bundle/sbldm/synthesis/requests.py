@@ -53,7 +53,7 @@ def read_asked(table: str | None = None, request: Mapping[str, Any] | None = Non
     Raises:
         InputError: both are given, or one of them is wrong.
     """
-    fixed = parse_request(**(request or {}))
+    fixed = parse_request(**{part.lower(): value for part, value in (request or {}).items()})
     if table and str(table) != GAPS and fixed:
         raise InputError("--requests (a table) and a single request (--volume-ml, --centre-mm, ..) exclude each other.")
     return read_requests(Path(table)) if table and str(table) != GAPS else [fixed] if fixed else []
