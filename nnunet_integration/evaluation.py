@@ -140,5 +140,5 @@ def queued(out: Path) -> list[Path]:
     """
     jobs = {path.parent: read_job(path.parent) for path in (out / "jobs").glob("*/job.json")}
     if not jobs:
-        raise StateError(f"{out}: no jobs are queued here; run `sbldm nnunet export` first.")
+        raise StateError(f"{out}: no jobs are queued here; run `sbldm nnunet export`, with the same options, first.")
     return sorted(jobs, key=lambda folder: jobs[folder]["split"])

@@ -158,9 +158,7 @@ def _source(run: Path, dataset: int) -> Path:
     """The finished dataset of this number."""
     if found := Run(run).datasets(dataset):
         return found[0]
-    raise StateError(
-        f"{run / 'nnUNet_raw'}: no dataset {dataset}; draw one: sbldm synth --run {run} --dataset {dataset} --n 20."
-    )
+    raise StateError(f"{run / 'nnUNet_raw'}: no dataset {dataset}; draw one: {Run(run).to_draw(20, dataset)}.")
 
 
 def _settings(source: Path, network: Model, least: float, pairs: int) -> dict[str, Any]:

@@ -216,7 +216,7 @@ def _dataset_folder(folder: Path, generator: str) -> Path:
     if len(named) == 1 or (not named and len(found) == 1):
         return (named or found)[0]
     what = f"several datasets ({some(p.name for p in found)}); name one of them" if found else "no nnU-Net raw dataset"
-    raise StateError(f"--synth {generator}={folder}: holds {what}; draw some: sbldm synth --run {folder} --n 20.")
+    raise StateError(f"--synth {generator}={folder}: holds {what}; draw some: {Run(folder).to_draw(20)}.")
 
 
 def _read_pairs(generator: str, only: str, folder: Path, real: RealCases) -> Pairs:

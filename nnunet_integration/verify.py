@@ -33,7 +33,9 @@ def verify_dataset(run: Path, dataset_id: int, workers: int = 1) -> Path:
     """
     found = Run(run).datasets(dataset_id)
     if not found:
-        raise StateError(f"{run / 'nnUNet_raw'}: no dataset {dataset_id}; draw one: sbldm synth --run {run} --n 20.")
+        raise StateError(
+            f"{run / 'nnUNet_raw'}: no dataset {dataset_id}; draw one: {Run(run).to_draw(20, dataset_id)}."
+        )
     dataset = found[0]
     count = read_description(dataset)["numTraining"]
     print(f"{dataset.name}: nnU-Net checks, plans and preprocesses {count} pairs ...", flush=True)

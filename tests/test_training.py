@@ -827,7 +827,7 @@ def test_half_trained_stages_are_named(trained_run: Path, tmp_path: Path) -> Non
     content = torch.load(last, weights_only=True)
     torch.save(content | {"iteration": 80}, last)
     done = call("train", "diffusion", "--run", run)
-    assert "only 80 of 200 iterations done; `sbldm train autoencoder` goes on" in one_line(done, 4)
+    assert "only 80 of 200 iterations done; `sbldm train autoencoder --run " in one_line(done, 4)
     assert not (run / "latents").exists()
 
     whole = copy_run(trained_run, tmp_path / "other")

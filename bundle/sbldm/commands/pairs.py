@@ -73,9 +73,7 @@ def train(asked: Preparation, stage: str) -> None:
         known = f"has the trainings {', '.join(stages)}" if stages else "trains nothing"
         raise InputError(f"{stage}: the model {preset['model']} {known}.")
     if not stages:
-        print(
-            f"{run.folder}: the model {preset['model']} trains nothing; go on: sbldm synth --run {run.folder} --n 100."
-        )
+        print(f"{run.folder}: the model {preset['model']} trains nothing; go on: {run.to_draw()}.")
     for own in stages:
         if stage in ("all", own):
             _bundle(configs_of(preset, own), "training", run, seed=asked.seed)

@@ -43,7 +43,7 @@ def _dataset(run: Run, number: int) -> Path:
     """The raw dataset of a run with this number."""
     found = run.datasets(number)
     if not found:
-        raise StateError(f"{run.raw}: no dataset {number}; draw pairs: sbldm synth --run {run.folder} --n 100.")
+        raise StateError(f"{run.raw}: no dataset {number}; draw pairs: {run.to_draw(number=number)}.")
     return found[0]
 
 

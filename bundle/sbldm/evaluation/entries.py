@@ -107,21 +107,17 @@ def _entry(text: str) -> Entry:
     if not re.fullmatch("[0-9]{1,3}", number):
         raise InputError(f"--runs {text}: {number} is not the number of a dataset; for example {folder}:{DATASET}.")
     if not run.preset_file.is_file():
-        raise StateError(f"{run.folder}: is no run; train a model, then draw: sbldm synth --run {folder} --n 100.")
+        raise StateError(f"{run.folder}: is no run; train a model, then draw: {run.to_draw()}.")
     found = sorted(run.raw.glob(f"Dataset{int(number):03d}_*/manifest.csv"))
     if not found:
-        raise StateError(
-            f"{run.raw}: no pairs in a dataset {number}; "
-            f"draw them: sbldm synth --run {folder} --dataset {number} --n 100."
-        )
+        raise StateError(f"{run.raw}: no pairs in a dataset {number}; draw them: {run.to_draw(number=number)}.")
     dataset = found[0].parent
     mark = dataset / "synthesis.json"
     settings = read_settings(dataset) if mark.is_file() else {}
     model = settings.get("model") or settings.get("generator") or "sbldm"
     if not settings or model not in (run.preset["model"], "copypaste"):
         raise StateError(
-            f"{mark}: does not say that this run drew these pairs; "
-            f"draw them into another --dataset: sbldm synth --run {folder} --n 100."
+            f"{mark}: does not say that this run drew these pairs; draw them into another --dataset: {run.to_draw()}."
         )
     if from_elsewhere(dataset):
         raise StateError(

@@ -225,6 +225,15 @@ class Run:
         return cls(Path(os.path.abspath(user_path(folder))))
 
     @property
+    def typed(self) -> str:
+        """Its folder as it is typed in a shell, for advice that is copied."""
+        return shlex.quote(str(self.folder))
+
+    def to_draw(self, n: int = 100, number: int | str | None = None) -> str:
+        """The command that draws pairs here, into the dataset of a number."""
+        return f"sbldm synth --run {self.typed}{f' --dataset {int(number)}' if number is not None else ''} --n {n}"
+
+    @property
     def preset_file(self) -> Path:
         """The preset in force, an overlay for every training config."""
         return self.folder / "preset.yaml"
@@ -292,15 +301,14 @@ class Run:
         """
         if not self.preset_file.is_file():
             raise StateError(
-                f"{self.folder}: no prepared cases here; run `sbldm prepare --data /path/to/cases "
-                f"--run {shlex.quote(str(self.folder))}`."
+                f"{self.folder}: no prepared cases here; run `sbldm prepare --data /path/to/cases --run {self.typed}`."
             )
         try:
             preset = load_preset(str(self.preset_file))
         except InputError as error:
             raise StateError(
                 f"{str(error).partition('; see ')[0].rstrip('.')}; this file is part of the run: remove it and run "
-                f"`sbldm prepare --data /path/to/cases --run {shlex.quote(str(self.folder))}` again, --preset as then."
+                f"`sbldm prepare --data /path/to/cases --run {self.typed}` again, --preset as then."
             ) from None
         self._check_sidecar(preset)
         return preset

@@ -55,7 +55,8 @@ def draw_controls(run: Run, dataset_id: int, show: Callable[[Path], None], weigh
     found = run.datasets(dataset_id)
     if not found:
         raise InputError(
-            f"--dataset {dataset_id}: {run.folder} has no such dataset; draw it with `sbldm synth --canvas ..`."
+            f"--dataset {dataset_id}: {run.folder} has no such dataset; "
+            f"draw it with `{run.to_draw(number=dataset_id)} --canvas train`."
         )
     dataset, settings = found[0], read_settings(found[0])
     if "canvases" not in settings:

@@ -96,7 +96,8 @@ class LatentStore:
         run = Run.at(folder)
         network = load_autoencoder(run, device)
         if so_far := unfinished(run, "autoencoder"):
-            raise StateError(f"{run.folder / 'autoencoder'}: only {so_far} done; `sbldm train autoencoder` goes on.")
+            more = f"`sbldm train autoencoder --run {run.typed}` goes on"
+            raise StateError(f"{run.folder / 'autoencoder'}: only {so_far} done; {more}.")
         fingerprint = sha256(run.checkpoint("autoencoder"))
         made = {"autoencoder_sha256": fingerprint, "mirror": preset["mirror"], "latent": preset["diffusion"]["latent"]}
         made["centred"] = preset["diffusion"].get("centred", "channel")
