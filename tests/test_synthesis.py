@@ -292,7 +292,7 @@ def test_wrong_values(trained_run: Path, asked: list[str], words: str) -> None:
         (["--n", "-1"], "--n -1: must be a whole number from 1"),
         (["--n", "x"], "--n x: must be a whole number from 1"),
         (["--n", "1.5"], "--n 1.5: must be a whole number from 1"),
-        (["--n="], "--n : must be a whole number from 1"),
+        (["--n="], "--n is missing: say how many pairs, for example `sbldm synth --n 100`"),
         ([], "--n is missing: say how many pairs, for example `sbldm synth --n 100`"),
     ],
 )
