@@ -21,7 +21,6 @@ from nnunet_integration.evaluation import AGAIN, SETTINGS
 from nnunet_integration.figures import GREY, PALETTE
 from nnunet_integration.jobs import read_job
 from nnunet_integration.predict import Model, find_model, predict_folder
-from nnunet_integration.sources import some
 from sbldm.cases.volumes import read_image, whole_numbers
 from sbldm.pages.datasheet import write_datasheet
 from sbldm.run.errors import DataError, InputError, StateError
@@ -29,6 +28,7 @@ from sbldm.run.files import atomic_path, make_folder, read_json, user_path, writ
 from sbldm.run.folder import Run
 from sbldm.run.manifest import ANEW, DRAWN_BY, from_elsewhere, read_description, read_manifest, read_settings
 from sbldm.run.progress import progress
+from sbldm.run.text import some
 
 __all__ = ["acceptance", "agreement", "filter_pairs", "trained_on"]
 

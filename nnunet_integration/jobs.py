@@ -11,9 +11,10 @@ from typing import Any
 
 from nnunet_integration.arms import Arm
 from nnunet_integration.pool import COPIES, Pool, copy_id, pair_id
-from nnunet_integration.sources import Pairs, RealCases, nested_subset, pairs_for, some
+from nnunet_integration.sources import Pairs, RealCases, nested_subset, pairs_for
 from sbldm.run.errors import DataError, InputError, StateError
 from sbldm.run.files import make_folder, read_json, write_json
+from sbldm.run.text import some
 
 __all__ = ["locked", "made_anew", "plan_jobs", "read_done", "read_job", "split_fold", "write_jobs"]
 

@@ -20,7 +20,6 @@ import torch
 
 from nnunet_integration.jobs import read_job
 from nnunet_integration.pool import require_nnunet
-from nnunet_integration.sources import some
 from sbldm.cases.datasets import is_stacked
 from sbldm.cases.layouts import CHANNELS, Source, content_hash, find_cases, plain_name
 from sbldm.cases.lists import pick
@@ -40,6 +39,7 @@ from sbldm.run.files import (
     write_nifti,
 )
 from sbldm.run.progress import progress
+from sbldm.run.text import some
 
 if TYPE_CHECKING:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor

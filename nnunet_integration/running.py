@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_integration.jobs import BUSY, made_anew
-from nnunet_integration.sources import some
 from sbldm.run.errors import StateError
 from sbldm.run.files import read_json, read_rows
 from sbldm.run.progress import Progress
+from sbldm.run.text import some
 from sbldm.run.workers import start_quietly
 
 __all__ = ["run_jobs"]

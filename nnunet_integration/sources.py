@@ -22,18 +22,20 @@ from sbldm.run.files import read_json, reading, user_path
 from sbldm.run.folder import Run
 from sbldm.run.manifest import from_elsewhere, read_lineage, read_manifest, read_origin, read_settings
 from sbldm.run.progress import progress
+from sbldm.run.text import some
 
-__all__ = ["Pairs", "RealCases", "find_pairs", "find_real", "nested_subset", "pairs_for", "some"]
+__all__ = [
+    "Pairs",
+    "RealCases",
+    "find_pairs",
+    "find_real",
+    "nested_subset",
+    "pairs_for",
+]
 
 
 MEND = "restore it from a copy, or draw the pair again, as it is not whole"
 RESERVED = ("real", "test", "synth", "aug", "aug5")  # the pool's own
-
-
-def some(names: Iterable[str], limit: int = 3) -> str:
-    """The first names, and how many more there are."""
-    names = sorted(names)
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 @dataclass(frozen=True)

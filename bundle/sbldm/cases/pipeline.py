@@ -20,6 +20,7 @@ from sbldm.run.errors import DataError, InputError, OutputError, StateError
 from sbldm.run.files import read_json, user_path, write_csv, write_json
 from sbldm.run.folder import Run
 from sbldm.run.progress import progress
+from sbldm.run.text import some
 
 __all__ = ["check_same_data", "check_unchanged", "is_prepared", "original_cases", "prepare_run"]
 
@@ -127,14 +128,9 @@ def _check_lists(run: Run, lists: dict[str, list[str]]) -> None:
     if not path.exists() or (held := read_lists(run.folder)) == lists:
         return
     old, new = ({name for names in roles.values() for name in names} for roles in (held, lists))
-    differ = [f"{words} {_some(names)}" for words, names in (("without", new - old), ("with", old - new)) if names]
+    differ = [f"{words} {some(names, 5)}" for words, names in (("without", new - old), ("with", old - new)) if names]
     mend = "choose another --run" + ("" if _used(run) else " or remove it")
     raise StateError(f"{path}: this run holds other cases ({', '.join(differ) or 'in other lists'}); {mend}.")
-
-
-def _some(names: Sequence[str] | set[str], limit: int = 5) -> str:
-    names = sorted(names)
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _used(run: Run) -> str:
@@ -161,7 +157,7 @@ def _to_do_anew(run: Run, identities: Mapping[str, Identity]) -> list[str]:
             f"{used}; restore the file from a copy, or choose another --run."
         )
     if changed:
-        which = _some([f"{name}: {' and '.join(parts)}" for name, parts in changed.items()])
+        which = some([f"{name}: {' and '.join(parts)}" for name, parts in changed.items()], 5)
         what = f"{len(changed)} case(s) have changed since they were prepared ({which})"
         if used:
             raise StateError(f"{run.folder}: {what}, and {used}; choose another --run, or put the old files back.")

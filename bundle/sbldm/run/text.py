@@ -1,10 +1,11 @@
-"""How numbers are written for people."""
+"""How numbers and lists of names are written for people."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
-__all__ = ["number"]
+__all__ = ["number", "some"]
 
 
 def number(value: float, unit: str = "") -> str:
@@ -13,3 +14,9 @@ def number(value: float, unit: str = "") -> str:
         return "-"
     digits = 0 if abs(value) < 1e-9 else min(6, max(0, 2 - math.floor(math.log10(abs(value)))))
     return f"{value:.{digits}f}{' ' + unit if unit else ''}"
+
+
+def some(names: Iterable[str], limit: int = 3) -> str:
+    """The first names, and how many more there are."""
+    names = sorted(names)
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
