@@ -276,9 +276,9 @@ def test_batches_that_do_not_fit_are_left_out(fake_model):
 
 def test_memory_of_the_process_is_seen():
     """100 MB more in use, within a fifth, and a peak at least as high."""
-    before, _ = costs._memory(CPU)
+    before, _ = costs.memory_of(CPU)
     block = np.ones(100_000_000, dtype=np.uint8)
-    in_use, peak = costs._memory(CPU)
+    in_use, peak = costs.memory_of(CPU)
     assert 80e6 < in_use - before < 120e6 and peak >= in_use - 1e6
     del block
 

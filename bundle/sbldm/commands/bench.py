@@ -32,7 +32,7 @@ from sbldm.cases.layouts import Case, Source, find_cases
 from sbldm.cases.phantom import write_phantoms
 from sbldm.cases.prepare import prepare_case
 from sbldm.diffusion import Schedule
-from sbldm.evaluation.costs import _memory, name_of
+from sbldm.evaluation.costs import memory_of, name_of
 from sbldm.metrics.copies import Memory, fingerprint
 from sbldm.metrics.features import load_extractor
 from sbldm.metrics.similarity import ssim
@@ -246,7 +246,7 @@ def measure(name: str) -> dict[str, Any]:
     with torch.no_grad():
         unit.append(seconds(lambda: reference(planes), 10))
     found /= 8 if name.endswith("of eight at once") else 1
-    return {"name": name, "seconds": found, "ratio": found / statistics.mean(unit), "peak_bytes": _memory(device)[1]}
+    return {"name": name, "seconds": found, "ratio": found / statistics.mean(unit), "peak_bytes": memory_of(device)[1]}
 
 
 def run(rows: Sequence[str] = (), history: Path | None = None, here: str = "") -> None:

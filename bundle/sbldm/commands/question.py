@@ -10,6 +10,7 @@ import typer
 
 from sbldm.run.options import (
     DATASET,
+    LABELS,
     RUN,
     DatasetOption,
     Fid,
@@ -91,7 +92,7 @@ class Question(Scores):
     labels: Annotated[
         str,
         typer.Option(
-            help="What the numbers in the masks mean: auto, brats21, brats23, brats24, peds, or a YAML file.",
+            help=LABELS,
             show_default="as the layout",
             rich_help_panel=FOLDERS,
         ),

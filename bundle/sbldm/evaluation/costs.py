@@ -49,7 +49,7 @@ from sbldm.run.workers import killed_with_parent
 from sbldm.synthesis.model import Model, Sampler
 from sbldm.tumour.characteristics import NAMES
 
-__all__ = ["Cost", "count", "empty", "measure", "measure_run", "measured", "model_costs"]
+__all__ = ["Cost", "count", "empty", "measure", "measure_run", "measured", "memory_of", "model_costs", "name_of"]
 
 COSTS_FILE = "costs.json"  # of a run
 
@@ -179,7 +179,7 @@ def name_of(device: torch.device) -> str:
     return names[0] if names else platform.processor() or f"{platform.machine()} {device.type}"
 
 
-def _memory(device: torch.device) -> tuple[int, int]:
+def memory_of(device: torch.device) -> tuple[int, int]:
     """Bytes in use and the most that ever were: on CUDA those of PyTorch's tensors, on a CPU those of the process."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
@@ -230,7 +230,7 @@ def measure(
         StateError: nothing is trained there, or one volume does not fit into memory.
         InputError: the sampler does not take these values.
     """
-    before, _ = _memory(device)
+    before, _ = memory_of(device)
     model = Model.load(str(run_dir), device)
     samplers = {n: model.sampler(_asked(sampling) | {"batch": n}) for n in sorted({1, *batches})}
     rows = list(takewhile(bool, (_timed(model, samplers[n], device, n, repeats) for n in samplers)))
@@ -274,7 +274,7 @@ def _timed(model: Model, sampler: Sampler, device: torch.device, batch: int, rep
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
             return None
         raise
-    return {"batch": batch, "seconds": statistics.median(seconds[1:]), "peak_bytes": _memory(device)[1]}
+    return {"batch": batch, "seconds": statistics.median(seconds[1:]), "peak_bytes": memory_of(device)[1]}
 
 
 def _synchronise(device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 __all__ = [
     "CLEANEST",
+    "LARGEST",
     "MOST_BATCH",
     "MOST_ITERATIONS",
     "MOST_MINUTES",
@@ -11,6 +12,7 @@ __all__ = [
     "NOISIEST",
 ]
 
+LARGEST = 1e6  # of a request, in ml, mm2 or mm: keeps the arithmetic finite
 MOST_SEED = 2**32 - 1  # torch heeds no more
 MOST_PAIRS = 1_000_000  # their names have six digits
 MOST_PROCESSES = 1024

@@ -17,12 +17,21 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import typer
 
-from sbldm.run.limits import MOST_BATCH, MOST_ITERATIONS, MOST_MINUTES, MOST_PAIRS, MOST_PROCESSES, MOST_SEED, NOISIEST
+from sbldm.run.limits import (
+    LARGEST,
+    MOST_BATCH,
+    MOST_ITERATIONS,
+    MOST_MINUTES,
+    MOST_PAIRS,
+    MOST_PROCESSES,
+    MOST_SEED,
+    NOISIEST,
+)
 from sbldm.run.models import MODELS
 
 RUN = Path("runs/default")
 DATASET = 501
-LARGEST = 1e6  # ml, mm2 or mm
+LABELS = "What the numbers in the masks mean: auto, brats21, brats23, brats24, peds, or a YAML file."
 
 ModelName = Literal[tuple(MODELS)]
 Stage = Literal[("all", *dict.fromkeys(stage for model in MODELS.values() for stage in model.stages), "regions")]
@@ -295,7 +304,7 @@ class Preparation:
     labels: Annotated[
         str,
         typer.Option(
-            help="What the numbers in the masks mean: auto, brats21, brats23, brats24, peds, or a YAML file.",
+            help=LABELS,
             show_default="as the layout",
             rich_help_panel=CASES,
         ),

@@ -43,6 +43,7 @@ from scipy.special import logsumexp
 
 from sbldm.run.errors import InputError
 from sbldm.run.files import read_text, user_path
+from sbldm.run.limits import LARGEST
 from sbldm.tumour.characteristics import NAMES
 
 __all__ = ["ASKABLE", "PARTS", "TumourModel", "parse_request", "read_requests"]
@@ -61,7 +62,6 @@ ASKABLE = tuple(name for names in PARTS.values() for name in names)
 
 TITLES = {n: v if len(names) == 1 else f"{v} ({n})" for v, names in PARTS.items() for n in names}
 TOLERANCE = 0.1  # relative disagreement of surface, volume and sphericity that surface estimators explain
-LARGEST = 1e6  # ml, mm2 or mm; keeps the arithmetic finite
 NARROW, WIDE = 0.2, 1.2  # bandwidths at 100 tumours, in SDs before the shrinkage; those of ln V and x, and of the rest
 ROUNDING = 0.005  # what rounded values may exceed the sphere's and the box's bounds by, in logarithms
 SPHERICITY, FILL, POSITION = 2, 9, slice(3, 6)
