@@ -23,8 +23,9 @@ nnunet_targets := nnunet-eval plateau verify filter
 
 help: ## this page
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
-	@printf '  make %s\n' "$(own_targets)" "$(train_targets)" "$(nnunet_targets)"
-	@echo "Options are variables: make synth RUN=runs/mine N=100 KEEP=1. What there is: $(sbldm) COMMAND --help"
+	@printf '  make %s\n' $(own_targets) $(train_targets) $(nnunet_targets)
+	@echo "The latter are commands of sbldm, one a call; options are variables: make synth RUN=runs/mine N=100 CANVAS=train KEEP=1."
+	@echo "What they do and take: $(sbldm) --help, $(sbldm) COMMAND --help"
 $(ready): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "Error: Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 2; }
