@@ -26,7 +26,7 @@ from sbldm.pages.datasheet import write_datasheet
 from sbldm.run.errors import DataError, InputError, StateError
 from sbldm.run.files import atomic_path, make_folder, read_json, user_path, write_csv, write_json
 from sbldm.run.folder import Run
-from sbldm.run.manifest import ANEW, DRAWN_BY, from_elsewhere, read_description, read_manifest, read_settings
+from sbldm.run.manifest import ANEW, DRAWN_BY, Manifest, PairRecord
 from sbldm.run.progress import progress
 from sbldm.run.text import some
 
@@ -68,8 +68,8 @@ def filter_pairs(
         raise InputError(f"--least {least:g}: must be from 0 to 1, as it is a share of the mask.")
     run = user_path(run).absolute()
     source, network = _source(run, dataset), find_model(model or run)
-    cases, rows = trained_on(network), read_manifest(source)
-    settings, lineage = _settings(source, network, least, len(rows)), _lineage(source, cases or {})
+    cases, manifest = trained_on(network), Manifest(source)
+    pairs, settings, lineage = manifest.pairs, _settings(manifest, network, least), _lineage(source, cases or {})
     target = _target(source, settings, name, to)
     if cases is None:
         print(
@@ -78,16 +78,19 @@ def filter_pairs(
         )
     predictions = run / "filter" / source.name / "predictions" / min(network.identity().values())[:8]
     try:
-        predict_folder(model or run, source, predictions, [row["pair"] for row in rows])
+        predict_folder(model or run, source, predictions, [pair.name for pair in pairs])
     except StateError as error:  # it holds those of pairs that were drawn anew since
         raise StateError(str(error).replace("choose another --out", "remove it and filter again")) from None
-    for row in progress(rows, "Comparing", unit="pair"):
-        file = f"{row['pair']}.nii.gz"
-        row["agreement_dsc"], row["agreement_found"] = agreement(predictions / file, source / "labelsTr" / file)
-    found = [row["agreement_found"] for row in rows]
+    files = [f"{pair.name}.nii.gz" for pair in pairs]
+    both = [agreement(predictions / f, source / "labelsTr" / f) for f in progress(files, "Comparing", unit="pair")]
+    found = [share for _, share in both]
     figure = _draw(run / "figures" / f"{target.name}_acceptance.png", source.name, found, _real_found(network), least)
-    elsewhere = from_elsewhere(source)
-    kept = [_kept(row, cases or {}, elsewhere) for row in rows if row["agreement_found"] >= least]
+    elsewhere = manifest.from_elsewhere
+    kept = [
+        _kept(pair, *scores, cases or {}, elsewhere)
+        for pair, scores in zip(pairs, both, strict=True)
+        if scores[1] >= least
+    ]
     if not kept:
         raise DataError(
             f"{source}: no pair is kept, the network finds {max(found):.3f} of a mask at most; lower --least (see "
@@ -95,10 +98,10 @@ def filter_pairs(
         )
     if not target.exists():
         _write(source, target, kept, settings, lineage)
-    of_kept, of_all = (np.median([row["agreement_dsc"] for row in those]) for those in (kept, rows))
+    of_kept, of_all = (np.median([dsc for dsc, share in both if share >= limit]) for limit in (least, 0))
     use = shlex.quote(f"{target.name[11:].lower()}={target}")
     print(
-        f"{target}: kept {len(kept)} of {len(rows)} pairs (--least {least:g}), median DSC {of_kept:.3f} (of all "
+        f"{target}: kept {len(kept)} of {len(pairs)} pairs (--least {least:g}), median DSC {of_kept:.3f} (of all "
         f"{of_all:.3f}), see {figure}; use it with `sbldm nnunet eval --run {shlex.quote(str(run))} --synth {use}`."
     )
     return target
@@ -161,12 +164,14 @@ def _source(run: Path, dataset: int) -> Path:
     raise StateError(f"{run / 'nnUNet_raw'}: no dataset {dataset}; draw one: {Run(run).to_draw(20, dataset)}.")
 
 
-def _settings(source: Path, network: Model, least: float, pairs: int) -> dict[str, Any]:
+def _settings(manifest: Manifest, network: Model, least: float) -> dict[str, Any]:
     """`synthesis.json` of the source, and by what its pairs are filtered; their number, as more may be drawn later."""
-    settings = read_settings(source)
+    settings = manifest.settings
     earlier = {"earlier": settings["filter"]} if "filter" in settings else {}
     by = {"model": (network.job or network.folder).name, "checkpoints": network.identity()}
-    return settings | {"filter": {"of": source.name, "pairs": pairs, "least": least} | by | earlier}
+    return settings | {
+        "filter": {"of": manifest.dataset.name, "pairs": len(manifest.pairs), "least": least} | by | earlier
+    }
 
 
 def _lineage(source: Path, cases: Mapping[str, str]) -> dict[str, Any]:
@@ -187,7 +192,7 @@ def _target(source: Path, settings: Mapping[str, Any], name: str, to: int | None
     after = there[source] + 1
     free = next(number for number in (*range(after, 1000), *range(1, after)) if number not in there.values())
     named = [path for path in there if path.name[11:] == name]
-    done = [path for path in named if (path / "dataset.json").is_file() and read_settings(path) == settings]
+    done = [path for path in named if (path / "dataset.json").is_file() and Manifest(path).settings == settings]
     number = to if to else there[(done or named)[0]] if named else free
     folder = source.parent / f"Dataset{number:03d}_{name}"
     taken = [path for path, own in there.items() if own == number]
@@ -198,11 +203,11 @@ def _target(source: Path, settings: Mapping[str, Any], name: str, to: int | None
     return folder
 
 
-def _kept(row: Mapping[str, Any], cases: Mapping[str, str], outside: bool) -> dict[str, Any]:
+def _kept(pair: PairRecord, dsc: float, found: float, cases: Mapping[str, str], elsewhere: bool) -> dict[str, Any]:
     """The row of a kept pair, with the network's cases among its parents where pairs have some of their own."""
-    own = row.get("parents", row.get("canvas") if outside else None)  # of a generator from elsewhere: its canvas alone
-    parents = {} if own is None else {"parents": ";".join(sorted({*own.split(";"), *cases} - {""}))}
-    return {**row, **parents} | {key: round(row[key], 4) for key in ("agreement_dsc", "agreement_found")}
+    own = pair.ancestors(elsewhere)
+    parents = {} if own is None else {"parents": ";".join(sorted({*own, *cases} - {""}))}
+    return {**pair.cells, **parents, "agreement_dsc": round(dsc, 4), "agreement_found": round(found, 4)}
 
 
 def _real_found(model: Model) -> list[float]:
@@ -239,7 +244,7 @@ def _draw(path: Path, pairs: str, found: Sequence[float], real: Sequence[float],
 
 def _write(source: Path, target: Path, rows: Sequence[dict[str, Any]], settings: Any, lineage: Any) -> None:
     """Make the dataset beside its place, then move it there as a whole."""
-    description, sheet = read_description(source), source / "datasheet.md"
+    description, sheet = Manifest(source).description, source / "datasheet.md"
     with atomic_path(target) as new:
         for part in ("imagesTr", "labelsTr"):
             make_folder(new / part)

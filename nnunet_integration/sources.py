@@ -20,7 +20,7 @@ from sbldm.metrics.nearness import too_many_copies
 from sbldm.run.errors import DataError, InputError, StateError
 from sbldm.run.files import read_json, reading, user_path
 from sbldm.run.folder import Run
-from sbldm.run.manifest import from_elsewhere, read_lineage, read_manifest, read_origin, read_settings
+from sbldm.run.manifest import Manifest, PairRecord
 from sbldm.run.progress import progress
 from sbldm.run.text import some
 
@@ -169,7 +169,7 @@ class Pairs:
         """How to draw more pairs, as the end of a message."""
         if self.lineage is None:
             return "add more to it, or ask for a smaller amount"
-        target = "copypaste" if read_settings(self.folder).get("generator") == "copypaste" else "synth"
+        target = "copypaste" if Manifest(self.folder).is_copypaste else "synth"
         return f"draw more with `sbldm {target} --run {self.folder.parents[1]} --n ..`"
 
 
@@ -224,8 +224,8 @@ def _dataset_folder(folder: Path, generator: str) -> Path:
 def _read_pairs(generator: str, only: str, folder: Path, real: RealCases) -> Pairs:
     """One dataset, with every pair looked at once."""
     _check_description(folder / "dataset.json", real)
-    mark, manifest = folder / "lineage.json", folder / "manifest.csv"
-    lineage = read_lineage(folder) if mark.is_file() else None
+    manifest = Manifest(folder)
+    lineage, origin = (manifest.lineage, manifest.origin) if manifest.has_lineage else (None, None)
     channels = range(len(real.source.channels))
     found = {
         case.name: case
@@ -234,18 +234,16 @@ def _read_pairs(generator: str, only: str, folder: Path, real: RealCases) -> Pai
     names = list(found)
     parents: dict[str, frozenset[str]] = {}
     scans: frozenset[str] = frozenset()
-    origin = read_origin(folder) if mark.is_file() else None
     if lineage is None:
         print(f"Warning: {folder} does not say which real cases it was made from; make sure that none is tested on.")
-    elif manifest.is_file():
-        rows = {row["pair"]: row for row in read_manifest(folder)}
-        names = [name for name in names if name in rows]  # nothing else in the folder has this lineage
-        elsewhere = from_elsewhere(folder)
-        _check_copies(folder, list(rows.values()), audited=elsewhere)
-        # Of a generator from elsewhere a pair descends from its canvas alone, of the real cases here.
-        columns = ("parents", "canvas") if elsewhere else ("parents",)
-        parents = {n: frozenset(rows[n][c].split(";")) for c in reversed(columns) for n in names if c in rows[n]}
-        scans = _scans(rows.values(), lineage, real)
+    elif manifest.file.is_file():
+        records = {pair.name: pair for pair in manifest.pairs}
+        names = [name for name in names if name in records]  # nothing else in the folder has this lineage
+        elsewhere = manifest.from_elsewhere
+        _check_copies(manifest, audited=elsewhere)
+        ancestors = {name: records[name].ancestors(elsewhere) for name in names}
+        parents = {name: known for name, known in ancestors.items() if known is not None}
+        scans = _scans(manifest.pairs, lineage, real)
     tested = {real.identities[name].brightness: name for name in real.test}
     cases = {}
     for name in progress(names, f"Checking the pairs of {generator}", unit="pair"):
@@ -259,27 +257,26 @@ def _read_pairs(generator: str, only: str, folder: Path, real: RealCases) -> Pai
     return Pairs(generator, only, folder, cases, lineage, parents, scans, outside)
 
 
-def _scans(rows: Iterable[Mapping[str, str]], lineage: Mapping[str, str], real: RealCases) -> frozenset[str]:
+def _scans(pairs: Iterable[PairRecord], lineage: Mapping[str, str], real: RealCases) -> frozenset[str]:
     """Names in a lineage of canvases that are no case of the evaluation, neither by name nor by content."""
     contents = set(real.content.values())
-    canvases = {row["canvas_content"] for row in rows if row.get("canvas")} - contents
+    canvases = {pair.canvas_content for pair in pairs if pair.canvas} - contents
     return frozenset(n for n, content in lineage.items() if content in canvases and n not in real.content)
 
 
-def _check_copies(folder: Path, rows: list[dict[str, str]], audited: bool = False) -> None:
+def _check_copies(manifest: Manifest, audited: bool = False) -> None:
     """Refuse a dataset in which too many pairs look like training cases, unless the gate was overridden on purpose.
 
     Those of a generator from elsewhere are not here; whoever handed it on has `audited` it.
     """
-    overridden = sum(row.get("gate", "").startswith("OVERRIDDEN") for row in rows)
-    if overridden:
+    folder, pairs = manifest.dataset, manifest.pairs
+    if overridden := len(manifest.overridden):
         print(f"WARNING: {folder}: the gate was overridden for {overridden} pair(s); see its manifest.csv.")
-    unseen = sum(row.get("near_copy") == "" and not row.get("canvas") for row in rows)
+    unseen = sum(pair.gate is not None and pair.near is None and not pair.canvas for pair in pairs)
     if unseen and not audited:
         print(f"WARNING: {folder}: {unseen} pair(s) were never compared with the training cases.")
-    settings = folder / "synthesis.json"
-    gate = read_settings(folder).get("gate") if settings.is_file() else None
-    if gate and (verdict := too_many_copies(rows, gate["honest_cases"])):
+    gate = manifest.settings.get("gate") if manifest.has_settings else None
+    if gate and (verdict := too_many_copies([pair.near for pair in pairs], gate["honest_cases"])):
         if gate["switch"] == "on":
             raise StateError(f"{folder}: {verdict}; leave it out, or draw it with --gate off to use it all the same.")
         print(f"WARNING: {folder}: {verdict}; used all the same, as it was drawn with --gate off.")

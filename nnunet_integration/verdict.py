@@ -9,7 +9,7 @@ from nnunet_integration.arms import ArmBook
 from nnunet_integration.results import ArmResults, Results
 from nnunet_integration.statistics import undecided
 from nnunet_integration.table import compare, interval, number
-from sbldm.run.manifest import read_settings
+from sbldm.run.manifest import Manifest
 
 __all__ = ["answer"]
 
@@ -79,7 +79,7 @@ def _into_real_brains(arm: ArmResults) -> bool:
     if any(word in arm.name for word in INTO_REAL_BRAINS):
         return True
     folders = [Path(folder) for folder in arm.jobs[0].get("pairs") or []]
-    return any("canvases" in read_settings(folder) for folder in folders if (folder / "synthesis.json").is_file())
+    return any("canvases" in found.settings for found in map(Manifest, folders) if found.has_settings)
 
 
 def _count(n: int, what: str) -> str:

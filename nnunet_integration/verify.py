@@ -8,7 +8,7 @@ from nnunet_integration.pool import plan_and_preprocess
 from sbldm.run.errors import StateError
 from sbldm.run.files import read_json
 from sbldm.run.folder import Run
-from sbldm.run.manifest import read_description
+from sbldm.run.manifest import Manifest
 from sbldm.run.workers import at_most
 
 __all__ = ["verify_dataset"]
@@ -37,7 +37,7 @@ def verify_dataset(run: Path, dataset_id: int, workers: int = 1) -> Path:
             f"{run / 'nnUNet_raw'}: no dataset {dataset_id}; draw one: {Run(run).to_draw(20, dataset_id)}."
         )
     dataset = found[0]
-    count = read_description(dataset)["numTraining"]
+    count = Manifest(dataset).description["numTraining"]
     print(f"{dataset.name}: nnU-Net checks, plans and preprocesses {count} pairs ...", flush=True)
     processes = str(at_most(workers, count))
     options = ["-npfp", processes, "-np", processes]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from sbldm.metrics.requests import fidelity, read_manifest, shuffled, spread
-from sbldm.run.errors import DataError
-from sbldm.tumour.characteristics import NAMES
+from sbldm.metrics.requests import fidelity, shuffled, spread
 
 AXES = ("volume", "sphericity", "x", "y", "z", "w", "h", "d")
 
@@ -172,89 +169,3 @@ def test_what_is_refused():
         for wrong in (missing, empty):
             with pytest.raises(ValueError, match="leave pairs without a tumour out"):
                 function(requested, wrong)
-
-
-def _manifest(path, columns=None, **changes):
-    """Two pairs as the drawing writes them; `changes` apply to the second."""
-    base = {"pair": "A_000003", "seed": 3} | {f"requested_{n}": 0.5 + i for i, n in enumerate(NAMES)}
-    base |= {f"measured_{n}": 1.5 for n in NAMES} | {"extrapolated": "", "redrawn": 0, "sampler": "ddim"}
-    rows = [base, base | {"pair": "A_000004", "seed": 4} | changes]
-    columns = [c for c in rows[1] if columns is None or c in columns]
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
-def test_manifest(tmp_path):
-    """Requests come back as numbers, beside pair, seed, redraws and in what they go too far."""
-    far = 'volume_ml 900 is above 5 to 200; "far", too'
-    rows = read_manifest(_manifest(tmp_path / "manifest.csv", extrapolated=far, redrawn=2, requested_x_mm=-12.25))
-    assert [row["pair"] for row in rows] == ["A_000003", "A_000004"]
-    assert [(row["seed"], row["redrawn"], row["extrapolated"]) for row in rows] == [(3, 0, ""), (4, 2, far)]
-    requests = np.array([[row[f"requested_{n}"] for n in NAMES] for row in rows])
-    assert requests[0].tolist() == [0.5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5, 8.5] and requests[1, 3] == -12.25
-
-
-def test_on_canvases_the_drawn_tumour_counts(tmp_path):
-    """The labels may hold others too, so what was measured when it was drawn comes along; of whole pairs nothing."""
-    assert "measured" not in read_manifest(_manifest(tmp_path / "whole.csv"))[0]
-    row = read_manifest(_manifest(tmp_path / "manifest.csv", canvas="C", measured_x_mm=-7.0))[1]
-    assert row["measured"].tolist() == [1.5, 1.5, 1.5, -7.0, 1.5, 1.5, 1.5, 1.5, 1.5]
-    requested = ("pair", "seed", "redrawn", "extrapolated", "canvas", *(f"requested_{n}" for n in NAMES))
-    with pytest.raises(DataError, match="'measured_volume_ml' is missing"):
-        read_manifest(_manifest(tmp_path / "few.csv", columns=requested, canvas="C"))
-
-
-def test_manifest_without_requests(tmp_path):
-    """Copy-paste asks for nothing: no rows, no error."""
-    path = _manifest(tmp_path / "manifest.csv", columns=("pair", "seed", "measured_volume_ml", "redrawn"))
-    assert read_manifest(path) == []
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"requested_y_mm": "much"}, "line 3: could not convert string to float: 'much'"),
-        ({"requested_volume_ml": "nan"}, "line 3: holds an impossible request"),
-        ({"requested_d_mm": -4}, "line 3: holds an impossible request"),
-        ({"redrawn": "twice"}, "line 3: invalid literal"),
-        ({"pair": "A_000003"}, "line 3: A_000003 comes twice"),
-        ({"columns": ("pair", "seed", "requested_volume_ml", "redrawn", "extrapolated")}, "'requested_surface_mm2' is"),
-        ({"columns": ("seed", "requested_volume_ml")}, "lists no pairs"),
-    ],
-)
-def test_damaged_cells(tmp_path, changes, message):
-    """Each fault is one line that names file, place and mend."""
-    path = _manifest(tmp_path / "manifest.csv", **changes)
-    with pytest.raises(DataError, match=message) as error:
-        read_manifest(path)
-    assert str(error.value).startswith(str(path)) and "again" in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "lists no pairs"),
-        (b"pair,seed\n", "lists no pairs"),
-        (b"\x1f\x8b\xff\xfe", "cannot be read"),
-        (b'pair,seed\n"A_000003,3\n', "cannot be read"),
-        (None, "No such file"),
-    ],
-)
-def test_damaged_files(tmp_path, content, message):
-    """Empty, cut off, binary or missing."""
-    path = tmp_path / "manifest.csv"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(DataError, match=message):
-        read_manifest(path)
-
-
-def test_cut_line(tmp_path):
-    """A manifest that ends in the middle of a line."""
-    path = _manifest(tmp_path / "manifest.csv")
-    path.write_bytes(path.read_bytes()[:-30])
-    with pytest.raises(DataError, match="line 3: too few or too many cells"):
-        read_manifest(path)

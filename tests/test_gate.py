@@ -324,16 +324,14 @@ def test_wrong_switch(run: Run) -> None:
         Gate.of_run(str(run.folder), "maybe")
 
 
-def rows(near: int, pairs: int) -> list[dict[str, str]]:
-    """Manifest rows of which the first are near to a training case."""
-    return [{"near_copy": str(int(k < near))} for k in range(pairs)]
+def rows(near: int, pairs: int) -> list[bool]:
+    """Pairs of which the first are near to a training case."""
+    return [k < near for k in range(pairs)]
 
 
 def test_too_many_copies() -> None:
     """Only beyond what an honest generator has, and that is more the fewer brains the limit was measured on."""
-    assert (
-        too_many_copies([], 30) == "" == too_many_copies([{"near_copy": ""}] * 9, 30) == too_many_copies(rows(9, 9), 0)
-    )
+    assert too_many_copies([], 30) == "" == too_many_copies([None] * 9, 30) == too_many_copies(rows(9, 9), 0)
     assert too_many_copies(rows(12, 100), 30) == "" == too_many_copies(rows(28, 100), 10)
     assert too_many_copies(rows(25, 100), 30).startswith("25 of 100 pairs") and too_many_copies(rows(50, 100), 10)
     # Honest generators of 100 pairs: 2.5 % are wrongly refused.

@@ -22,7 +22,7 @@ from sbldm.cases.prepare import read_sidecar
 from sbldm.run.errors import InputError
 from sbldm.run.files import read_json
 from sbldm.run.folder import Run, load_preset
-from sbldm.run.manifest import from_elsewhere, read_lineage, read_origin
+from sbldm.run.manifest import Manifest
 from sbldm.synthesis.gate import Gate
 from sbldm.synthesis.model import Model
 from sbldm.training import new_autoencoder, new_denoiser
@@ -121,7 +121,8 @@ def test_pairs_of_an_empty_folder(handed_on: Path, tmp_path: Path) -> None:
     held = Weights.read(handed_on)
     rows = manifest(run, Path("nnUNet_raw", dataset.name))
     assert {row["checkpoint_sha256"] for row in rows} == {held.sha256}
-    assert read_lineage(dataset) == {} and read_origin(dataset) == json.loads(json.dumps(held.origin))
+    written = Manifest(dataset)
+    assert written.lineage == {} and written.origin == json.loads(json.dumps(held.origin))
     image = nib.load(next((dataset / "imagesTr").iterdir()))
     assert image.shape == (60, 60, 39) and "five phantoms" in (dataset / "datasheet.md").read_text()
     swept = call("sweep", "--run", run, "--n", 1, "--weights", handed_on)
@@ -136,7 +137,7 @@ def test_pairs_beside_prepared_cases_have_their_grid(handed_on: Path, prepared_r
     assert drawn.returncode == 0, drawn.stderr
     dataset = run / "nnUNet_raw" / "Dataset502_W_tiny"
     canvases = {row["canvas"] for row in manifest(run, Path("nnUNet_raw", dataset.name))}
-    assert canvases <= set(read_lineage(dataset)) <= set(read_lists(run)["train"])
+    assert canvases <= set(Manifest(dataset).lineage) <= set(read_lists(run)["train"])
     model = Model.load(str(run), CPU, weights=handed_on)
     own = read_sidecar(Run.at(run).prepared, min(canvases))
     assert model.constants["grids"]["native"] == own["native"]
@@ -178,8 +179,9 @@ def test_a_training_goes_on_from_it(handed_on: Path, phantom_cases: Path, tmp_pa
     assert {name: constants[name] for name in kept} == {name: held.constants[name] for name in kept}
     assert call("synth", "--run", run, "--n", 1).returncode == 0
     dataset = run / "nnUNet_raw" / "Dataset501_SBLDM"
-    assert read_origin(dataset) == held.origin and not from_elsewhere(dataset)  # test cases of the file stay refused
-    assert set(read_lineage(dataset)) == set(read_lists(run)["train"])
+    written = Manifest(dataset)
+    assert written.origin == held.origin and not written.from_elsewhere  # test cases of the file stay refused
+    assert set(written.lineage) == set(read_lists(run)["train"])
     again = tmp_path / "again.safetensors"
     assert call("weights", "--run", run, "--out", again, *WORDS).returncode == 0
     passed_on = Weights.read(again)

@@ -6,10 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from sbldm.cases.labels import read_scheme
 from sbldm.cases.layouts import Case, Source, find_cases
@@ -23,7 +22,7 @@ from sbldm.evaluation.written import read_evaluation
 from sbldm.run.errors import InputError, StateError
 from sbldm.run.files import make_folder, read_json, user_path
 from sbldm.run.folder import Run
-from sbldm.run.manifest import from_elsewhere, read_description, read_lineage, read_manifest, read_settings
+from sbldm.run.manifest import Manifest
 from sbldm.run.workers import killed_with_parent
 
 __all__ = ["evaluate_pairs", "make_report", "set_beside"]
@@ -89,13 +88,13 @@ def _settings(asked: Question) -> Settings:
     if shared := {case.images[0] for case in real["train"]} & {case.images[0] for case in real["heldout"]}:
         raise InputError(f"--heldout: {min(shared)} is among the training cases too; a floor needs other cases.")
     groups = list(asked.scores or GROUPS)
-    manifest = folder / "manifest.csv"
-    if _is_ours(folder):  # what the datasheet needs in the end is looked at before the work
-        read_manifest(folder, {"redrawn": int}), read_settings(folder), read_lineage(folder), read_description(folder)
+    manifest = Manifest(folder)
+    if manifest.is_ours:  # what the datasheet needs in the end is looked at before the work
+        manifest.check()
     synthetic = find_cases(folder, replace(source, scheme="auto"))  # pairs say themselves what they hold
     predictions, problem = _predictions(asked, folder, out) if "fit" in groups else ({}, "")
     names = reference_names([case.name for case in real["train"]], len(synthetic))
-    references, missing = _references(run, folder, names)
+    references, missing = _references(run, manifest, names)
     return Settings(
         synthetic=synthetic,
         source=source,
@@ -103,10 +102,10 @@ def _settings(asked: Question) -> Settings:
         cache=user_path(asked.cache) if asked.cache else (out.parent if run else out) / "cache",
         references=references,
         no_references=missing,
-        manifest=manifest if manifest.is_file() else None,
+        manifest=manifest if manifest.file.is_file() else None,
         predictions=predictions,
         no_predictions=problem,
-        real_brains=_is_ours(folder) and _real_brains(read_settings(folder)),
+        real_brains=manifest.is_ours and manifest.on_real_brains,
         features=asked.features,
         fid=asked.fid or "",
         groups=groups,
@@ -116,21 +115,13 @@ def _settings(asked: Question) -> Settings:
     )
 
 
-def _is_ours(dataset: Path) -> bool:
-    return all((dataset / name).is_file() for name in ("synthesis.json", "lineage.json", "manifest.csv"))
-
-
-def _real_brains(settings: Mapping[str, Any]) -> bool:
-    return "canvases" in settings or settings.get("generator") == "copypaste"
-
-
-def _references(run: Run | None, dataset: Path, names: list[str]) -> tuple[dict[str, list[Case]], dict[str, str]]:
+def _references(run: Run | None, manifest: Manifest, names: list[str]) -> tuple[dict[str, list[Case]], dict[str, str]]:
     """These training cases through the path of a run's pairs, by kind; and why not, for each kind there is none of."""
-    if run is None or not _is_ours(dataset) or run.folder.resolve() not in dataset.resolve().parents:
+    if run is None or not manifest.is_ours or run.folder.resolve() not in manifest.dataset.resolve().parents:
         return {}, dict.fromkeys(REFERENCES, "the pairs are not drawn by a run, whose path would be known.")
-    if read_settings(dataset).get("generator") == "copypaste":
+    if manifest.is_copypaste:
         return {}, dict.fromkeys(REFERENCES, "copy-paste pairs are made on the grid of the cases and take no path.")
-    if from_elsewhere(dataset):
+    if manifest.from_elsewhere:
         return {}, dict.fromkeys(REFERENCES, "the pairs were drawn by weights from elsewhere, not by the run's own.")
     from sbldm.synthesis.reference import reference_cases
 
@@ -217,7 +208,7 @@ def evaluate_pairs(asked: Question) -> None:
     paths = [write_table(settings.out), *draw_figures(settings.out)]
     print(paths[0].read_text())
     folder = settings.out / settings.origin["dataset"]
-    if _is_ours(folder):
+    if Manifest(folder).is_ours:
         findings = summarise(read_evaluation(settings.out))
         sentences = [f"{found.provenance['made']}, {len(found.pairs)} pairs."]
         sentences += [" ".join([finding.statement, *finding.evidence]) for finding in findings]
@@ -236,7 +227,7 @@ def make_report(asked: Question) -> None:
     out = _out(asked)
     last = out / "evaluation.json"
     provenance = read_evaluation(out)["provenance"] if last.is_file() else {}
-    manifest = out / provenance.get("dataset", "") / "manifest.csv"
+    manifest = Manifest(out / provenance.get("dataset", "")).file
     drawn_since = last.is_file() and manifest.is_file() and manifest.stat().st_mtime > last.stat().st_mtime
     older = provenance.get("scoring") != SCORING and (asked.run or asked.synthetic)
     if not last.is_file() or drawn_since or older:

@@ -12,7 +12,7 @@ from sbldm.evaluation.costs import measured, model_costs
 from sbldm.evaluation.entries import Entry
 from sbldm.evaluation.protocols import Score
 from sbldm.evaluation.written import read_scores
-from sbldm.run.manifest import read_given_up, read_manifest
+from sbldm.run.manifest import Manifest
 from sbldm.run.models import MODELS
 from sbldm.run.text import number
 from sbldm.training.checkpoints import read_history
@@ -87,14 +87,13 @@ def _training(entry: Entry) -> dict[str, Any]:
 
 def _drawing(entry: Entry) -> dict[str, Any]:
     """How many pairs there are, how many the gate refused before, and the median seconds of one as it was drawn."""
-    rows = read_manifest(entry.dataset)
-    seconds = [float(row["seconds"]) for row in rows if row.get("seconds")]
-    found = {"pairs": len(rows), "seconds": float(np.median(seconds)) if seconds else None}
-    if entry.model == "copypaste" or not all(row.get("redrawn") for row in rows):
+    manifest = Manifest(entry.dataset)
+    pairs, drawn = manifest.pairs, manifest.drawn
+    seconds = [pair.seconds for pair in pairs if pair.seconds is not None]
+    found = {"pairs": len(pairs), "seconds": float(np.median(seconds)) if seconds else None}
+    if entry.model == "copypaste" or any(pair.redrawn is None for pair in pairs):
         return found | {"drawn": None, "refused": None, "overridden": 0}  # there is no gate, or no record of it
-    refused = sum(int(row["redrawn"]) for row in rows) + sum(read_given_up(entry.dataset))
-    overridden = sum(row.get("gate", "").startswith("OVERRIDDEN") for row in rows)
-    return found | {"drawn": len(rows) + refused, "refused": refused, "overridden": overridden}
+    return found | {"drawn": drawn, "refused": drawn - len(pairs), "overridden": len(manifest.overridden)}
 
 
 def _cost(entry: Entry, drawn: float | None, device: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from sbldm.evaluation.written import read_evaluation
 from sbldm.run.errors import InputError, StateError
 from sbldm.run.files import user_path
 from sbldm.run.folder import Run
-from sbldm.run.manifest import from_elsewhere, read_lineage, read_settings
+from sbldm.run.manifest import Manifest
 from sbldm.run.models import MODELS
 
 __all__ = ["Entry", "check_same_cases", "read_entries", "update_evaluations"]
@@ -69,7 +69,7 @@ class Entry:
     @property
     def is_current(self) -> bool:
         """Whether there is an evaluation of this version, and no pair has been drawn since."""
-        manifest = self.dataset / "manifest.csv"
+        manifest = Manifest(self.dataset).file
         if not self.evaluation.is_file() or self.evaluation.stat().st_mtime_ns < manifest.stat().st_mtime_ns:
             return False
         return read_evaluation(self.evaluation.parent)["provenance"].get("scoring") == SCORING
@@ -111,15 +111,15 @@ def _entry(text: str) -> Entry:
     found = sorted(run.raw.glob(f"Dataset{int(number):03d}_*/manifest.csv"))
     if not found:
         raise StateError(f"{run.raw}: no pairs in a dataset {number}; draw them: {run.to_draw(number=number)}.")
-    dataset = found[0].parent
-    mark = dataset / "synthesis.json"
-    settings = read_settings(dataset) if mark.is_file() else {}
+    dataset, manifest = found[0].parent, Manifest(found[0].parent)
+    settings = manifest.settings if manifest.has_settings else {}
     model = settings.get("model") or settings.get("generator") or "sbldm"
     if not settings or model not in (run.preset["model"], "copypaste"):
         raise StateError(
-            f"{mark}: does not say that this run drew these pairs; draw them into another --dataset: {run.to_draw()}."
+            f"{dataset / 'synthesis.json'}: does not say that this run drew these pairs; draw them into another "
+            f"--dataset: {run.to_draw()}."
         )
-    if from_elsewhere(dataset):
+    if manifest.from_elsewhere:
         raise StateError(
             f"{dataset}: a generator from elsewhere drew these pairs, on other cases than this run's, which a table of "
             "models of the same cases cannot hold; leave it out."
@@ -184,7 +184,8 @@ def _differences(a: Entry, b: Entry) -> str:
 
 def _lineage(entry: Entry) -> dict[str, str]:
     """Training cases and their content hashes, as the pairs carry them along; empty where they do not."""
-    return read_lineage(entry.dataset) if (entry.dataset / "lineage.json").is_file() else {}
+    manifest = Manifest(entry.dataset)
+    return manifest.lineage if manifest.has_lineage else {}
 
 
 def _some(names: Iterable[str], most: int = 3) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from sbldm.metrics import (
 )
 from sbldm.metrics.intervals import Estimate, mean_estimate, middle
 from sbldm.run.errors import DataError, StateError
-from sbldm.run.manifest import read_given_up
+from sbldm.run.manifest import MEASURED, REQUESTED, Manifest
 from sbldm.run.workers import Workers
 from sbldm.tumour.characteristics import NAMES
 
@@ -265,7 +264,7 @@ def score_tumours(found: Evaluation, sides: Mapping[str, Cohort], heldout: Cohor
             if np.nanmax(heldout.tumours[name]) > np.nanmin(heldout.tumours[name]):
                 found.arrays[f"tumours.{name}.{c.role}"] = measured
     for row, measured in zip(found.pairs, sides["synthetic"].characteristics, strict=True):
-        row |= {f"measured_{name}": round(float(v), 3) for name, v in zip(NAMES, measured, strict=True)}
+        row |= {MEASURED + name: round(float(v), 3) for name, v in zip(NAMES, measured, strict=True)}
 
 
 def _place(heat: np.ndarray, reference: np.ndarray, draws: int = 200) -> Estimate:
@@ -340,42 +339,44 @@ def _effects(
         yield _beside(title.format(name), group, values, n, note=note)
 
 
-def score_requests(found: Evaluation, synthetic: Cohort, manifest: Path | None) -> None:
+def score_requests(found: Evaluation, synthetic: Cohort, manifest: Manifest | None) -> None:
     """Requests against what was drawn; those inside the training range and those beyond it apart."""
-    if manifest is None or not manifest.is_file():
+    if manifest is None:
         found.left_out.append(("requests", "there is no manifest.csv that says what was asked for."))
         return
     try:
-        rows = {row["pair"]: row for row in requests.read_manifest(manifest)}
-    except DataError as error:
+        pairs, drawn = {pair.name: pair for pair in manifest.pairs}, manifest.drawn
+        if not any(pair.requested for pair in manifest.pairs):
+            found.left_out.append(("requests", "these pairs were made without requests."))
+            return
+        requested_of = dict(zip(pairs, manifest.values(REQUESTED, NAMES), strict=True))
+        # On a canvas the labels may hold another tumour too: what was measured when it was drawn counts.
+        on_canvases = any(pair.canvas for pair in manifest.pairs)
+        measured_of = dict(zip(pairs, manifest.values(MEASURED, NAMES), strict=True)) if on_canvases else {}
+    except StateError as error:
         found.left_out.append(("requests", str(error)))
         return
-    if not rows:
-        found.left_out.append(("requests", "these pairs were made without requests."))
-        return
-    if not rows.keys() & set(synthetic.names):
-        found.left_out.append(("requests", f"{manifest}: names none of the pairs."))
+    if not pairs.keys() & set(synthetic.names):
+        found.left_out.append(("requests", f"{manifest.file}: names none of the pairs."))
         return
     measurable = np.isfinite(synthetic.characteristics).all(axis=1)
-    known = [k for k, name in enumerate(synthetic.names) if name in rows and measurable[k]]
-    asked = {k: rows[synthetic.names[k]] for k in known}
-    for k, row in asked.items():
-        found.pairs[k] |= {name: row[name] for name in row if name.startswith("requested_")}
-        found.pairs[k] |= {"extrapolated": row["extrapolated"], "redrawn": row["redrawn"]}
-    given_up = read_given_up(manifest.parent)
-    drawn = len(rows) + sum(row["redrawn"] for row in rows.values()) + sum(given_up)
-    found.remarks.append(f"{drawn} pairs were drawn and {len(rows)} accepted ({100 * len(rows) / drawn:.0f} %).")
-    if given_up:
-        found.remarks.append(f"{len(given_up)} more requests were never met and given up: the scores know the others.")
+    known = [k for k, name in enumerate(synthetic.names) if name in pairs and measurable[k]]
+    asked = {k: pairs[synthetic.names[k]] for k in known}
+    for k, pair in asked.items():
+        found.pairs[k] |= {REQUESTED + name: pair.requested[name] for name in NAMES}
+        found.pairs[k] |= {"extrapolated": pair.extrapolated, "redrawn": pair.redrawn}
+    found.remarks.append(f"{drawn} pairs were drawn and {len(pairs)} accepted ({100 * len(pairs) / drawn:.0f} %).")
+    if given_up := len(manifest.given_up):
+        found.remarks.append(f"{given_up} more requests were never met and given up: the scores know the others.")
     for part, beyond in (("", False), (".extrapolated", True)):
-        chosen = [k for k in known if bool(asked[k]["extrapolated"]) == beyond]
+        chosen = [k for k in known if bool(asked[k].extrapolated) == beyond]
         if len(chosen) < LEAST["requests"]:
             if chosen:
                 few = f"{len(chosen)} pair(s) with a request {'beyond' if beyond else 'within'} the training range"
                 found.left_out.append((f"requests{part}", f"{few}; {LEAST['requests']} are the least."))
             continue
-        requested = np.array([[asked[k][f"requested_{name}"] for name in NAMES] for k in chosen])
-        measured = np.array([asked[k].get("measured", synthetic.characteristics[k]) for k in chosen])
+        requested = np.array([requested_of[synthetic.names[k]] for k in chosen])
+        measured = np.array([measured_of.get(synthetic.names[k], synthetic.characteristics[k]) for k in chosen])
         found.arrays |= {f"requested{part}": requested, f"measured{part}": measured}
         control, n = requests.shuffled(requested, measured), (len(chosen), len(chosen))
         for key, value in requests.fidelity(requested, measured).items():

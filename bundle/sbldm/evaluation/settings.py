@@ -12,6 +12,7 @@ import numpy as np
 from sbldm.cases.layouts import Case, Source
 from sbldm.evaluation.protocols import Score
 from sbldm.run.files import atomic_path, write_csv, write_json
+from sbldm.run.manifest import Manifest
 
 __all__ = ["GROUPS", "Evaluation", "Settings"]
 
@@ -28,7 +29,7 @@ class Settings:
         references: training cases by how they were brought through the path of the pairs (see `protocols.REFERENCES`
             and `reference_names`); a key may be missing.
         no_references: why, for a key that is missing, in one sentence.
-        manifest: table of requests, or None.
+        manifest: of the pairs, which says what was asked for, or None.
         predictions: role -> folder of a segmentation network's predictions, or empty.
         no_predictions: why there are none, where something went wrong.
         real_brains: of the pairs, by design: on canvases, and of copy-paste.
@@ -49,7 +50,7 @@ class Settings:
     cache: Path
     references: Mapping[str, Sequence[Case]] = field(default_factory=dict)
     no_references: Mapping[str, str] = field(default_factory=dict)
-    manifest: Path | None = None
+    manifest: Manifest | None = None
     predictions: dict[str, Path] = field(default_factory=dict)
     no_predictions: str = ""
     real_brains: bool = False

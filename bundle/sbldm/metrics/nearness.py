@@ -123,14 +123,14 @@ def near_floor(pairs: int, honest: int, seed: int = 0) -> Estimate:
     return Estimate(max(1 - NEAR, 1 / (honest + 1)), float(low), float(high))
 
 
-def too_many_copies(rows: Sequence[Mapping[str, str]], honest_cases: int) -> str:
+def too_many_copies(near: Sequence[bool | None], honest_cases: int) -> str:
     """Say so when more pairs look near to a training case than an honest generator would have (`near_floor`).
 
     Args:
-        rows: of a manifest; those without `near_copy` count for nothing.
+        near: whether each pair is nearer to a training case than 95 % of held-back cases; None counts for nothing.
         honest_cases: on how many brains nearness was measured.
     """
-    near = [row["near_copy"] == "1" for row in rows if row.get("near_copy")]
+    near = [found for found in near if found is not None]
     if not near or not honest_cases:
         return ""
     most = near_floor(len(near), honest_cases).high

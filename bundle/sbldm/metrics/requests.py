@@ -6,79 +6,21 @@ Bounding boxes are put around the centres of mass, as no request says where in i
 
 from __future__ import annotations
 
-import csv
 import math
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
 
 from sbldm.metrics.intervals import Estimate
-from sbldm.run.errors import DataError, refused
 from sbldm.tumour.characteristics import NAMES
 
-__all__ = ["fidelity", "read_manifest", "shuffled", "spread"]
+__all__ = ["fidelity", "shuffled", "spread"]
 
 FOLLOWED = {name.split("_")[0]: i for i, name in enumerate(NAMES) if name != "surface_mm2"}
 """What slopes and rank correlations are of; the surface follows from volume and sphericity."""
 VOLUME, SPHERICITY, CENTRE, EXTENTS = 0, 2, slice(3, 6), slice(6, 9)
 SIZES = np.delete(np.arange(len(NAMES)), CENTRE)
 DRAWS = 1000
-
-
-def read_manifest(path: Path) -> list[dict[str, Any]]:
-    """Read what was asked for from the `manifest.csv` of a raw dataset.
-
-    Returns:
-        One dictionary a pair: pair (its name), seed and redrawn (int), extrapolated (text, empty in range), the nine
-        `requested_*` (float; ml, mm2, 1, mm), and of pairs on canvases `measured` `[9]`, as the drawn tumour was when
-        it was drawn: the labels may hold others too. An empty list for datasets made without requests (copy-paste).
-
-    Raises:
-        DataError: the file cannot be read, holds no pairs, or a column or cell is missing or wrong; it is named.
-    """
-    mend = "Run the command that drew the dataset again: it keeps the pairs and writes the manifest anew."
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file, strict=True)
-            columns, rows = table.fieldnames or [], [(table.line_num, row) for row in table]
-    except OSError as error:
-        raise DataError(refused(path, error, "read")) from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as a manifest ({error}). {mend}") from None
-    if "pair" not in columns or not rows:
-        raise DataError(f"{path}: lists no pairs. {mend}")
-    if not any(column.startswith("requested_") for column in columns):
-        return []
-    needed = ("seed", "redrawn", "extrapolated", *(f"requested_{name}" for name in NAMES))
-    if "canvas" in columns:
-        needed += tuple(f"measured_{name}" for name in NAMES)
-    if missing := [column for column in needed if column not in columns]:
-        raise DataError(f"{path}: column {missing[0]!r} is missing. {mend}")
-    found: dict[str, dict[str, Any]] = {}
-    for line, row in rows:
-        try:
-            parsed = _parse(row)
-            if parsed["pair"] in found:
-                raise ValueError(f"{parsed['pair']} comes twice")
-        except ValueError as error:
-            raise DataError(f"{path}, line {line}: {error}. {mend}") from None
-        found[parsed["pair"]] = parsed
-    return list(found.values())
-
-
-def _parse(row: dict[str, Any]) -> dict[str, Any]:
-    """One line of a manifest; a `ValueError` says what is wrong."""
-    if None in row or None in row.values():
-        raise ValueError("too few or too many cells")
-    request = {f"requested_{name}": float(row[f"requested_{name}"]) for name in NAMES}
-    values = np.array(list(request.values()))
-    if not np.isfinite(values).all() or (values[SIZES] <= 0).any():
-        raise ValueError("holds an impossible request")
-    counts = {name: int(row[name]) for name in ("seed", "redrawn")}
-    more = {"measured": np.array([float(row[f"measured_{name}"]) for name in NAMES])} if "canvas" in row else {}
-    return {"pair": row["pair"], "extrapolated": row["extrapolated"]} | counts | request | more
 
 
 def fidelity(requested: np.ndarray, measured: np.ndarray) -> dict[str, Estimate]:

@@ -42,7 +42,7 @@ from sbldm.pages.style import GREY, ROLES, STYLE, WIDTH
 from sbldm.run.errors import InputError, SbldmError, StateError
 from sbldm.run.files import atomic_path, make_folder, write_csv
 from sbldm.run.folder import Run
-from sbldm.run.manifest import read_manifest
+from sbldm.run.manifest import Manifest
 from sbldm.run.workers import killed_with_parent
 from sbldm.training.checkpoints import read_history, unfinished
 from sbldm.training.deformation import copies_of_each
@@ -261,13 +261,13 @@ class Ablation:
 
     def _row(self, name: str, run: Run) -> dict[str, Any]:
         scores = json.loads((run.evaluation / "evaluation.json").read_text())["scores"]
-        pairs = read_manifest(next(run.raw.iterdir()))
+        pairs = Manifest(next(run.raw.iterdir())).pairs
         histories = [read_history(run, stage)[-1] for stage in STAGES]
         return {
             "variant": name,
             "iterations": [int(last["iteration"]) for last in histories],
             "minutes": sum(float(last["cpu_seconds"]) for last in histories) / 60,
-            "seconds": statistics.median(float(pair["seconds"]) for pair in pairs),
+            "seconds": statistics.median(pair.seconds for pair in pairs),
             "scores": {s["protocol"]: (s["value"], s["low"], s["high"]) for s in scores},
             "floors": {s["protocol"]: s["floor"] for s in scores},
         }

@@ -8,15 +8,7 @@ from sbldm.metrics.copies import REACH
 from sbldm.metrics.nearness import too_many_copies
 from sbldm.metrics.tumour_copies import TUMOUR_REACH
 from sbldm.run.files import atomic_path, read_text
-from sbldm.run.manifest import (
-    from_elsewhere,
-    read_description,
-    read_given_up,
-    read_lineage,
-    read_manifest,
-    read_origin,
-    read_settings,
-)
+from sbldm.run.manifest import Manifest
 from sbldm.run.models import MODELS
 
 __all__ = ["SHEET_AGAIN", "write_datasheet"]
@@ -36,27 +28,25 @@ def write_datasheet(folder: Path, licence: str = "", findings: list[str] | None 
     """
     path = folder / "datasheet.md"
     kept = _kept(path)
-    rows, settings, lineage = read_manifest(folder, {"redrawn": int}), read_settings(folder), read_lineage(folder)
-    description, origin = read_description(folder), read_origin(folder)
-    channels = ", ".join(description["channel_names"].values())
-    labels = ", ".join(name for name in description["labels"] if name != "background")
+    manifest = Manifest(folder)
+    channels, labels = ", ".join(manifest.channels), ", ".join(manifest.labels)
     if findings is None:
         findings = kept["Evaluation"]
     lines = [
         f"# Datasheet: {folder.name}",
         "",
-        f"{len(rows)} **synthetic** pairs of image ({channels}) and mask ({labels}); {_brains(rows, settings)}",
+        f"{len(manifest.pairs)} **synthetic** pairs of image ({channels}) and mask ({labels}); {_brains(manifest)}",
         "",
         "## Made from",
-        *_ancestors(lineage, origin, from_elsewhere(folder)),
-        *_origin(settings, rows),
-        *_intensities(settings),
+        *_ancestors(manifest),
+        *_origin(manifest),
+        *_intensities(manifest.settings),
         "",
         "## Licence note",
-        f"- {licence or ' '.join(kept['Licence note']) or (origin or {}).get('licence') or UNKNOWN}",
+        f"- {licence or ' '.join(kept['Licence note']) or (manifest.origin or {}).get('licence') or UNKNOWN}",
         "",
         "## Checked while drawing",
-        *_checks(folder, rows, settings),
+        *_checks(manifest),
         "",
         "## Evaluation",
         *(f"- {sentence}" for sentence in findings or ["not evaluated yet: `sbldm evaluate`"]),
@@ -76,15 +66,15 @@ def write_datasheet(folder: Path, licence: str = "", findings: list[str] | None 
     return path
 
 
-def _brains(rows: list[dict[str, str]], settings: dict) -> str:
+def _brains(manifest: Manifest) -> str:
     """Whose brains they show."""
-    if not rows or "canvas" not in rows[0]:
+    if not (canvases := {pair.canvas for pair in manifest.pairs} - {""}):
         return "nobody was scanned for them."
-    tumours = TUMOURS.get(settings.get("generator"), "the tumours are drawn")
-    if second := sum(bool(row.get("satellite_ml")) for row in rows):
-        tumours += f" (a second one in {second} of {len(rows)})"
+    tumours = TUMOURS.get(manifest.settings.get("generator"), "the tumours are drawn")
+    if second := sum(pair.satellite_ml > 0 for pair in manifest.pairs):
+        tumours += f" (a second one in {second} of {len(manifest.pairs)})"
     return (
-        f"{tumours}, **the brains are real**: {len({row['canvas'] for row in rows})} canvases, named in "
+        f"{tumours}, **the brains are real**: {len(canvases)} canvases, named in "
         "`manifest.csv` with the hashes of their scans. Share these pairs only as you may share the scans."
     )
 
@@ -101,13 +91,15 @@ def _kept(path: Path) -> dict[str, list[str]]:
     return kept
 
 
-def _origin(settings: dict, rows: list[dict[str, str]]) -> list[str]:
+def _origin(manifest: Manifest) -> list[str]:
+    """What drew the pairs."""
+    settings = manifest.settings
     if "checkpoint_sha256" not in settings:
         own = f", the receiver's own tumour {settings['own']}" if "own" in settings else ""
         return [f"- Generator: {settings.get('generator', 'unknown')}{own}, seed {settings.get('seed')}; no training."]
     sampling = ", ".join(f"{name} {value}" for name, value in settings.get("sampling", {}).items())
     name = settings.get("model", "sbldm")
-    model, extrapolated = MODELS[name], sum(bool(row.get("extrapolated")) for row in rows)
+    model, extrapolated = MODELS[name], sum(bool(pair.extrapolated) for pair in manifest.pairs)
     asked = f"requests and measured tumours of every pair in `manifest.csv`; {extrapolated} requests lie beyond what "
     asked += "training saw."
     unasked = (
@@ -120,9 +112,9 @@ def _origin(settings: dict, rows: list[dict[str, str]]) -> list[str]:
     ]
 
 
-def _ancestors(lineage: dict[str, str], origin: dict | None, elsewhere: bool) -> list[str]:
+def _ancestors(manifest: Manifest) -> list[str]:
     """The real cases that the pairs descend from."""
-    found = []
+    lineage, origin, elsewhere, found = manifest.lineage, manifest.origin, manifest.from_elsewhere, []
     if lineage or not elsewhere:
         what = "scans" if elsewhere else "training cases"
         found.append(f"- {len(lineage)} real {what}, by name and content hash in `lineage.json`.")
@@ -143,36 +135,34 @@ def _intensities(settings: dict) -> list[str]:
     ] * bool(written)
 
 
-def _checks(folder: Path, rows: list[dict[str, str]], settings: dict) -> list[str]:
+def _checks(manifest: Manifest) -> list[str]:
     """What the gate did."""
-    if rows and (settings.get("generator") == "copypaste" or "control_of" in settings):
+    pairs, settings, overridden = manifest.pairs, manifest.settings, manifest.overridden
+    if manifest.is_copypaste or "control_of" in settings:
         return ["- Pairs of this kind pass no gate: each repeats the brain of a real case by design."]
-    if not rows or "gate" not in rows[0]:
+    if pairs[0].gate is None:
         return ["- Nothing: these pairs were drawn before there was a gate."]
-    given_up = read_given_up(folder)
-    drawn = len(rows) + sum(int(row["redrawn"]) for row in rows) + sum(given_up)
-    overridden = [row for row in rows if row["gate"].startswith("OVERRIDDEN")]
-    elsewhere = from_elsewhere(folder)  # its training cases are not here to compare with
-    unseen = 0 if elsewhere else sum(row["near_copy"] == "" for row in rows)
-    near = sum(row["near_copy"] == "1" for row in rows)
-    canvas = "canvas" in rows[0]
+    elsewhere = manifest.from_elsewhere  # its training cases are not here to compare with
+    near = [pair.near for pair in pairs]
+    unseen = 0 if elsewhere else near.count(None)
+    canvas = bool(pairs[0].canvas)
     what = "tumours are nearer to a training tumour" if canvas else "pairs are nearer to a training case"
     found = [
-        f"- {drawn} pairs were drawn, {len(rows)} accepted, {len(given_up)} requests given up; every refusal and its "
-        "reason stands in `manifest.csv` or `given_up.csv`.",
+        f"- {manifest.drawn} pairs were drawn, {len(pairs)} accepted, {len(manifest.given_up)} requests given up; "
+        "every refusal and its reason stands in `manifest.csv` or `given_up.csv`.",
     ]
     if not elsewhere:
         found += [
-            f"- {near} of {len(rows) - unseen} {what} than 95 % of held-back cases are "
+            f"- {near.count(True)} of {len(pairs) - unseen} {what} than 95 % of held-back cases are "
             "(honest: about 5 %); no copy beyond the limit of the gate was accepted"
             + (" but those below." if overridden else "."),
             *([] if canvas else [f"- {REACH}"]),
-            *([f"- {TUMOUR_REACH}"] if "tumour_excess" in rows[0] else []),
+            *([f"- {TUMOUR_REACH}"] if "tumour_excess" in pairs[0].cells else []),
         ]
-    if verdict := too_many_copies(rows, settings["gate"]["honest_cases"]):
+    if verdict := too_many_copies(near, settings["gate"]["honest_cases"]):
         found.append(f"- **Warning**: {verdict}.")
     if overridden:
-        first = overridden[0]["gate"]
+        first = overridden[0].gate
         found.append(f"- **Warning**: the gate was overridden for {len(overridden)} pairs, the first: {first}.")
     if canvas:
         found.append("- Copies of brains were not looked for: each brain is a canvas's by design.")

@@ -22,7 +22,7 @@ from sbldm.pages.sweeps import sweep_figure
 from sbldm.run.errors import DataError, StateError
 from sbldm.run.files import reading
 from sbldm.run.folder import Run
-from sbldm.run.manifest import read_manifest
+from sbldm.run.manifest import Manifest
 from sbldm.synthesis.sweep import SWEEPS, biases, drawn_words, read_sweeps
 
 __all__ = []
@@ -92,25 +92,15 @@ def _shows_real(folder: Path, declared: bool) -> str:
         folder: nnU-Net raw dataset.
         declared: whether somebody has said that its pairs are synthetic, so that it needs no manifest.
     """
-    if not (folder / "manifest.csv").is_file():
+    manifest = Manifest(folder)
+    if not manifest.file.is_file():
         return "" if declared else "no manifest says that its pairs are synthetic"
-    rows = manifest_rows(folder)
-    if rows and "parents" in rows[0]:
-        return "each of its pairs repeats the brain of a real case"
-    if rows and "canvas" in rows[0]:
-        return "the brains of its pairs are real ones"
-    made = {f"{row.get('pair')}.nii.gz" for row in rows}
+    if why := manifest.shows_real_brains:
+        return why
+    made = {f"{pair.name}.nii.gz" for pair in manifest.readable}
     if others := [path.name for path in (folder / "labelsTr").glob("*.nii.gz") if path.name not in made]:
         return f"its manifest does not name {sorted(others)[0]}, which may be a real case"
     return ""
-
-
-def manifest_rows(folder: Path) -> list[dict[str, str]]:
-    """Rows of a manifest; none where there is none that can be read."""
-    try:
-        return read_manifest(folder)
-    except StateError:
-        return []
 
 
 def _older(path: Path, than: Path) -> bool:
@@ -148,7 +138,7 @@ def pictures_of(out: Path, run: Run | None, provenance: Mapping[str, Any]) -> tu
     folder = out / "figures"
     if methods:
         try:
-            manifest = dataset / "manifest.csv"
+            manifest = Manifest(dataset).file
             if _older(folder / "animation.gif", manifest if manifest.is_file() else dataset / "labelsTr"):
                 animation(dataset, folder / "animation.gif")
             shown["animation"] = _inlined(folder / "animation.gif")
@@ -162,8 +152,8 @@ def pictures_of(out: Path, run: Run | None, provenance: Mapping[str, Any]) -> tu
 
 def _sweeps(out: Path, run: Run, dataset: Path) -> list[dict[str, Any]]:
     """Figure 3, where its images have been drawn; of those in a real brain the numbers alone."""
-    rows, found = manifest_rows(dataset), []
-    pairs_by = {row.get("checkpoint_sha256", "") for row in rows}
+    pairs, found = Manifest(dataset).readable, []
+    pairs_by = {pair.checkpoint for pair in pairs}
     for name in SWEEPS:
         folder, path = run.evaluation / name, out / "figures" / f"{name}.png"
         try:
@@ -172,7 +162,7 @@ def _sweeps(out: Path, run: Run, dataset: Path) -> list[dict[str, Any]]:
             continue
         sweep = {"steps": list(map(_swept, steps)), "biases": biases(steps)}
         whole = name == SWEEPS[0]
-        alike = bool(rows) and ("canvas" not in rows[0]) == whole  # else two networks by design
+        alike = bool(pairs) and (not pairs[0].canvas) == whole  # else two networks by design
         sweep["other_checkpoint"] = alike and pairs_by != {steps[0]["checkpoint_sha256"]}
         if whole and _older(path, folder / "sweeps.json"):
             sweep_figure(folder, path)

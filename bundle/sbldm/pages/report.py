@@ -31,12 +31,12 @@ from sbldm.evaluation.findings import (
 from sbldm.evaluation.protocols import REFERENCES, Score, protocol
 from sbldm.evaluation.written import EVALUATE_AGAIN, GROUPS, read_evaluation, read_scores
 from sbldm.pages.datasheet import SHEET_AGAIN
-from sbldm.pages.pictures import manifest_rows, photograph, pictures_of, plots_of
+from sbldm.pages.pictures import photograph, pictures_of, plots_of
 from sbldm.pages.table1 import report_rows
 from sbldm.run.errors import StateError
 from sbldm.run.files import atomic_path, read_rows, read_text, sha256
 from sbldm.run.folder import Run
-from sbldm.run.manifest import read_settings
+from sbldm.run.manifest import Manifest, PairRecord
 from sbldm.run.text import number
 from sbldm.training.checkpoints import load_checkpoint, read_history
 
@@ -149,10 +149,10 @@ def _plain(value: Any) -> str:
     return ", ".join(map(_plain, value)) if isinstance(value, list) else without_folders(str(value))
 
 
-def _costs(run: Run | None, rows: Sequence[Mapping[str, str]], minutes: float | None) -> dict[str, Any]:
+def _costs(run: Run | None, pairs: Sequence[PairRecord], minutes: float | None) -> dict[str, Any]:
     """What each step has taken, as far as it is known."""
-    seconds = [float(row["seconds"]) for row in rows if row.get("seconds")]
-    redrawn = [int(row["redrawn"]) for row in rows if row.get("redrawn")]
+    seconds = [pair.seconds for pair in pairs if pair.seconds is not None]
+    redrawn = [pair.redrawn for pair in pairs if pair.redrawn is not None]
     found: dict[str, Any] = {"minutes": minutes, "stages": []}
     if seconds:
         found["seconds"] = {"median": number(float(np.median(seconds))), "n": len(seconds)}
@@ -161,9 +161,9 @@ def _costs(run: Run | None, rows: Sequence[Mapping[str, str]], minutes: float | 
     if run is not None:
         stages = ((title, _stage(run, stage)) for stage, title in STAGES.items())
         found["stages"] = [{"title": title} | stage for title, stage in stages if stage]
-        drawers = ("regions",) if rows and "canvas" in rows[0] else ("diffusion", "gan")
+        drawers = ("regions",) if pairs and pairs[0].canvas else ("diffusion", "gan")
         made = [run.checkpoint(stage) for stage in drawers if run.checkpoint(stage).is_file()]
-        drawn_by = {row.get("checkpoint_sha256", "") for row in rows}
+        drawn_by = {pair.checkpoint for pair in pairs}
         found["other_checkpoint"] = any(drawn_by) and bool(made) and drawn_by != {sha256(made[0])}
     return found
 
@@ -205,12 +205,13 @@ def _table1(run: Run | None) -> dict[str, Any] | None:
     return found
 
 
-def _provenance(content: Mapping[str, Any], rows: Sequence[Mapping[str, str]], dataset: Path) -> list[tuple[str, str]]:
+def _provenance(content: Mapping[str, Any], manifest: Manifest) -> list[tuple[str, str]]:
     """Terms and values: how the evaluation was made, and how the pairs were."""
     provenance = content["provenance"]
     spacing = " x ".join(f"{s:g}" for s in provenance.get("spacing_mm", ()))
     versions = ", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items())
-    seeds = sorted({int(row["seed"]) for row in rows if row.get("seed")})
+    pairs = manifest.readable
+    seeds = sorted({pair.seed for pair in pairs if pair.seed is not None})
     found = {
         "Run": provenance.get("run", ""),
         "Channel looked at": provenance.get("first_channel", ""),
@@ -220,10 +221,10 @@ def _provenance(content: Mapping[str, Any], rows: Sequence[Mapping[str, str]], d
         "Seeds of the pairs": f"{seeds[0]} to {seeds[-1]}" if seeds else "",
     }
     for key, term in MANIFEST_TERMS.items():
-        counts = Counter(row[key].partition(":")[0] for row in rows if row.get(key))
+        counts = Counter(pair.cells[key].partition(":")[0] for pair in pairs if pair.cells.get(key))
         found[term] = ", ".join(counts if len(counts) == 1 else (f"{value} ({n} pairs)" for value, n in counts.items()))
-    if (dataset / "synthesis.json").is_file():
-        settings = {key: _plain(value) for key, value in read_settings(dataset).items()}
+    if manifest.has_settings:
+        settings = {key: _plain(value) for key, value in manifest.settings.items()}
         found |= {f"Synthesis, {key.replace('_', ' ')}": value for key, value in settings.items()}
     return [(term, value) for term, value in found.items() if value]
 
@@ -285,8 +286,7 @@ def write_report(out: Path, run: Run | None) -> Path:
     left_out = [(key, sentence(why)) for key, why in content["left_out"]]
     *findings, advice = summarise(content)
     pictures, not_shown = pictures_of(out, run, provenance)
-    dataset = out / provenance.get("dataset", "missing")
-    rows = manifest_rows(dataset)
+    manifest = Manifest(out / provenance.get("dataset", "missing"))
     page = _template().render(
         name=provenance.get("synthetic", out.name),
         made=provenance.get("made", ""),
@@ -307,15 +307,15 @@ def write_report(out: Path, run: Run | None) -> Path:
         pictures=pictures,
         not_shown=not_shown,
         nearest=_nearest_pairs(out),
-        costs=_costs(run, rows, provenance.get("minutes")),
+        costs=_costs(run, manifest.readable, provenance.get("minutes")),
         table1=_table1(run),
         table2=run is not None and (run.table2 / "table2.md").is_file(),
         protocols=_protocols([score for found in by_group.values() for score in found]),
-        provenance=_provenance(content, rows, dataset),
+        provenance=_provenance(content, manifest),
         lists=_lists(run, provenance.get("contents", {}) | provenance.get("references", {})),
         remarks=[sentence(remark) for remark in content["remarks"]],
         left_out=left_out,
-        licence=_licence(dataset, provenance),
+        licence=_licence(manifest.dataset, provenance),
         limits={
             "sd": LARGE_SD,
             "share": LARGE_SHARE,

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from sbldm.pages.datasheet import write_datasheet
-from sbldm.run.files import atomic_path, clear_partial
-from sbldm.run.manifest import read_manifest, read_pair_file
+from sbldm.run.files import atomic_path, clear_partial, read_nifti
+from sbldm.run.manifest import DRAWN_BY, MEASURED, REQUESTED, Manifest
 from sbldm.tumour.characteristics import NAMES
 
 __all__ = ["contact_sheet", "request_plot", "show_pairs", "summarise"]
@@ -22,9 +22,9 @@ def show_pairs(dataset: Path) -> None:
 
     The figures go to `RUN/figures`.
     """
-    figures, manifest = dataset.parents[1] / "figures", dataset / "manifest.csv"
+    figures, manifest = dataset.parents[1] / "figures", Manifest(dataset)
     clear_partial(figures)
-    if f"requested_{NAMES[0]}" in read_manifest(dataset)[0]:
+    if manifest.pairs[0].requested:
         print(summarise(manifest))
         request_plot(manifest, figures / f"{dataset.name}_requests.png")
     write_datasheet(dataset)
@@ -36,12 +36,12 @@ def contact_sheet(dataset: Path, path: Path, most: int = 8) -> None:
 
     A brain without a tumour is cut through its own centre.
     """
-    names = [row["pair"] for row in read_manifest(dataset)][:most]
+    names = [pair.name for pair in Manifest(dataset).pairs[:most]]
     figure = Figure(figsize=(1.7 * len(names), 5.4), facecolor="black")
     axes = figure.subplots(3, len(names), squeeze=False)
     for column, name in zip(axes.T, names, strict=True):
-        file = nib.as_closest_canonical(read_pair_file(dataset / "imagesTr" / f"{name}_0000.nii.gz"))
-        label = nib.as_closest_canonical(read_pair_file(dataset / "labelsTr" / f"{name}.nii.gz"))
+        file = nib.as_closest_canonical(read_nifti(dataset / "imagesTr" / f"{name}_0000.nii.gz", DRAWN_BY))
+        label = nib.as_closest_canonical(read_nifti(dataset / "labelsTr" / f"{name}.nii.gz", DRAWN_BY))
         image, mask = file.get_fdata(), label.get_fdata() > 0
         box = tuple(slice(b.min(), b.max() + 1) for b in np.nonzero(image))
         shown = mask if mask.any() else image > 0
@@ -64,24 +64,14 @@ def contact_sheet(dataset: Path, path: Path, most: int = 8) -> None:
     print(f"{path}: the first {len(names)} pairs in three planes")
 
 
-def _read_manifest(manifest: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
-    """Requested and measured characteristics by name, and the seconds of each pair."""
-    columns = {f"{kind}_{name}": float for kind in ("requested", "measured") for name in NAMES}
-    rows = read_manifest(manifest.parent, columns | {"seconds": float})
-    asked, drawn = (
-        {n: np.array([float(r[f"{k}_{n}"]) for r in rows]) for n in NAMES} for k in ("requested", "measured")
-    )
-    return asked, drawn, np.array([float(r["seconds"]) for r in rows])
-
-
-def request_plot(manifest: Path, path: Path) -> None:
+def request_plot(manifest: Manifest, path: Path) -> None:
     """Plot each measured characteristic against the one asked for, all pairs of a manifest."""
-    asked, drawn, _ = _read_manifest(manifest)
+    asked, drawn = (manifest.values(kind, NAMES).T for kind in (REQUESTED, MEASURED))
     figure = Figure(figsize=(8, 8))
-    for panel, name in zip(figure.subplots(3, 3).flat, NAMES, strict=True):
-        low, high = (f([f(asked[name]), f(drawn[name])]) for f in (np.min, np.max))
+    for k, (panel, name) in enumerate(zip(figure.subplots(3, 3).flat, NAMES, strict=True)):
+        low, high = (f([f(asked[k]), f(drawn[k])]) for f in (np.min, np.max))
         panel.plot([low, high], [low, high], color="0.7", linewidth=1)
-        panel.scatter(asked[name], drawn[name], s=10, color="#c2571a")
+        panel.scatter(asked[k], drawn[k], s=10, color="#c2571a")
         panel.set_title(name, fontsize=9)
         panel.tick_params(labelsize=7)
     figure.supxlabel("requested", fontsize=10)
@@ -92,9 +82,10 @@ def request_plot(manifest: Path, path: Path) -> None:
     print(f"{path}: requested against measured")
 
 
-def summarise(manifest: Path) -> str:
+def summarise(manifest: Manifest) -> str:
     """One line on how well the tumours drawn match the ones asked for, over all pairs of a manifest."""
-    asked, drawn, seconds = _read_manifest(manifest)
+    asked, drawn = (dict(zip(NAMES, manifest.values(kind, NAMES).T, strict=True)) for kind in (REQUESTED, MEASURED))
+    seconds = [pair.seconds for pair in manifest.pairs]
     error = np.median(np.abs(drawn["volume_ml"] / asked["volume_ml"] - 1))
     distance = np.median(np.sqrt(sum((drawn[n] - asked[n]) ** 2 for n in ("x_mm", "y_mm", "z_mm"))))
     line = f"Requested against measured, n = {len(seconds)}: volume off by a median {100 * error:.0f} %"

@@ -32,7 +32,7 @@ from sbldm.evaluation.written import read_evaluation
 from sbldm.pages import brains, style
 from sbldm.run.files import atomic_path, read_json, write_csv, write_json
 from sbldm.run.folder import Run
-from sbldm.run.manifest import read_manifest
+from sbldm.run.manifest import Manifest
 from sbldm.run.text import number
 
 __all__ = ["make_table1", "report_rows", "write_table1"]
@@ -206,22 +206,21 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _hidden(entry: Entry) -> str:
     """Why pictures of these pairs could show a real case; empty when they cannot."""
-    rows = read_manifest(entry.dataset)
-    if rows and "parents" in rows[0]:
-        return "each pair repeats a real brain: not shown"
+    manifest = Manifest(entry.dataset)
+    if why := manifest.shows_real_brains:
+        return f"{why}: not shown"
     content = read_evaluation(entry.evaluation.parent)
     synthetic, *real = ({c[:32] for c in content["provenance"]["contents"][role]} for role in ROLES)
     if synthetic & set().union(*real):
         return "some pairs hold the voxels of a real case: not shown"
     if any(row["protocol"] == "copies.sure" and row["value"] > 0 for row in content["scores"]):
         return "some pairs are copies of training cases: not shown"
-    return "" if _accepted(rows) else "the gate accepted no pair"
+    return "" if _accepted(manifest) else "the gate accepted no pair"
 
 
-def _accepted(rows: Sequence[Mapping[str, str]]) -> list[str]:
+def _accepted(manifest: Manifest) -> list[str]:
     """The first pairs of a manifest that the gate let through: nobody's choice."""
-    names = [row["pair"] for row in rows if not row.get("gate", "").startswith("OVERRIDDEN")]
-    return names[:PAIRS_SHOWN]
+    return [pair.name for pair in manifest.pairs if not pair.overridden][:PAIRS_SHOWN]
 
 
 def draw_methods(entries: Sequence[Entry], path: Path) -> Path:
@@ -236,7 +235,7 @@ def draw_methods(entries: Sequence[Entry], path: Path) -> Path:
     """
     hidden = {entry.label: _hidden(entry) for entry in entries}
     pairs = {
-        entry.label: [brains._read_pair(entry.dataset, name) for name in _accepted(read_manifest(entry.dataset))]
+        entry.label: [brains._read_pair(entry.dataset, name) for name in _accepted(Manifest(entry.dataset))]
         for entry in entries
         if not hidden[entry.label]
     }

@@ -22,6 +22,7 @@ import numpy as np
 from sbldm.run.errors import DENIED, REFUSALS, DamagedError, OutputError, SbldmError, StateError, refused
 
 __all__ = [
+    "Misfit",
     "atomic_path",
     "cached_npz",
     "check",
@@ -150,7 +151,7 @@ def _damage(path: Path, problem: Exception) -> str:
     with contextlib.suppress(OSError):
         if path.stat().st_size == 0:
             return "it is empty"
-    if isinstance(problem, _Misfit):
+    if isinstance(problem, Misfit):
         return str(problem)
     if isinstance(problem, UnicodeError):
         return "it is no text in UTF-8 or UTF-16"
@@ -159,8 +160,8 @@ def _damage(path: Path, problem: Exception) -> str:
     return "it is cut off, changed, or a file of another kind"
 
 
-class _Misfit(ValueError):
-    """Content of another form than the reader needs."""
+class Misfit(ValueError):
+    """Content of another form than the reader needs; raised inside `reading`, it says in our words what is wrong."""
 
 
 def check(content: Any, form: Any, name: str = "its content") -> None:
@@ -190,7 +191,7 @@ def check(content: Any, form: Any, name: str = "its content") -> None:
 
 def _need(true: bool, name: str) -> None:
     if not true:
-        raise _Misfit(f"{name} is missing or of another form than was written")
+        raise Misfit(f"{name} is missing or of another form than was written")
 
 
 def read_json(

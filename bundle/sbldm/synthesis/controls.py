@@ -9,9 +9,8 @@ cases that it was trained on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from sbldm.cases.pipeline import original_cases
 from sbldm.run.device import choose_device
 from sbldm.run.errors import DataError, InputError, StateError
 from sbldm.run.folder import Run
-from sbldm.run.manifest import read_description, read_manifest, read_settings
+from sbldm.run.manifest import MEASURED, Manifest, PairRecord
 from sbldm.run.progress import progress
 from sbldm.synthesis.canvas import Canvas
 from sbldm.synthesis.canvases import Canvases
@@ -32,7 +31,6 @@ from sbldm.tumour.characteristics import measure, to_dict
 __all__ = ["KINDS", "draw_controls"]
 
 KINDS = ("healed", "pasted")
-ROW = {"seed": int, "canvas": str, "canvas_content": str, "requested_volume_ml": float}
 
 
 def draw_controls(run: Run, dataset_id: int, show: Callable[[Path], None], weights: str = "") -> list[Path]:
@@ -58,10 +56,10 @@ def draw_controls(run: Run, dataset_id: int, show: Callable[[Path], None], weigh
             f"--dataset {dataset_id}: {run.folder} has no such dataset; "
             f"draw it with `{run.to_draw(number=dataset_id)} --canvas train`."
         )
-    dataset, settings = found[0], read_settings(found[0])
+    dataset, drawn = found[0], Manifest(found[0])
+    settings = drawn.settings
     if "canvases" not in settings:
         raise InputError(f"--dataset {dataset_id}: its pairs are not on canvases, which these controls are for.")
-    rows = read_manifest(dataset, ROW)
     model = Model.load(str(run.folder), choose_device(), regions=True, weights=weights or None)
     if settings.get("checkpoint_sha256") != model.sha256:
         raise StateError(
@@ -70,31 +68,31 @@ def draw_controls(run: Run, dataset_id: int, show: Callable[[Path], None], weigh
         )
     keep = "1" if settings["canvases"]["own"] == "kept" else None
     canvases = Canvases.of_run(str(run.folder), settings["canvases"]["from"], model, keep)
-    canvases.prepare(sorted({row["canvas"] for row in rows}))
+    canvases.prepare(sorted({pair.canvas for pair in drawn.pairs}))
     donors, made, homeless = _Donors(run, model), [], []
     for kind in KINDS:
-        output = _open(dataset, kind, settings, model)
-        for row in rows:
-            output.descend(row["canvas"], row["canvas_content"])
+        output = _open(drawn, kind, model)
+        for record in drawn.pairs:
+            output.descend(record.canvas, record.canvas_content)
         output.begin()
-        for row in progress(rows, f"{kind.capitalize()} canvases", unit="pair"):
-            if output.finished(seed := int(row["seed"])):
+        for asked in progress(drawn.pairs, f"{kind.capitalize()} canvases", unit="pair"):
+            if output.finished(asked.seed):
                 continue
-            begun, canvas = time.perf_counter(), canvases.get(row["canvas"])
-            if canvas.content != row["canvas_content"]:
+            begun, canvas = time.perf_counter(), canvases.get(asked.canvas)
+            if canvas.content != asked.canvas_content:
                 raise DataError(f"{canvas.name}: holds other voxels than when {dataset.name} was drawn.")
-            pair = (canvas.image, canvas.labels, "") if kind == "healed" else donors.paste(canvas, row)
+            pair = (canvas.image, canvas.labels, "") if kind == "healed" else donors.paste(canvas, asked)
             if pair is None:
-                homeless.append(row["pair"])
+                homeless.append(asked.name)
                 continue
             image, labels, donor = pair
-            record = {"seed": seed, "donor": donor, "canvas": canvas.name}
+            record = {"seed": asked.seed, "donor": donor, "canvas": canvas.name}
             record |= {"canvas_content": canvas.content, "own": settings["canvases"]["own"], "redrawn": 0}
             if kind == "pasted":
                 measured = to_dict(measure(labels, canvas.native.frame(canvas.working)))
-                record |= {f"measured_{name}": value for name, value in measured.items()}
+                record |= {MEASURED + name: value for name, value in measured.items()}
             record["seconds"] = round(time.perf_counter() - begun, 3)
-            output.write(seed, image, labels, record, canvas.native.affine())
+            output.write(asked.seed, image, labels, record, canvas.native.affine())
         print(f"{output.folder}: {output.compile()} pairs.")
         show(output.folder)
         made.append(output.folder)
@@ -103,21 +101,21 @@ def draw_controls(run: Run, dataset_id: int, show: Callable[[Path], None], weigh
     return made
 
 
-def _open(dataset: Path, kind: str, settings: Mapping[str, Any], model: Model) -> RawDataset:
+def _open(drawn: Manifest, kind: str, model: Model) -> RawDataset:
     """The dataset of a control, begun before or new."""
+    dataset, settings = drawn.dataset, drawn.settings
     root, name = dataset.parent, f"{dataset.name.split('_', 1)[1]}_{kind.upper()}"
     there = sorted(root.glob(f"Dataset*_{name}"))
     taken = {int(path.name[7:10]) for path in root.glob("Dataset*_*")}
     number = (
         int(there[0].name[7:10]) if there else min(set(range(1, 1000)) - taken - set(range(1, int(dataset.name[7:10]))))
     )
-    description = read_description(dataset)
     return RawDataset.open(
         root=str(root),
         dataset_id=number,
         name=name,
-        channels=[channel.lower() for channel in description["channel_names"].values()],
-        labels=[label for label in description["labels"] if label != "background"],
+        channels=[channel.lower() for channel in drawn.channels],
+        labels=drawn.labels,
         affine=model.native.affine(),
         settings={"generator": "copypaste" if kind == "pasted" else "none", "control_of": dataset.name}
         | {"seed": settings["seed"], "canvases": settings["canvases"] | {"satellites": 0.0}},
@@ -137,10 +135,10 @@ class _Donors:
             if labels.any():
                 self.volumes[name] = float((labels > 0).sum() * abs(np.linalg.det(affine[:3, :3])) / 1000)
 
-    def paste(self, canvas: Canvas, row: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray, str] | None:
+    def paste(self, canvas: Canvas, pair: PairRecord) -> tuple[np.ndarray, np.ndarray, str] | None:
         """Image, labels and donor; None where no donor's tumour finds a place."""
-        asked = float(row["requested_volume_ml"]) + float(row.get("satellite_ml") or 0)
-        rng = np.random.default_rng([int(row["seed"]), 5])
+        asked = pair.requested["volume_ml"] + pair.satellite_ml
+        rng = np.random.default_rng([pair.seed, 5])
         spacing, affine = canvas.native.spacing, canvas.native.affine()
         left_right = int(np.abs(np.reshape(canvas.native.direction, (3, 3))[0]).argmax())
         for name in self._order(canvas.name, asked, rng):
@@ -151,8 +149,8 @@ class _Donors:
                 continue
             scale = float(np.clip(np.cbrt(asked / self.volumes[name]), *SCALE))
             receiver = canvas.image, canvas.labels
-            if pair := paste_tumour(image, labels, *receiver, rng, spacing, left_right, scale):
-                return *pair, name
+            if made := paste_tumour(image, labels, *receiver, rng, spacing, left_right, scale):
+                return *made, name
         return None
 
     def _order(self, canvas: str, asked: float, rng: np.random.Generator) -> Sequence[str]:

@@ -33,6 +33,7 @@ from sbldm.cases.pipeline import original_cases
 from sbldm.cases.prepare import read_sidecar
 from sbldm.run.errors import DataError, InputError
 from sbldm.run.folder import Run
+from sbldm.run.manifest import MEASURED
 from sbldm.run.progress import Progress
 from sbldm.synthesis.healing import heal, rise
 from sbldm.synthesis.raw_dataset import RawDataset
@@ -236,7 +237,7 @@ class _Training:
                 grid, working = (NativeGrid.from_state(self.sidecars[receiver][k]) for k in ("native", "working"))
                 measured = to_dict(measure(pair[1], grid.frame(working)))
                 record = {"seed": seed, "parents": f"{donor};{receiver}", "own": self.own}
-                record |= {f"measured_{k}": v for k, v in measured.items()} | {"redrawn": redrawn}
+                record |= {MEASURED + k: v for k, v in measured.items()} | {"redrawn": redrawn}
                 return *pair, record | {"seconds": round(time.perf_counter() - begun, 3)}
         return None
 

@@ -27,6 +27,7 @@ from sbldm.metrics.volumes import Volume, evaluation_grid, to_volume
 from sbldm.run.errors import DataError, InputError, StateError
 from sbldm.run.files import read_json, write_json
 from sbldm.run.folder import Run
+from sbldm.run.manifest import OVERRIDDEN
 from sbldm.run.models import kind_of, refuse_requests
 from sbldm.run.progress import progress
 from sbldm.synthesis.pairs import OUTSIDE, Pair
@@ -128,7 +129,7 @@ class Verdict:
         unseen = np.isnan(self.tumour_excess if self.real_brain else self.excess)
         passed = "copies not looked for" if unseen else "passed"
         return {
-            "gate": f"OVERRIDDEN: {self.fault}" if self.fault else passed,
+            "gate": f"{OVERRIDDEN}: {self.fault}" if self.fault else passed,
             **{name: "" if np.isnan(value) else round(value, 4) for name, value in numbers.items()},
             "near_copy": "" if unseen else int(self.near),
         }

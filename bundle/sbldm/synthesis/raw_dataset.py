@@ -16,7 +16,7 @@ import numpy as np
 
 from sbldm.run.errors import DamagedError, InputError, OutputError, StateError
 from sbldm.run.files import clear_partial, make_folder, read_json, write_csv, write_json, write_nifti
-from sbldm.run.manifest import DRAWN_BY, GIVEN_UP, RECORD, read_settings
+from sbldm.run.manifest import DRAWN_BY, GIVEN_UP, RECORD, Manifest
 from sbldm.run.room import free_bytes, gigabytes, lasting
 
 # Bytes of a compressed voxel: 130 real cases at 2 mm and 10 at 1 mm have .24 to .26 and .007 to .009 in the mean.
@@ -80,7 +80,7 @@ class RawDataset:
         if others:
             raise StateError(f"{others[0]}: number {dataset_id} is taken by this dataset; choose another --dataset.")
         mark = folder / "synthesis.json"
-        if mark.exists() and (held := read_settings(folder)) != settings:
+        if mark.exists() and (held := Manifest(folder).settings) != settings:
             key = next(k for k in held | settings if held.get(k) != settings.get(k))
             raise StateError(
                 f"{folder}: holds pairs drawn with {key} = {held.get(key)}, now it is {settings.get(key)}; "

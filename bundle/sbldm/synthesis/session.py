@@ -17,7 +17,7 @@ from monai.engines import Evaluator
 
 from sbldm.metrics.nearness import too_many_copies
 from sbldm.run.errors import StateError
-from sbldm.run.manifest import read_manifest
+from sbldm.run.manifest import MEASURED, REQUESTED, Manifest
 from sbldm.run.models import SAMPLING
 from sbldm.run.progress import Progress
 from sbldm.synthesis.blending import contrast_of, draw_into, varied
@@ -196,10 +196,10 @@ class PairWriter:
     def _record(self, asked: _Asked, pair: Pair, verdict: Verdict) -> dict[str, Any]:
         row, measured = asked.row, to_dict(pair.measured)
         if row["request"]:
-            request = {f"requested_{name}": row["request"][name] for name in NAMES}
+            request = {REQUESTED + name: row["request"][name] for name in NAMES}
             request["extrapolated"] = row["extrapolated"]
             if "canvas" in row:
-                request["requested_contrast"] = "" if row["contrast"] is None else row["contrast"]
+                request[f"{REQUESTED}contrast"] = "" if row["contrast"] is None else row["contrast"]
         else:
             request = {"requests": f"none: {self.model.preset['model']} takes none"}
         settings = self.sampler.settings
@@ -207,8 +207,8 @@ class PairWriter:
             "seed": row["seed"],
             "model": self.model.preset["model"],
             **request,
-            **{f"measured_{name}": measured[name] for name in NAMES},
-            **({"measured_contrast": _contrast(pair, row["canvas"])} if "canvas" in row else {}),
+            **{MEASURED + name: measured[name] for name in NAMES},
+            **({f"{MEASURED}contrast": _contrast(pair, row["canvas"])} if "canvas" in row else {}),
             "redrawn": len(asked.faults),
             "refused_because": "; ".join(asked.faults),
             **verdict.record(),
@@ -256,7 +256,8 @@ def run(
         print(f"Accepted: {writer.accepted} of {drawn} drawn ({100 * writer.accepted / drawn:.0f} %).")
     if count:
         show(output.folder)
-        if warning := too_many_copies(read_manifest(output.folder), writer.gate.settings["honest_cases"]):
+        near = [pair.near for pair in Manifest(output.folder).pairs]
+        if warning := too_many_copies(near, writer.gate.settings["honest_cases"]):
             print(f"WARNING: {warning}; `sbldm nnunet eval` will refuse these pairs.")
     if writer.extrapolated:
         count, first = len(writer.extrapolated), writer.extrapolated[0]
