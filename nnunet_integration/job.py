@@ -88,7 +88,7 @@ def _run(folder: Path, job: dict[str, Any]) -> None:
             started = time.perf_counter()
             _predict(folder / name, trained, job, pool, f"checkpoint_{checkpoint}.pth", device)
             seconds = time.perf_counter() - started
-            scores, lesions = score_folder(folder / name, references, job["test"])
+            scores, lesions = score_folder(folder / name, references, job["test"], job.get("regions"))
             write_csv(folder / "lesions.csv", lesions, ["case", "volume_ml", "found"])
             write_csv(table, [row | {"seconds": round(seconds / len(scores), 2)} for row in scores])
         rows = read_rows(table, {"case": str, "dsc": float, "seconds": float}, made_anew(table), remove=False)

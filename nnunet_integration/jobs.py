@@ -94,6 +94,7 @@ def plan_jobs(
                 "a generator that has not learned from them, or other test cases."
             )
     tested, jobs = [f"test__{name}" for name in real.test], []
+    _, *smaller = real.source.nested.items()  # the first is the foreground, which every job is scored by
     for n in n_real:
         subset = nested_subset(real.train, n)
         for arm in arms:
@@ -125,6 +126,7 @@ def plan_jobs(
                             "train": train,
                             "validation": validation,
                             "test": tested,
+                            "regions": dict(smaller),
                         }
                     )
     return jobs
@@ -213,7 +215,7 @@ def write_jobs(pool: Pool, jobs: Sequence[dict[str, Any]]) -> list[Path]:
     held = {path.parent.name: read_job(path.parent) for path in root.glob("*/job.json")}
     for job in jobs:
         if old := held.get(job["job"]):
-            # Where the pairs lie may change, what they are may not (see `Pool.check_pairs`). Older jobs have no share.
+            # Where the pairs lie may change, what they are may not (see `Pool.check_pairs`). Older jobs lack some keys.
             if changed := [key for key in job if key != "pairs" and (old.get(key) or []) != (job[key] or [])]:
                 raise StateError(
                     f"{root / job['job']}: was queued with other values of {', '.join(changed)}; choose another --out, "

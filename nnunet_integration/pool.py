@@ -177,7 +177,7 @@ class Pool:
     def _describe(self, real: RealCases) -> None:
         """`dataset.json` of the pool, and of the dataset to plan on, which shares the pool's files."""
         count = len(list((self.raw / "labelsTr").glob("*.nii.gz")))
-        write_json(self.raw / "dataset.json", real.dataset_json | {"numTraining": count})
+        write_json(self.raw / "dataset.json", real.source.description(count))
         channels = len(real.source.channels)
         shared = {
             f"real__{name}": {
@@ -186,7 +186,7 @@ class Pool:
             }
             for name in real.train
         }
-        description = real.dataset_json | {"numTraining": len(shared), "dataset": shared}
+        description = real.source.description(len(shared)) | {"dataset": shared}
         write_json(self.raw.parent / self.planned / "dataset.json", description)
 
     def _plan(self, real: RealCases) -> None:

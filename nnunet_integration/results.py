@@ -12,12 +12,12 @@ import numpy as np
 from nnunet_integration.arms import ArmBook
 from nnunet_integration.evaluation import queued, read_arms
 from nnunet_integration.jobs import made_anew, read_done, read_job
+from sbldm.metrics.segmentation import METRICS
 from sbldm.run.errors import StateError
 from sbldm.run.files import read_rows
 
-__all__ = ["METRICS", "ArmResults", "Results"]
+__all__ = ["ArmResults", "Results"]
 
-METRICS = ("dsc", "iou", "hd95_mm", "nsd_1mm")
 SCORES = {"case": str} | dict.fromkeys((*METRICS, "false_lesions"), float)
 CURVE = dict.fromkeys(("iterations", "train_loss", "validation_loss", "validation_dsc", "seconds"), float)
 
@@ -37,6 +37,7 @@ class ArmResults:
         n_real: number of real training cases.
         cases: names of the test cases `[C]`.
         scores: metric -> `[S, C]`, one row a job (seed, or seed and fold): a training.
+        regions: the same of regions within the foreground; empty where there are none.
         lesions: rows of volume_ml and found, of all jobs.
         false_lesions: `[S, C]`.
         snapshots: iterations -> DSC `[S, C]`, the last one being that of the whole budget.
@@ -50,6 +51,7 @@ class ArmResults:
     n_real: int
     cases: list[str]
     scores: dict[str, np.ndarray]
+    regions: dict[str, dict[str, np.ndarray]]
     lesions: list[dict[str, float]]
     false_lesions: np.ndarray
     snapshots: dict[int, np.ndarray]
@@ -71,7 +73,9 @@ class ArmResults:
     def load(cls, folders: list[Path]) -> ArmResults:
         """Read the jobs of one arm; the test cases of all must be the same."""
         jobs = [read_job(folder) for folder in folders]
-        tables = [_rows(folder, "scores.csv", SCORES) for folder in folders]
+        regions = jobs[0].get("regions") or {}
+        columns = {f"{metric} {region}": float for region in regions for metric in METRICS}
+        tables = [_rows(folder, "scores.csv", SCORES | columns) for folder in folders]
         cases = [row["case"] for row in tables[0]]
 
         def array(column: str) -> np.ndarray:
@@ -98,6 +102,7 @@ class ArmResults:
             jobs[0]["n_real"],
             [case.removeprefix("test__") for case in cases],
             {metric: array(metric) for metric in METRICS},
+            {region: {metric: array(f"{metric} {region}") for metric in METRICS} for region in regions},
             [{"volume_ml": float(row["volume_ml"]), "found": float(row["found"])} for row in lesions],
             array("false_lesions"),
             {iterations: np.array(values) for iterations, values in sorted(snapshots.items())},

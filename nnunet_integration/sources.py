@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -65,15 +64,6 @@ class RealCases:
         case, identity = (self.train | self.test)[name], self.identities[name]
         image, _, affine = read_arrays(case, self.source)
         return [identity.content, identity.brightness, coarse_hash(image[0], affine)]
-
-    @property
-    def dataset_json(self) -> dict[str, Any]:
-        """Channels and labels as nnU-Net writes them."""
-        return {
-            "channel_names": {str(k): name.upper() for k, name in enumerate(self.source.channels)},
-            "labels": {"background": 0} | {name: k + 1 for k, name in enumerate(self.source.labels)},
-            "file_ending": ".nii.gz",
-        }
 
 
 def find_real(run: Run, data: str | Path | None = None, test: str | Path | None = None) -> RealCases:
@@ -288,14 +278,14 @@ def _check_description(path: Path, real: RealCases) -> None:
     content = read_json(path, {"channel_names": {str: str}, "labels": dict}, mend, remove=False, error=DataError)
     with reading(path, mend, remove=False, error=DataError):
         channels = [plain_name(content["channel_names"][str(k)]) for k in range(len(content["channel_names"]))]
-    labels = {plain_name(name): number for name, number in content["labels"].items()}
-    ours = real.dataset_json
+    ours = real.source.description(0)
     if channels != [plain_name(name) for name in ours["channel_names"].values()]:
         raise DataError(
             f"{path}: its channels are {some(content['channel_names'].values())}, "
             f"those of the real cases {some(ours['channel_names'].values())}."
         )
-    if labels != {plain_name(name): number for name, number in ours["labels"].items()}:
+    labels = {plain_name(name): number for name, number in content["labels"].items() if name != "background"}
+    if labels not in [{plain_name(n): k for n, k in names.items()} for names in real.source.written_labels]:
         raise DataError(f"{path}: its labels are {content['labels']}, those of the real cases {ours['labels']}.")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_integration.arms import ArmBook
-from nnunet_integration.results import METRICS, ArmResults, Results
+from nnunet_integration.results import ArmResults, Results
 from nnunet_integration.statistics import (
     LEAST_TRAININGS,
     TRAINING_SD,
@@ -24,7 +24,7 @@ from nnunet_integration.statistics import (
     verdict,
     wilcoxon_p,
 )
-from sbldm.metrics.segmentation import SIZE_BINS_ML, size_bin
+from sbldm.metrics.segmentation import METRICS, SIZE_BINS_ML, size_bin
 from sbldm.run.files import atomic_path, write_csv
 
 __all__ = ["compare", "interval", "number", "table_rows", "write_table"]
@@ -91,6 +91,15 @@ def table_rows(results: Results) -> list[dict[str, Any]]:
             row |= {"paper_dsc": paper[0], "paper_iou": paper[1]}
             empty = dict.fromkeys(("difference", "low", "high", "detectable", "p", "verdict"), "")
             row |= compared.get(name, empty)
+            base = arms.get(results.book.baseline)
+            for region, scores in arm.regions.items():
+                for metric in METRICS:
+                    spreads = mean_and_spreads(scores[metric])
+                    row |= {f"{region}: {metric}_{key}": value for key, value in spreads.items()}
+                against = dict.fromkeys(("difference", "low", "high"), "")
+                if base is not None and arm is not base:
+                    against = paired_difference(scores["dsc"], base.regions[region]["dsc"])
+                row |= {f"{region}: {key}": value for key, value in against.items()}
             row |= {"minutes": arm.minutes.mean(), "peak_gb": arm.peak_gb.max(), "lineage": arm.jobs[0]["lineage"]}
             rows.append(row)
     return rows
@@ -181,6 +190,11 @@ def markdown(results: Results, rows: list[dict[str, Any]], answers: Sequence[str
             "(none of them is tested on; `lineage.json` of its pairs says which data), so a gain is not one of these "
             "alone."
         )
+    if any(key.endswith(": dsc_mean") for key in rows[0]):
+        page.append(
+            "- **Regions**: the whole tumour is every label, the tumour core all but oedema. In the tumour ΔDSC has "
+            "its interval alone: no p, no verdict."
+        )
     if any(row["verdict"] == "exploratory" for row in rows):
         page.append(
             "- **Exploratory**: the arm is in no family. Its p is not adjusted, and it is called neither better nor "
@@ -225,4 +239,20 @@ def _section(rows: list[dict[str, Any]], baseline: str) -> list[str]:
         )
         costs = f"{row['false_lesions_per_case']:.2f} | {row['minutes']:.1f} | {row['peak_gb']:.2f}"
         lines.append(f"| {row['arm']} | {found} | {costs} |")
+    return [*lines, "", *_regions(rows, baseline)]
+
+
+def _regions(rows: list[dict[str, Any]], baseline: str) -> list[str]:
+    """The scores of the nested regions, the whole tumour first; nothing where there is but one."""
+    regions = [key.removesuffix(": dsc_mean") for key in rows[0] if key.endswith(": dsc_mean")]
+    if not regions:
+        return []
+    lines = [f"| arm | region | DSC | IoU | HD95 (mm) | NSD 1 mm | ΔDSC against {baseline} |", "|---" * 7 + "|"]
+    for row in rows:
+        for region in ("whole tumour", *regions):
+            start = f"{region}: "
+            own = {k.removeprefix(start): v for k, v in row.items() if k.startswith(start)} or row
+            scores = " | ".join(_spread(own, metric, 1 if metric == "hd95_mm" else 3) for metric in METRICS)
+            shown = "-" if own["difference"] == "" else interval(own)
+            lines.append(f"| {row['arm']} | {region} | {scores} | {shown} |")
     return [*lines, ""]

@@ -158,6 +158,61 @@ def test_nnunet_tissues(tmp_path):
     assert read_row(find_cases(tmp_path, asked)[0], asked) == [0, 2, 1, 2, 0, 0, 0, 0]
 
 
+TISSUES_APART = {"necrotic": "necrotic", "oedema": "oedema", "enhancing": "enhancing"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "nested", "order"),
+    [
+        ({"whole tumour": "all"}, {"whole tumour": [1]}, None),
+        ({"e": "enhancing"}, {"whole tumour": [1]}, None),
+        (
+            TISSUES_APART,
+            {"whole tumour": [1, 2, 3], "tumour core": [1, 3], "enhancing tumour": [3]},
+            [2, 1, 3],
+        ),
+        (
+            {"core": ["necrotic", "enhancing"], "oedema": "oedema"},
+            {"whole tumour": [1, 2], "tumour core": [1]},
+            [2, 1],
+        ),
+        ({"oedema": "oedema", "enhancing": "enhancing"}, {"whole tumour": [1, 2], "enhancing tumour": [2]}, [1, 2]),
+    ],
+)
+def test_nested_regions(labels, nested, order):
+    """Those of BraTS that whole labels make up; painted over each other in this order they give the labels again."""
+    plain, asked = (Source.from_config(["flair"], labels, regions=regions) for regions in (False, True))
+    assert plain.nested == asked.nested == nested
+    assert plain.description(4)["labels"] == {"background": 0} | {name: k for k, name in enumerate(labels, 1)}
+    description = asked.description(4)
+    assert description.get("regions_class_order") == order and description["numTraining"] == 4
+    if order:
+        painted = {}
+        for numbers, label in zip(nested.values(), order, strict=True):
+            painted |= dict.fromkeys(numbers, label)
+        assert painted == {k: k for k in range(1, 1 + len(labels))}
+
+
+def test_regions_that_do_not_tell_labels_apart():
+    """Two labels that no region of BraTS separates cannot be learned as regions."""
+    labels = {"n": "necrotic", "x": ["oedema", "enhancing"]}
+    assert Source.from_config(["flair"], labels).nested == {"whole tumour": [1, 2]}
+    with pytest.raises(InputError, match="whole tumour do not tell the labels n, x apart; ask for the tissues"):
+        Source.from_config(["flair"], labels, regions=True)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+@pytest.mark.parametrize("labels", [TISSUES_APART, {"core": ["necrotic", "enhancing"], "oedema": "oedema"}])
+def test_what_we_write_we_read(tmp_path, labels, regions):
+    """A data set of ours gives its labels back by number, as regions too, and where a label joins tissues."""
+    asked = Source.from_config(["flair"], labels, regions=regions)
+    dataset(tmp_path, asked.description(1))
+    save(tmp_path / "imagesTr/x_0000.nii.gz", image(7))
+    save(tmp_path / "labelsTr/x.nii.gz", mask(*range(1, 1 + len(labels))))
+    (case,) = find_cases(tmp_path, asked)
+    assert read_row(case, asked)[: 1 + len(labels)] == [*range(1 + len(labels))]
+
+
 def test_nnunet_cannot_give_what_it_lacks(tmp_path):
     dataset(tmp_path, {"channel_names": {"0": "flair"}, "labels": {"background": 0, "whole tumour": 1}})
     save(tmp_path / "imagesTr/x_0000.nii.gz", image(1))

@@ -71,10 +71,10 @@ def test_whose_brain_a_pair_shows_and_whom_it_descends_from(tmp_path: Path) -> N
     whole = _manifest(tmp_path)
     assert whole.shows_real_brains == "" and whole.pairs[1].ancestors(True) is None
     canvas = _manifest(tmp_path, canvas="Case_1", canvas_content="ab")
-    assert "are real ones" in canvas.shows_real_brains and canvas.pairs[1].canvas_content == "ab"
+    assert "is a real one" in canvas.shows_real_brains and canvas.pairs[1].canvas_content == "ab"
     assert canvas.pairs[1].ancestors(False) is None and canvas.pairs[1].ancestors(True) == {"Case_1"}
     parents = _manifest(tmp_path, canvas="Case_1", parents="Case_2;Case_3")
-    assert "repeats the brain" in parents.shows_real_brains
+    assert "repeats a real brain" in parents.shows_real_brains
     assert parents.pairs[1].ancestors(True) == parents.pairs[1].ancestors(False) == {"Case_2", "Case_3"}
     assert Manifest(tmp_path / "nothing").shows_real_brains == "" and Manifest(tmp_path / "nothing").readable == ()
 

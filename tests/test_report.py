@@ -541,8 +541,8 @@ def test_no_real_case_is_shown(datasets: tuple[Path, Run], monkeypatch: pytest.M
     monkeypatch.setattr(pictures, "side_by_side", draw)
     page = Page(write_report(out, run))
     assert shown == [["Dataset501_A", "Dataset502_B"]] and len(page.of("img")) == 5
-    assert "Dataset503_PASTE: no pictures, as each of its pairs repeats the brain of a real case." in page.text
-    assert "Dataset506_CANVAS: no pictures, as the brains of its pairs are real ones." in page.text
+    assert "Dataset503_PASTE: no pictures, as each pair repeats a real brain." in page.text
+    assert "Dataset506_CANVAS: no pictures, as each brain is a real one." in page.text
     assert "Dataset504_REAL: no pictures, as no manifest says that its pairs are synthetic." in page.text
     assert "Dataset505_MIXED: no pictures, as its manifest does not name BraTS_1.nii.gz" in page.text
 

@@ -223,6 +223,16 @@ def test_folders(folders):
     assert case["reference_ml"] == pytest.approx(2, rel=1e-4)
 
 
+def test_regions(folders):
+    """Each is a foreground of its own: label 3 alone is one voxel that nothing predicts."""
+    (case,), _ = score_folder(*folders, ["a"], {"tumour core": [1, 3], "enhancing tumour": [3]})
+    names = ("dsc", "iou", "hd95_mm", "nsd_1mm")
+    assert [case[f"{name} tumour core"] for name in names] == [case[name] for name in names]
+    assert [case[f"{name} enhancing tumour"] for name in names] == [0, 0, 374, 0]
+    (other,), _ = score_folder(*folders, ["a"], {"label 1": [1]})
+    assert other["dsc label 1"] == pytest.approx(2 * 899 / (999 + 1000))
+
+
 def test_folders_with_faults(folders):
     out, labels = folders
     mask = box((5, 5, 5), (10, 10, 10)).astype(np.uint8)

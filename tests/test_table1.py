@@ -531,11 +531,11 @@ def test_pictures_show_the_first_accepted_pairs(
     assert (np.abs(picture - (255, 157, 59)).sum(axis=2) < 30).any()
 
 
-@pytest.mark.parametrize("why", ["copies", "voxels", "refused"])
+@pytest.mark.parametrize("why", ["copies", "voxels", "canvas", "refused"])
 def test_pictures_that_could_show_a_real_case_are_left_out(
     tmp_path: Path, timed: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
-    """Where one pair is a copy or holds the voxels of a real case, and where the gate refused all."""
+    """Where one pair is a copy or holds the voxels of a real case, where brains are real, where all were refused."""
     run = write_run(tmp_path / "mine")
     entries = read_entries([str(run)])
     if why == "copies":
@@ -544,8 +544,9 @@ def test_pictures_that_could_show_a_real_case_are_left_out(
         contents = {"synthetic": ["t" * 32 + "elsewhere"], "train": ["t" * 48], "heldout": ["h" * 48]}
         write_evaluation(entries[0].evaluation.parent, contents=contents)
     else:
+        more = {"canvas": "case_0"} if why == "canvas" else {"gate": "OVERRIDDEN: copy"}
         rows = read_csv(entries[0].dataset / "manifest.csv")
-        write_csv(entries[0].dataset / "manifest.csv", [row | {"gate": "OVERRIDDEN: copy"} for row in rows])
+        write_csv(entries[0].dataset / "manifest.csv", [row | more for row in rows])
     names = shown(monkeypatch)
     path = write_table1(entries, tmp_path / "out")[-1]
     picture = np.asarray(Image.open(path).convert("RGB"))

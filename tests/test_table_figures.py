@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,9 @@ def write_job(
     seed: int = 0,
     pairs: int = 0,
     fold: int | None = None,
+    regions: Mapping[str, float] | None = None,
 ) -> None:
-    """A finished job whose cases have these DSC."""
+    """A finished job whose cases have these DSC; in a region the DSC is so much lower."""
     folder = out / "jobs" / f"{arm}_n{n_real}{'' if fold is None else f'_fold{fold}'}_seed{seed}"
     random = np.random.default_rng([seed, n_real, *arm.encode()])
     cases = [f"test__BraTS20_Training_{k:03d}" for k in range(len(dsc))]
@@ -53,7 +54,11 @@ def write_job(
     job = {"job": folder.name, "arm": arm, "n_real": n_real, "fold": fold, "seed": seed, "split": split}
     folder.mkdir(parents=True)
     (folder / "job.json").write_text(
-        json.dumps(job | {"budget": BUDGET, "lineage": "", "validation": [], "train": train, "test": cases})
+        json.dumps(
+            job
+            | {"budget": BUDGET, "lineage": "", "validation": [], "train": train, "test": cases}
+            | ({"regions": {region: [1] for region in regions}} if regions else {})
+        )
     )
     snapshots = [
         {"iterations": i, "case": case, "dsc": max(0.0, value - 60 / i)}
@@ -63,6 +68,7 @@ def write_job(
     write_csv(folder / "snapshots.csv", snapshots)
     scores = [
         {"case": c, "dsc": d, "iou": d, "hd95_mm": 9, "nsd_1mm": d, "false_lesions": 0}
+        | {f"{m} {r}": d - less for r, less in (regions or {}).items() for m in ("dsc", "iou", "hd95_mm", "nsd_1mm")}
         for c, d in zip(cases, dsc, strict=True)
     ]
     write_csv(folder / "scores.csv", scores)
@@ -141,6 +147,27 @@ def test_without_baseline_nothing_is_compared(tmp_path):
     write_job(tmp_path, "real", [0.7, 0.5])
     write_job(tmp_path, "real+sbldm", [0.8, 0.6], pairs=10)
     assert names(draw_figures(finish(tmp_path))) == {"learning_iterations.png"}
+
+
+def test_regions_have_their_own_rows(tmp_path):
+    """Whole tumour, core and enhancing: scores of each, and its difference with an interval, without a verdict."""
+    random = np.random.default_rng(0)
+    base = random.uniform(0.6, 0.9, 12)
+    less = {"tumour core": 0.1, "enhancing tumour": 0.2}
+    for seed in range(3):
+        write_job(tmp_path, "real+aug", base, seed=seed, regions=less)
+        write_job(tmp_path, "real+sbldm+aug", base + 0.05, seed=seed, pairs=10, regions=less | {"tumour core": 0.15})
+    results = finish(tmp_path)
+    rows = {row["arm"]: row for row in table_rows(results)}
+    ours = rows["real+sbldm+aug"]
+    assert ours["tumour core: difference"] == pytest.approx(0) and ours["difference"] == pytest.approx(0.05)
+    assert ours["enhancing tumour: difference"] == pytest.approx(0.05)
+    assert ours["enhancing tumour: dsc_mean"] == pytest.approx(base.mean() - 0.15)
+    assert rows["real+aug"]["tumour core: low"] == ""
+    text = write_table(results)[1].read_text()
+    assert text.count("| whole tumour |") == text.count("| tumour core |") == 2 and "**Regions**" in text
+    shown = next(line for line in text.splitlines() if "real+sbldm+aug | enhancing tumour" in line)
+    assert shown.endswith("| +0.050 [+0.050, +0.050] |") and f"{base.mean() - 0.15:.3f}" in shown
 
 
 def test_arm_that_loses_nothing(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sbldm.cases.labels import NO_TUMOUR, TISSUES, Scheme, check_scheme, explain, join
+from sbldm.cases.labels import NO_TUMOUR, REGIONS, TISSUES, Scheme, check_scheme, explain, join
 from sbldm.cases.naming import CHANNELS
 from sbldm.cases.volumes import read_image, whole_numbers
 from sbldm.run.errors import DataError, InputError
@@ -27,6 +27,7 @@ class Source:
         channels: image channels in their order, each one of `CHANNELS`.
         labels: output labels in their order (the first is number 1), each with the tissues it joins; "all" is any
             tumour label.
+        regions: whether nnU-Net learns nested regions (see `nested`) in place of the labels one by one.
         scheme: what the numbers in the masks mean: "auto" (as the layout says), the name of a scheme, or
             number -> tissue; see `sbldm.cases.labels`.
 
@@ -37,6 +38,7 @@ class Source:
     channels: tuple[str, ...] = ("flair",)
     labels: Mapping[str, tuple[str, ...] | Literal["all"]] = field(default_factory=lambda: {"whole tumour": "all"})
     scheme: Scheme = "auto"
+    regions: bool = False
 
     def __post_init__(self) -> None:
         unknown = [channel for channel in self.channels if channel not in CHANNELS]
@@ -52,10 +54,16 @@ class Source:
             raise InputError(f"labels: {dict(self.labels)} must join tissues; known are {join(TISSUES)}, or `all`.")
         if twice := [tissue for tissue, count in joined.items() if count > 1]:
             raise InputError(f"labels: {join(twice)} stands in more than one label; labels must not overlap.")
+        if self.region_based:
+            self._class_order()
 
     @classmethod
     def from_config(
-        cls, channels: Sequence[str], labels: Mapping[str, str | Sequence[str]], scheme: Any = "auto"
+        cls,
+        channels: Sequence[str],
+        labels: Mapping[str, str | Sequence[str]],
+        scheme: Any = "auto",
+        regions: bool = False,
     ) -> Source:
         """Build from plain YAML values, e.g. `["flair"]` and `{"core": ["necrotic", "enhancing"], "oedema": "oedema"}`.
 
@@ -71,12 +79,63 @@ class Source:
             if not isinstance(value, str | Sequence):
                 raise InputError(f"labels: {name}: {value!r} must be a list of {join(TISSUES)}, or `all`.")
             tissues[str(name)] = value if value == "all" else (value,) if isinstance(value, str) else tuple(value)
-        return cls(tuple(channels), tissues, check_scheme(scheme, "scheme"))
+        return cls(tuple(channels), tissues, check_scheme(scheme, "scheme"), regions)
 
     @property
     def asked(self) -> set[str]:
         """Tissues that a label asks for by name."""
         return {tissue for tissues in self.labels.values() if tissues != "all" for tissue in tissues}
+
+    @property
+    def nested(self) -> dict[str, list[int]]:
+        """The regions of BraTS that whole labels make up, each with the numbers of these labels, the largest first.
+
+        The whole tumour is all that is asked for. A smaller region is left out where one of its tissues is not asked
+        for, or stands in one label with another tissue.
+        """
+        joined = {k: set(_tissues(tissues)) for k, tissues in enumerate(self.labels.values(), start=1)}
+        found: dict[str, list[int]] = {"whole tumour": list(joined)}
+        for name, tissues in REGIONS.items():
+            numbers = [k for k, own in joined.items() if own <= set(tissues)]
+            if numbers not in found.values() and set().union(*(joined[k] for k in numbers)) == set(tissues):
+                found[name] = numbers
+        return found
+
+    @property
+    def region_based(self) -> bool:
+        """Whether nnU-Net learns regions: asked for, and there is more than one label."""
+        return self.regions and len(self.labels) > 1
+
+    def description(self, count: int) -> dict[str, Any]:
+        """`dataset.json` of a raw dataset of nnU-Net with so many cases in these channels and labels.
+
+        Where it is `region_based` nnU-Net paints the nested regions one over the other (`regions_class_order`), which
+        gives the labels again.
+        """
+        content: dict[str, Any] = {"channel_names": {str(k): name.upper() for k, name in enumerate(self.channels)}}
+        content["labels"] = {"background": 0} | self.written_labels[self.region_based]
+        if self.region_based:
+            content["regions_class_order"] = self._class_order()
+        return content | {"numTraining": count, "file_ending": ".nii.gz"}
+
+    @property
+    def written_labels(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """How `dataset.json` names the labels: one by one, and as nested regions."""
+        nested = {name: numbers if len(numbers) > 1 else numbers[0] for name, numbers in self.nested.items()}
+        return {name: k for k, name in enumerate(self.labels, start=1)}, nested
+
+    def _class_order(self) -> list[int]:
+        """The label that each region holds beyond the smaller ones; an `InputError` where it is not one."""
+        regions, order = list(self.nested.values()), []
+        for k, numbers in enumerate(regions):
+            own = set(numbers) - set().union(*regions[k + 1 :])
+            if len(own) != 1:
+                raise InputError(
+                    f"regions: {join(self.nested)} do not tell the labels {join(self.labels)} apart; ask for the "
+                    f"tissues {join(TISSUES)} one by one, or leave `regions` out."
+                )
+            order += own
+        return order
 
 
 def _tissues(tissues: tuple[str, ...] | Literal["all"]) -> tuple[str, ...]:

@@ -76,7 +76,12 @@ def _described(path: Path) -> tuple[dict[str, Any], Mapping[str, str], dict[str,
 
 
 def _values(path: Path, labels: Any, values: dict[int, str | None], source: Source) -> dict[int, str | None]:
-    """What the numbers mean: as dataset.json names them, and as the scheme says where its names tell nothing."""
+    """What the numbers mean: as dataset.json names them, and as the scheme says where its names tell nothing.
+
+    Labels that are those asked for, by name and number, are ours; which of its tissues stands for one does not matter.
+    """
+    if labels in ({"background": 0} | asked for asked in source.written_labels):
+        return {k: None if tissues == "all" else tissues[0] for k, tissues in enumerate(source.labels.values(), 1)}
     if source.scheme != "auto":
         chosen = scheme_values(source.scheme)
         for number, tissue in values.items():

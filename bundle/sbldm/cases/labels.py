@@ -18,6 +18,7 @@ from sbldm.run.schema import read_yaml
 
 __all__ = [
     "NO_TUMOUR",
+    "REGIONS",
     "SCHEMES",
     "TISSUES",
     "Scheme",
@@ -32,6 +33,13 @@ __all__ = [
 
 TISSUES = {"necrotic": 1, "oedema": 2, "enhancing": 3}
 """Canonical tissue numbers, whatever a layout calls them."""
+
+REGIONS = {
+    "whole tumour": ("necrotic", "oedema", "enhancing"),
+    "tumour core": ("necrotic", "enhancing"),
+    "enhancing tumour": ("enhancing",),
+}
+"""The nested regions that BraTS scores, the largest first."""
 
 NO_TUMOUR = ("cavity", "background")
 """What a number may stand for that no label takes, not even `all`."""

@@ -1,4 +1,4 @@
-"""How well predicted masks match their references: overlap, surfaces and lesions of one foreground.
+"""How well predicted masks match their references: overlap, surfaces and lesions of the foreground, overlap of regions.
 
 Empty masks: when reference and prediction are both empty, DSC = IoU = NSD = 1 and HD95 = 0 mm; when one of them is,
 DSC = IoU = NSD = 0 and HD95 = 374 mm (the rule of BraTS; nnU-Net's summary.json has NaN for the first case).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from sbldm.cases.volumes import load_image, whole_numbers
 from sbldm.run.errors import DataError, StateError
 from sbldm.run.files import reading
 
-__all__ = ["SIZE_BINS_ML", "score_case", "score_folder", "size_bin"]
+__all__ = ["METRICS", "SIZE_BINS_ML", "score_case", "score_folder", "size_bin"]
+
+METRICS = ("dsc", "iou", "hd95_mm", "nsd_1mm")
 
 SIZE_BINS_ML = (1, 10, 50)
 LEAST_ML = 0.1  # smaller components are no lesions
@@ -122,14 +124,14 @@ def score_case(
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Foreground bool [X, Y, Z] and 4x4 affine in mm of a label file."""
+    """Labels [X, Y, Z] and 4x4 affine in mm of a label file."""
     with reading(path, "make it again", error=DataError):
         image = load_image(path)
-        return whole_numbers(np.asanyarray(image.dataobj)) > 0, image.affine
+        return whole_numbers(np.asanyarray(image.dataobj)), image.affine
 
 
 def score_folder(
-    predictions: Path, references: Path, names: Sequence[str]
+    predictions: Path, references: Path, names: Sequence[str], regions: Mapping[str, Sequence[int]] | None = None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Score the predictions NAME.nii.gz in one folder against the references of the same names in another.
 
@@ -137,9 +139,11 @@ def score_folder(
         predictions: folder of nnU-Net's output.
         references: folder of label files; foreground is every label above 0, and the spacing is that of the affine.
         names: cases, in the order of the rows.
+        regions: label numbers of further foregrounds, by name; the four `METRICS` are taken of each too.
 
     Returns:
-        A row per case and a row per lesion as in `score_case`, each with the name first, as "case".
+        A row per case and a row per lesion as in `score_case`, each with the name first, as "case". The scores of a
+        region stand behind the others, called as in "dsc tumour core".
 
     Raises:
         StateError: a prediction or reference is missing.
@@ -157,7 +161,11 @@ def score_folder(
             raise DataError(f"{predicted}: has shape {prediction.shape}, its reference {reference.shape}.")
         if not (abs(placed - affine) <= SAME_AFFINE_MM).all():
             raise DataError(f"{predicted}: its affine is not that of its reference {expected}.")
-        scores, found = score_case(reference, prediction, nib.affines.voxel_sizes(affine))
+        spacing = nib.affines.voxel_sizes(affine)
+        scores, found = score_case(reference > 0, prediction > 0, spacing)
+        for region, numbers in (regions or {}).items():
+            own, _ = score_case(np.isin(reference, numbers), np.isin(prediction, numbers), spacing)
+            scores |= {f"{metric} {region}": own[metric] for metric in METRICS}
         cases.append({"case": name, **scores})
         lesions += [{"case": name, **lesion} for lesion in found]
     return cases, lesions

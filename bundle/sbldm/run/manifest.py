@@ -257,8 +257,8 @@ class Manifest:
         """Why each picture of a pair shows the brain of a real case; empty where none does, or there is no table."""
         pairs = self.readable
         if any(pair.parents is not None for pair in pairs):
-            return "each of its pairs repeats the brain of a real case"
-        return "the brains of its pairs are real ones" if any(pair.canvas for pair in pairs) else ""
+            return "each pair repeats a real brain"
+        return "each brain is a real one" if any(pair.canvas for pair in pairs) else ""
 
     def values(self, kind: str, names: Sequence[str]) -> np.ndarray:
         """`[N, K]` characteristics of all pairs: `REQUESTED` or `MEASURED` ones of these names."""
