@@ -26,6 +26,7 @@ from sbldm.metrics.intervals import Estimate, mean_estimate, middle
 from sbldm.pages.table import write_table
 from sbldm.run.errors import StateError
 from sbldm.run.folder import Run
+from sbldm.run.manifest import Manifest
 from sbldm.run.text import number
 
 
@@ -227,7 +228,7 @@ def test_references_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "sbldm.synthesis.reference", SimpleNamespace(reference_cases=reference_cases))
     names, run = reference_names(list("abcdef"), 4), Run.at(tmp_path / "run")
     assert len(set(names)) == 4 and names == reference_names(list("abcdef"), 9)[:4]
-    found, missing = evaluation_command._references(run, raw / "Dataset501_SBLDM", names)
+    found, missing = evaluation_command._references(run, Manifest(raw / "Dataset501_SBLDM"), names)
     assert [case.name for case in found["path"]] == names and missing == {"autoencoder": NO_AUTOENCODER}
     assert asked == [("run", names, "path"), ("run", names, "autoencoder")]
     for other, dataset, said in (
@@ -235,7 +236,7 @@ def test_references_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (Run.at(tmp_path / "another"), raw / "Dataset501_SBLDM", "not drawn by a run"),
         (None, raw / "Dataset501_SBLDM", "not drawn by a run"),
     ):
-        found, missing = evaluation_command._references(other, dataset, names)
+        found, missing = evaluation_command._references(other, Manifest(dataset), names)
         assert not found and list(missing) == ["path", "autoencoder"] and said in missing["path"]
     assert len(asked) == 2
 

@@ -31,6 +31,7 @@ from sbldm.pages import pictures, report
 from sbldm.pages.report import _strip, write_report
 from sbldm.run.errors import OutputError, StateError
 from sbldm.run.folder import Run
+from sbldm.run.manifest import PairRecord
 from sbldm.training.checkpoints import FORMAT
 
 HOSTILE = "<script>alert(1)</script>"
@@ -641,7 +642,7 @@ def test_costs_of_training(tmp_path: Path) -> None:
     title = {"title": "Latent diffusion"}
     assert costs["stages"] == [title | {"iterations": "1,400", "time": "2.5 h", "parameters": "1,205"}]
     assert "seconds" not in costs and not costs["other_checkpoint"]
-    assert report._costs(run, [{"checkpoint_sha256": "other"}], None)["other_checkpoint"]
+    assert report._costs(run, [PairRecord.of({"pair": "A", "checkpoint_sha256": "other"})], None)["other_checkpoint"]
 
 
 def test_numbers_of_a_row_share_their_decimals() -> None:
