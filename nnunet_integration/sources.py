@@ -273,16 +273,16 @@ def _check_copies(folder: Path, rows: list[dict[str, str]], audited: bool = Fals
     """
     overridden = sum(row.get("gate", "").startswith("OVERRIDDEN") for row in rows)
     if overridden:
-        print(f"WARNING: {folder}: the gate was overridden for {overridden} pair(s); see its manifest.csv.")
+        print(f"Warning: {folder}: the gate was overridden for {overridden} pair(s); see its manifest.csv.")
     unseen = sum(row.get("near_copy") == "" and not row.get("canvas") for row in rows)
     if unseen and not audited:
-        print(f"WARNING: {folder}: {unseen} pair(s) were never compared with the training cases.")
+        print(f"Warning: {folder}: {unseen} pair(s) were never compared with the training cases.")
     settings = folder / "synthesis.json"
     gate = read_settings(folder).get("gate") if settings.is_file() else None
     if gate and (verdict := too_many_copies(rows, gate["honest_cases"])):
         if gate["switch"] == "on":
             raise StateError(f"{folder}: {verdict}; leave it out, or draw it with --gate off to use it all the same.")
-        print(f"WARNING: {folder}: {verdict}; used all the same, as it was drawn with --gate off.")
+        print(f"Warning: {folder}: {verdict}; used all the same, as it was drawn with --gate off.")
 
 
 def _check_description(path: Path, real: RealCases) -> None:

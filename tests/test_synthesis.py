@@ -454,7 +454,7 @@ def test_few_given_up(tmp_path: Path, drawn_run: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(session, "finish_pair", refusing({3, 4}))
     done = call("synth", "--run", run, "--n", 10, "--dataset", 502)
     assert done.returncode == 0, done.stderr
-    assert "WARNING" in done.stdout and "1 pair(s) were refused 2 times each (SBLDM_000003" in done.stdout
+    assert "Warning" in done.stdout and "1 pair(s) were refused 2 times each (SBLDM_000003" in done.stdout
     assert "Accepted: 9 of 11 drawn (82 %)" in done.stdout
 
 

@@ -61,7 +61,7 @@ def ablation(
     run: Annotated[Path, typer.Option(help="Prepared run.")],
     out: Annotated[Path, typer.Option(help="Folder to work in.")],
     variants: Annotated[Path | None, typer.Option(help="File of variants.", show_default="docs/ablation.yaml")] = None,
-    nnunet: Annotated[Path | None, typer.Option(help="Trained nnU-Net to judge the masks.")] = None,
+    nnunet: Annotated[Path | None, typer.Option(help="Trained nnU-Net to validate the masks.")] = None,
 ) -> None:
     """Variants of a recipe at equal processor time: train, draw, score, one row each."""
     with loading():

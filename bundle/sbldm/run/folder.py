@@ -140,7 +140,7 @@ def _halvings(stage: str, values: dict[str, Any]) -> np.ndarray:
 
 
 def _check_sizes(path: Path, preset: dict[str, Any]) -> None:
-    """The grid must survive all halvings of the networks, and be no smaller than what losses and judges look at."""
+    """The grid must survive all halvings of the networks, and be no smaller than what losses and discriminators see."""
     size, need = np.array(preset["grid"]["size"]), np.ones(3, dtype=int)
     least = np.ones(3, dtype=int)
     for stage in kind_of(preset).stages:
