@@ -17,7 +17,7 @@ from sbldm.cases.pipeline import check_unchanged, original_cases
 from sbldm.cases.preflight import preflight
 from sbldm.cases.volumes import load_image, read_image, whole_numbers
 from sbldm.metrics.nearness import too_many_copies
-from sbldm.run.errors import DataError, InputError, StateError
+from sbldm.run.errors import DamagedError, DataError, InputError, StateError
 from sbldm.run.files import read_json, reading, user_path
 from sbldm.run.folder import Run
 from sbldm.run.manifest import from_elsewhere, read_lineage, read_manifest, read_origin, read_settings
@@ -173,15 +173,15 @@ class Pairs:
         return f"draw more with `sbldm {target} --run {self.folder.parents[1]} --n ..`"
 
 
-def find_pairs(synth: Sequence[str], run: Run, real: RealCases) -> list[Pairs]:
+def find_pairs(synth: Sequence[str], run: Run, real: RealCases, arms: Sequence[str] = ()) -> list[Pairs]:
     """Read generators: `name=folder`, `name@N=folder` or `name@N/FOLD=folder`.
 
     Each folder is a run or an nnU-Net raw dataset. Without any: every dataset under the run's `nnUNet_raw`, called by
-    its name in small letters.
+    its name in small letters; one with a damaged file is passed over with a warning, unless `arms` name it.
 
     Raises:
         InputError: one is not of this form, or a name stands for two folders.
-        StateError: there is no dataset of this name in that folder.
+        StateError: there is no dataset of this name in that folder, or a file of one that is named is damaged.
         DataError: a dataset's channels, labels or spacing are not those of the real cases, a pair is not whole, or its
             image is that of a test case.
     """
@@ -207,7 +207,15 @@ def find_pairs(synth: Sequence[str], run: Run, real: RealCases) -> list[Pairs]:
                 f"--synth {generator}={folder}: a generator's name has small letters, digits and underscores, and is "
                 f"none of {', '.join(RESERVED)}."
             )
-    return [_read_pairs(generator, only, folder, real) for (generator, only), folder in asked.items()]
+    named, found = {part for arm in arms for part in re.split("[+@]", arm)}, []
+    for (generator, only), folder in asked.items():
+        try:
+            found.append(_read_pairs(generator, only, folder, real))
+        except DamagedError as error:
+            if synth or generator in named:
+                raise
+            print(f"Warning: {error} Its pairs are left out.")
+    return found
 
 
 def _dataset_folder(folder: Path, generator: str) -> Path:
