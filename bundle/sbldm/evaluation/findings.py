@@ -18,7 +18,7 @@ import numpy as np
 
 from sbldm.evaluation.protocols import REFERENCES, Score, protocol
 from sbldm.evaluation.written import GROUPS
-from sbldm.run.text import number
+from sbldm.run.text import number, sizes
 
 __all__ = ["Finding", "summarise"]
 
@@ -142,9 +142,6 @@ def numbers_of(score: Score, percent: bool = False) -> dict[str, str]:
 
     def interval(low: float, high: float) -> str:
         return f"[{text(low)}, {text(high)}]" if math.isfinite(low) and math.isfinite(high) else ""
-
-    def sizes(n: Sequence[int]) -> str:  # as in scores.md: one number where both sides are as many
-        return f"{n[0]}" if n[0] == n[1] else f"{n[0]} / {n[1]}"
 
     found = {"unit": "%" if percent else score.unit}
     for side in sides:
