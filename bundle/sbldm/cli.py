@@ -58,7 +58,7 @@ CODES = (
     "unfinished or of another preset; 5 the output cannot be written; 130 stopped by Ctrl-C. The environment says "
     "where to compute: DEVICE=cpu, PRECISION=float32."
 )
-USAGE = typer.BadParameter.__mro__[1]  # click's, which newer versions of Typer carry along under another name
+USAGE = typer.BadParameter.__mro__[1]  # click's, which Typer carries along under a name of its own
 
 app = typer.Typer(
     name="sbldm",

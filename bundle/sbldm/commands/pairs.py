@@ -11,15 +11,13 @@ from typing import Any
 
 from sbldm.cases.pipeline import check_same_data, is_prepared, prepare_run
 from sbldm.run.errors import InputError, StateError
-from sbldm.run.files import user_path
+from sbldm.run.files import BUNDLE, user_path
 from sbldm.run.folder import Run, load_preset, within_regions
 from sbldm.run.models import configs_of, kind_of, refuse_requests
 from sbldm.run.options import DATASET, Drawing, Preparation
 from sbldm.run.schema import refuse_expressions
 
 __all__ = ["prepare", "sweep", "synth", "train"]
-
-BUNDLE = Path(__file__).parents[2]
 
 
 def prepare(asked: Preparation) -> None:
