@@ -242,8 +242,7 @@ def costs(
     ] = None,
     repeats: Annotated[int, whole(1, MANY, help="Of which the median is taken")] = 3,
     batches: Annotated[
-        Numbers,
-        numbers("numbers with commas between them", int, 1, MANY, help="Drawn at once.", show_default="1,4"),
+        Numbers, numbers("numbers with commas between them", int, 1, MANY, help="Drawn at once.", show_default="1,4")
     ] = BATCHES,
 ) -> None:
     """Count what the paper's methods cost (--paper), or measure time and memory of one volume of a run (--run)."""

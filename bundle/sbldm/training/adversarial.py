@@ -57,12 +57,7 @@ class Adversary:
         start: iterations before it has a say.
     """
 
-    def __init__(
-        self,
-        discriminator: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        start: int = 0,
-    ) -> None:
+    def __init__(self, discriminator: nn.Module, optimizer: torch.optim.Optimizer, start: int = 0) -> None:
         self.losses, self.optimizer, self.start = GanLosses(discriminator, 0.0), optimizer, start
         self.active = False
 
