@@ -19,15 +19,7 @@ from nnunet_integration.options import (
 )
 from sbldm.run.errors import loading
 from sbldm.run.limits import MOST_PROCESSES
-from sbldm.run.options import (
-    DATASET,
-    RUN,
-    DatasetOption,
-    RunOption,
-    number,
-    takes,
-    whole,
-)
+from sbldm.run.options import DATASET, RUN, DatasetOption, RunOption, number, takes, whole
 
 __all__ = ["app"]
 
@@ -102,8 +94,7 @@ def verify(
 @app.command()
 def predict(
     model: Annotated[
-        Path,
-        typer.Option(help="Trained nnU-Net model folder, finished job folder, or run (its best real-only job)."),
+        Path, typer.Option(help="Trained nnU-Net model folder, finished job folder, or run (its best real-only job).")
     ],
     images: Annotated[
         Path, typer.Option(help="nnU-Net raw dataset, folder of ID_0000.nii.gz files, or folder of cases.")

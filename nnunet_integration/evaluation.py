@@ -67,7 +67,7 @@ def export(question: Question, out: Path, workers: int) -> list[Path]:
     require_nnunet()
     book = ArmBook.load(question.arms_file)
     real = find_real(question.run, question.data, question.test)
-    pairs = find_pairs(question.synth, question.run, real)
+    pairs = find_pairs(question.synth, question.run, real, question.arms)
     arms = book.choose(question.arms, list(dict.fromkeys(p.generator for p in pairs)))
     if question.amounts:
         arms = _with_amounts(arms, question.amounts, book)

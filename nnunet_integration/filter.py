@@ -6,7 +6,6 @@ of is dropped, as what was drawn there does not look like a tumour.
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -20,6 +19,7 @@ from matplotlib.figure import Figure
 from nnunet_integration.evaluation import AGAIN, SETTINGS
 from nnunet_integration.figures import GREY, PALETTE
 from nnunet_integration.jobs import read_job
+from nnunet_integration.pool import link
 from nnunet_integration.predict import Model, find_model, predict_folder
 from sbldm.cases.volumes import read_image, whole_numbers
 from sbldm.pages.datasheet import write_datasheet
@@ -249,9 +249,9 @@ def _write(source: Path, target: Path, rows: Sequence[dict[str, Any]], settings:
         for part in ("imagesTr", "labelsTr"):
             make_folder(new / part)
         for pair in (row["pair"] for row in rows):
-            for k in range(len(description["channel_names"])):
-                _link(source, new, f"imagesTr/{pair}_{k:04d}.nii.gz")
-            _link(source, new, f"labelsTr/{pair}.nii.gz")
+            images = [f"imagesTr/{pair}_{k:04d}.nii.gz" for k in range(len(description["channel_names"]))]
+            for file in (*images, f"labelsTr/{pair}.nii.gz"):
+                link(source / file, new / file)
         write_json(new / "synthesis.json", settings)
         write_json(new / "lineage.json", lineage)
         write_csv(new / "manifest.csv", rows)
@@ -261,11 +261,3 @@ def _write(source: Path, target: Path, rows: Sequence[dict[str, Any]], settings:
         pairs, least = (settings["filter"][key] for key in ("pairs", "least"))
         words = f"{len(rows)} of the {pairs} pairs of {source.name}, those of whose mask a network of real cases finds "
         write_datasheet(new, findings=[f"{words}{least:g} or more; `sbldm evaluate` says more."])
-
-
-def _link(source: Path, new: Path, file: str) -> None:
-    """A hard link where the file system can, else a copy."""
-    try:
-        os.link((source / file).resolve(), new / file)
-    except OSError:
-        shutil.copyfile(source / file, new / file)

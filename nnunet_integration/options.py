@@ -9,18 +9,7 @@ from typing import Annotated
 import typer
 
 from sbldm.run.limits import MOST_ITERATIONS, MOST_PROCESSES
-from sbldm.run.options import (
-    RUN,
-    MovedOption,
-    Numbers,
-    RunOption,
-    Words,
-    WorkersOption,
-    numbers,
-    shard,
-    whole,
-    words,
-)
+from sbldm.run.options import RUN, MovedOption, Numbers, RunOption, Words, WorkersOption, numbers, shard, whole, words
 
 __all__ = ["Evaluation", "Plan", "Plateau"]
 
@@ -35,8 +24,7 @@ ArmsFileOption = Annotated[
     Path | None, typer.Option(help="YAML file of arms.", show_default="nnunet_integration/arms.yaml")
 ]
 JobsOption = Annotated[
-    int | None,
-    whole(1, MOST_PROCESSES, help="Jobs at once", show_default="as the cores allow, one on a GPU"),
+    int | None, whole(1, MOST_PROCESSES, help="Jobs at once", show_default="as the cores allow, one on a GPU")
 ]
 ShardOption = Annotated[
     Numbers,
@@ -81,8 +69,7 @@ class Plan:
         numbers(NUMBERS, int, 0, HIGHEST_FOLD, help="Leave out these fifths of the real cases in turn (0 to 4)."),
     ] = None
     seeds: Annotated[
-        Numbers,
-        numbers(NUMBERS, help="Seeds of the trainings; three or more allow a verdict.", show_default="0"),
+        Numbers, numbers(NUMBERS, help="Seeds of the trainings; three or more allow a verdict.", show_default="0")
     ] = FIRST
     budget: Annotated[
         str,

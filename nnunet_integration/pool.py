@@ -248,7 +248,7 @@ def _write_case(pool: Pool, source: Source, axes: tuple[str, ...], item: PoolCas
         same = same and np.array_equal(stored, labels)  # nnU-Net would cut 1.9999 to 1
         if same and all(path.name.endswith(".nii.gz") for path in (*case.images, case.mask)):
             for path, target in zip((*case.images, case.mask), (*images, label), strict=True):
-                _link(path, target)
+                link(path, target)
             return
         image, affine = np.stack([np.asarray(o.dataobj, np.float32) for o in opened]), opened[0].affine
         labels = labels.astype(np.uint8)
@@ -265,7 +265,7 @@ def _write_case(pool: Pool, source: Source, axes: tuple[str, ...], item: PoolCas
     write_nifti(label, nib.apply_orientation(labels, turn).astype(np.uint8), affine, scratch=pool.raw)
 
 
-def _link(path: Path, target: Path) -> None:
+def link(path: Path, target: Path) -> None:
     """A hard link where the file system can, else a copy."""
     if target.exists():
         return

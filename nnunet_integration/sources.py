@@ -16,7 +16,7 @@ from sbldm.cases.pipeline import check_unchanged, original_cases
 from sbldm.cases.preflight import preflight
 from sbldm.cases.volumes import load_image, read_image, whole_numbers
 from sbldm.metrics.nearness import too_many_copies
-from sbldm.run.errors import DataError, InputError, StateError
+from sbldm.run.errors import DamagedError, DataError, InputError, StateError
 from sbldm.run.files import read_json, reading, user_path
 from sbldm.run.folder import Run
 from sbldm.run.manifest import Manifest, PairRecord
@@ -163,15 +163,15 @@ class Pairs:
         return f"draw more with `sbldm {target} --run {self.folder.parents[1]} --n ..`"
 
 
-def find_pairs(synth: Sequence[str], run: Run, real: RealCases) -> list[Pairs]:
+def find_pairs(synth: Sequence[str], run: Run, real: RealCases, arms: Sequence[str] = ()) -> list[Pairs]:
     """Read generators: `name=folder`, `name@N=folder` or `name@N/FOLD=folder`.
 
     Each folder is a run or an nnU-Net raw dataset. Without any: every dataset under the run's `nnUNet_raw`, called by
-    its name in small letters.
+    its name in small letters; one with a damaged file is passed over with a warning, unless `arms` name it.
 
     Raises:
         InputError: one is not of this form, or a name stands for two folders.
-        StateError: there is no dataset of this name in that folder.
+        StateError: there is no dataset of this name in that folder, or a file of one that is named is damaged.
         DataError: a dataset's channels, labels or spacing are not those of the real cases, a pair is not whole, or its
             image is that of a test case.
     """
@@ -197,7 +197,15 @@ def find_pairs(synth: Sequence[str], run: Run, real: RealCases) -> list[Pairs]:
                 f"--synth {generator}={folder}: a generator's name has small letters, digits and underscores, and is "
                 f"none of {', '.join(RESERVED)}."
             )
-    return [_read_pairs(generator, only, folder, real) for (generator, only), folder in asked.items()]
+    named, found = {part for arm in arms for part in re.split("[+@]", arm)}, []
+    for (generator, only), folder in asked.items():
+        try:
+            found.append(_read_pairs(generator, only, folder, real))
+        except DamagedError as error:
+            if synth or generator in named:
+                raise
+            print(f"Warning: {error} Its pairs are left out.")
+    return found
 
 
 def _dataset_folder(folder: Path, generator: str) -> Path:
@@ -261,15 +269,15 @@ def _check_copies(manifest: Manifest, audited: bool = False) -> None:
     """
     folder, pairs = manifest.dataset, manifest.pairs
     if overridden := len(manifest.overridden):
-        print(f"WARNING: {folder}: the gate was overridden for {overridden} pair(s); see its manifest.csv.")
+        print(f"Warning: {folder}: the gate was overridden for {overridden} pair(s); see its manifest.csv.")
     unseen = sum(pair.gate is not None and pair.near is None and not pair.canvas for pair in pairs)
     if unseen and not audited:
-        print(f"WARNING: {folder}: {unseen} pair(s) were never compared with the training cases.")
+        print(f"Warning: {folder}: {unseen} pair(s) were never compared with the training cases.")
     gate = manifest.settings.get("gate") if manifest.has_settings else None
     if gate and (verdict := too_many_copies([pair.near for pair in pairs], gate["honest_cases"])):
         if gate["switch"] == "on":
             raise StateError(f"{folder}: {verdict}; leave it out, or draw it with --gate off to use it all the same.")
-        print(f"WARNING: {folder}: {verdict}; used all the same, as it was drawn with --gate off.")
+        print(f"Warning: {folder}: {verdict}; used all the same, as it was drawn with --gate off.")
 
 
 def _check_description(path: Path, real: RealCases) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import urllib.request
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -216,3 +218,20 @@ def test_wrong_preset_by_monai(tmp_path: Path, prepared_run: Path) -> None:
     assert done.returncode != 0 and not (tmp_path / mark).exists()
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"Error: {run}/preset.yaml: preset.name: ")
+
+
+def test_a_wheel_holds_the_bundle(tmp_path: Path) -> None:
+    """Installed from it, without these folders, the commands miss no module, config, preset or weights."""
+    pytest.importorskip("setuptools", minversion="77")
+    source = tmp_path / "source"
+    for name in ("bundle", "nnunet_integration"):
+        shutil.copytree(BUNDLE.parent / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(BUNDLE.parent / name, source)
+    asked = ["wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, source]
+    subprocess.run([sys.executable, "-m", "pip", *asked], check=True, timeout=300)
+    held = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+    places = {"bundle/sbldm": "sbldm", "bundle/configs": "sbldm/configs", "bundle/models": "sbldm/models"}
+    for here, there in (places | {"nnunet_integration": "nnunet_integration"}).items():
+        files = [path.relative_to(source / here) for path in (source / here).rglob("*") if path.is_file()]
+        assert files and {f"{there}/{file}" for file in files} - held <= {"nnunet_integration/README.md"}

@@ -212,7 +212,7 @@ def test_copies_where_links_cannot_be(run: Path, monkeypatch: pytest.MonkeyPatch
     def refuse(*_: object) -> None:
         raise OSError("no links here")
 
-    monkeypatch.setattr(filtering.os, "link", refuse)
+    monkeypatch.setattr("nnunet_integration.pool.os.link", refuse)
     target, source = filter_pairs(run, 504), run / "nnUNet_raw" / NAME
     first, second = (folder / "labelsTr" / "A.nii.gz" for folder in (target, source))
     assert not first.samefile(second) and first.read_bytes() == second.read_bytes()

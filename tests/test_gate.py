@@ -66,13 +66,13 @@ def test_training_cases_are_copies_and_others_are_not(run: Run, gate: Gate) -> N
     """All twelve training cases are refused, as they are and mirrored; new phantoms pass."""
     for name in read_lists(run.folder)["train"]:
         pair, affine, request = drawn_as(run, name)
-        verdict = gate.judge(pair, affine, request)
+        verdict = gate.verdict_of(pair, affine, request)
         assert verdict.refused and verdict.fault.startswith("copy of a training case") and verdict.near, name
         assert verdict.correlation > 0.6
         mirrored = Pair(pair.image[:, ::-1], pair.labels[::-1], pair.measured, "")
-        assert gate.judge(mirrored, affine, request).fault.startswith("copy of a training case")
+        assert gate.verdict_of(mirrored, affine, request).fault.startswith("copy of a training case")
     for name in read_lists(run.folder)["validation"]:
-        verdict = gate.judge(*drawn_as(run, name))
+        verdict = gate.verdict_of(*drawn_as(run, name))
         assert not verdict.refused and verdict.record()["gate"] == "passed", verdict
 
 
@@ -82,24 +82,24 @@ def test_copied_tumours_are_refused(run: Run, gate: Gate) -> None:
     tumour = drawn_as(run, lists["train"][0])[0].labels
     pair, affine, request = drawn_as(run, lists["validation"][0])
     for real_brain in (False, True):
-        verdict = gate.judge(Pair(pair.image, tumour, pair.measured, ""), affine, request, real_brain)
+        verdict = gate.verdict_of(Pair(pair.image, tumour, pair.measured, ""), affine, request, real_brain)
         assert verdict.refused and verdict.fault.startswith("copy of a training tumour (DSC 0.9")
     assert verdict.near and verdict.record()["near_copy"] == 1 and verdict.record()["nearest_excess"] == ""
     brain = drawn_as(run, lists["train"][1])[0].image  # a canvas
-    verdict = gate.judge(Pair(brain, pair.labels, pair.measured, ""), affine, request, real_brain=True)
+    verdict = gate.verdict_of(Pair(brain, pair.labels, pair.measured, ""), affine, request, real_brain=True)
     assert "copy" not in verdict.fault and verdict.tumour_excess < gate.tumours.copy
 
 
 def test_override_is_written_down(run: Run, capsys: pytest.CaptureFixture) -> None:
     """--gate off is loud; a copy passes, and the manifest says what it is; an empty mask never passes."""
     gate = Gate.of_run(str(run.folder), "off")
-    assert "WARNING: --gate off" in capsys.readouterr().out
+    assert "Warning: --gate off" in capsys.readouterr().out
     pair, affine, request = drawn_as(run, read_lists(run.folder)["train"][0])
-    verdict = gate.judge(pair, affine, request)
+    verdict = gate.verdict_of(pair, affine, request)
     assert not verdict.refused
     record = verdict.record()
     assert record["gate"].startswith("OVERRIDDEN: copy of a training case") and record["near_copy"] == 1
-    assert gate.judge(Pair(pair.image, pair.labels, None, "empty mask"), affine, request).refused
+    assert gate.verdict_of(Pair(pair.image, pair.labels, None, "empty mask"), affine, request).refused
 
 
 def test_implausible_pairs_are_refused(run: Run, gate: Gate) -> None:
@@ -108,21 +108,21 @@ def test_implausible_pairs_are_refused(run: Run, gate: Gate) -> None:
     brain = pair.image[0] > 0
     small = affine @ np.diag([0.75, 0.75, 0.75, 1])
     assert (
-        "implausible: volume_ml" in gate.judge(pair, small, request).fault
-        or "brain" in gate.judge(pair, small, request).fault
+        "implausible: volume_ml" in gate.verdict_of(pair, small, request).fault
+        or "brain" in gate.verdict_of(pair, small, request).fault
     )
 
     cut = np.argwhere(brain)[:, 1].mean()
     half = brain & (np.arange(brain.shape[1])[None, :, None] > cut)
     huge = Pair(pair.image, half.astype(np.uint8), measure(half, affine), "")
-    verdict = gate.judge(huge, affine, request)
+    verdict = gate.verdict_of(huge, affine, request)
     assert verdict.refused and verdict.fault.startswith("implausible: volume_ml")
     asked = dict(zip(NAMES, huge.measured, strict=True))
-    assert "volume_ml" not in gate.judge(huge, affine, asked).fault  # the user's own wish
+    assert "volume_ml" not in gate.verdict_of(huge, affine, asked).fault  # the user's own wish
 
     rng = np.random.default_rng(0)
     flat = np.where(brain, rng.integers(400, 600, brain.shape), 0).astype(np.int16)[None]
-    assert "implausible: contrast" in gate.judge(Pair(flat, pair.labels, pair.measured, ""), affine, request).fault
+    assert "implausible: contrast" in gate.verdict_of(Pair(flat, pair.labels, pair.measured, ""), affine, request).fault
 
 
 def planted(run: Run, kind: str) -> tuple[Pair, np.ndarray, dict[str, float]]:
@@ -180,7 +180,7 @@ def planted(run: Run, kind: str) -> tuple[Pair, np.ndarray, dict[str, float]]:
 )
 def test_what_is_no_tumour(run: Run, gate: Gate, kind: str, fault: str) -> None:
     """Refused for its shape, or for what cannot be measured, though it was asked for."""
-    verdict = gate.judge(*planted(run, kind))
+    verdict = gate.verdict_of(*planted(run, kind))
     assert verdict.refused and verdict.fault.startswith(fault), verdict
 
 
@@ -190,7 +190,7 @@ def test_lost_on_the_coarse_grid(run: Run, gate: Gate) -> None:
     coarse = replace(gate, grid=evaluation_grid((9.0, 9.0, 9.0)))
     volume = to_volume("", pair.image[0], pair.labels > 0, affine, coarse.grid)
     assert not volume.mask.any() and pair.measured[0] < 0.5
-    verdict = coarse.judge(pair, affine, request | {"volume_ml": 40.0})
+    verdict = coarse.verdict_of(pair, affine, request | {"volume_ml": 40.0})
     assert verdict.refused and "implausible: volume_ml" in verdict.fault
     found = gate_measures(volume, pair, affine)
     assert found["volume_ml"] == pytest.approx(pair.measured[0]) and all(np.isfinite(found[name]) for name in MEASURES)
@@ -201,7 +201,7 @@ def test_what_cannot_be_measured_is_refused(run: Run, gate: Gate, name: str, mon
     """Not a single measure may be missing."""
     pair, affine, request = drawn_as(run, read_lists(run.folder)["validation"][0])
     monkeypatch.setattr("sbldm.synthesis.gate._measures", lambda *a: gate_measures(*a) | {name: np.nan})
-    assert gate.judge(pair, affine, request).fault == f"implausible: {name} cannot be measured"
+    assert gate.verdict_of(pair, affine, request).fault == f"implausible: {name} cannot be measured"
 
 
 def test_two_lesions_pass(run: Run, gate: Gate) -> None:
@@ -240,9 +240,9 @@ def test_not_what_was_asked_for(changed: dict[str, float], fault: str) -> None:
 def test_far_from_the_request(run: Run, gate: Gate) -> None:
     """An honest pair, asked for as something else."""
     pair, affine, request = drawn_as(run, read_lists(run.folder)["validation"][0])
-    verdict = gate.judge(pair, affine, request | {"volume_ml": request["volume_ml"] * 4})
+    verdict = gate.verdict_of(pair, affine, request | {"volume_ml": request["volume_ml"] * 4})
     assert verdict.refused and verdict.fault.startswith("not what was asked for: ")
-    overridden = replace(gate, enforced=False).judge(pair, affine, request | {"x_mm": -request["x_mm"] * 3})
+    overridden = replace(gate, enforced=False).verdict_of(pair, affine, request | {"x_mm": -request["x_mm"] * 3})
     assert not overridden.refused
 
 
@@ -268,7 +268,7 @@ def test_without_prepared_cases(run: Run, tmp_path: Path, capsys: pytest.Capture
         Gate.of_run(str(bare))
     blind = Gate.of_run(str(bare), "off")
     assert "Nobody looks whether they are copies." in capsys.readouterr().out
-    verdict = blind.judge(*drawn_as(run, read_lists(run.folder)["train"][0]))
+    verdict = blind.verdict_of(*drawn_as(run, read_lists(run.folder)["train"][0]))
     assert not verdict.refused and verdict.record()["gate"] == "copies not looked for"
 
 
@@ -382,7 +382,7 @@ def test_the_gate_is_on_by_default(tmp_path: Path, drawn_run: Path, monkeypatch:
     done = call("synth", "--run", run, "--n", 1, "--dataset", 502, "--gate", "on")
     assert "copy of a training case" in one_line(done, 4)
     done = call("synth", "--run", run, "--n", 1, "--dataset", 503, "--name", "OFF", "--gate", "off")
-    assert done.returncode == 0 and "WARNING: --gate off" in done.stdout
+    assert done.returncode == 0 and "Warning: --gate off" in done.stdout
     folder = run / "nnUNet_raw" / "Dataset503_OFF"
     with open(folder / "manifest.csv", newline="") as file:
         assert next(csv.DictReader(file))["gate"].startswith("OVERRIDDEN: copy")

@@ -162,7 +162,7 @@ def test_volume_autoencoder(network: VolumeVAE) -> None:
 # --- adversarial losses -----------------------------------------------------------------------------------------------
 
 
-class Judge(nn.Module):
+class Mean(nn.Module):
     """Gives every pair its own mean; a list, as MONAI's discriminator returns."""
 
     def __init__(self) -> None:
@@ -174,31 +174,33 @@ class Judge(nn.Module):
 
 
 def test_least_squares() -> None:
-    """Real pairs judged .5 and synthetic ones .25 cost .5 (.5^2 + .25^2); the generator of the latter .5 * .75^2."""
-    losses = GanLosses(Judge(), target_noise=0.0)
+    """Real pairs scored .5 and synthetic ones .25 cost .5 (.5^2 + .25^2); the generator of the latter .5 * .75^2."""
+    losses = GanLosses(Mean(), target_noise=0.0)
     reals, fakes = torch.full((2, 1, 2, 2, 2), 0.5), torch.full((2, 1, 2, 2, 2), 0.25, requires_grad=True)
-    assert losses.discriminator(fakes, reals).item() == pytest.approx(0.5 * (0.25 + 0.0625))
-    assert losses.generator(fakes).item() == pytest.approx(0.5 * 0.5625)
+    assert losses.discriminator_loss(fakes, reals).item() == pytest.approx(0.5 * (0.25 + 0.0625))
+    assert losses.generator_loss(fakes).item() == pytest.approx(0.5 * 0.5625)
 
 
 def test_each_loss_moves_its_own_network() -> None:
     """The discriminator's leaves the generator alone, and the other way round."""
-    losses = GanLosses(Judge(), target_noise=0.0)
+    losses = GanLosses(Mean(), target_noise=0.0)
     fakes = torch.full((1, 1, 2, 2, 2), 0.25, requires_grad=True)
-    losses.generator(fakes).backward()
-    assert losses.judge.gain.grad is None and fakes.grad.abs().sum() > 0
+    losses.generator_loss(fakes).backward()
+    assert losses.discriminator.gain.grad is None and fakes.grad.abs().sum() > 0
     fakes.grad = None
-    losses.discriminator(fakes, torch.ones(1, 1, 2, 2, 2)).backward()
-    assert losses.judge.gain.grad is not None and fakes.grad is None
+    losses.discriminator_loss(fakes, torch.ones(1, 1, 2, 2, 2)).backward()
+    assert losses.discriminator.gain.grad is not None and fakes.grad is None
 
 
 def test_noisy_targets() -> None:
-    """Targets lie at 1 - .05 |n| and .05 |n|: the loss of perfect judgements is .05^2, as E n^2 = 1."""
+    """Targets lie at 1 - .05 |n| and .05 |n|: the loss of perfect scores is .05^2, as E n^2 = 1."""
     torch.manual_seed(0)
-    losses = GanLosses(Judge(), target_noise=0.05)
+    losses = GanLosses(Mean(), target_noise=0.05)
     shape = (20_000, 1, 1, 1, 1)
     with torch.no_grad():
-        assert losses.discriminator(torch.zeros(shape), torch.ones(shape)).item() == pytest.approx(0.0025, rel=0.05)
+        assert losses.discriminator_loss(torch.zeros(shape), torch.ones(shape)).item() == pytest.approx(
+            0.0025, rel=0.05
+        )
         assert losses._distance(torch.full(shape, 0.9), 1.0) < losses._distance(torch.full(shape, 1.1), 1.0)
 
 
@@ -228,19 +230,21 @@ def test_moving_average_of_a_gan(preset: str) -> None:
 
 def test_adversary_has_no_say_before_its_start() -> None:
     """It learns from the first iteration; the loss of the autoencoder hears of it after `start` of them."""
-    judge = Judge()
-    adversary = Adversary(judge, torch.optim.SGD(judge.parameters(), lr=0.1), start=3)
+    discriminator = Mean()
+    adversary = Adversary(discriminator, torch.optim.SGD(discriminator.parameters(), lr=0.1), start=3)
     loss = VaeGanLoss(lambda prediction, target: torch.tensor(2.0), adversary, weight=0.5)
     drawn = torch.full((1, 1, 2, 2, 2), 0.25)
     engine: Any = SimpleNamespace(state=SimpleNamespace(iteration=3, output={"pred": (drawn,), "image": 0 * drawn + 1}))
     adversary._begin(engine)
     assert loss((drawn, None, None), drawn).item() == 2.0
-    before = judge.gain.item()
+    before = discriminator.gain.item()
     adversary(engine)
-    assert judge.gain.item() == pytest.approx(before - 0.1 * (0.25 * 0.25 + 0.0))  # d/dg of .5 (g/4)^2 + .5 (g-1)^2
+    assert discriminator.gain.item() == pytest.approx(
+        before - 0.1 * (0.25 * 0.25 + 0.0)
+    )  # d/dg of .5 (g/4)^2 + .5 (g-1)^2
     engine.state.iteration = 4
     adversary._begin(engine)
-    expected = 2.0 + 0.5 * 0.5 * (judge.gain.item() * 0.25 - 1) ** 2
+    expected = 2.0 + 0.5 * 0.5 * (discriminator.gain.item() * 0.25 - 1) ** 2
     assert loss((drawn, None, None), drawn).item() == pytest.approx(expected)
 
 

@@ -22,7 +22,7 @@ from nnunet_integration.pool import Pool, _write_case
 from nnunet_integration.sources import Pairs, RealCases, find_pairs, find_real, nested_subset, pairs_for
 from sbldm.cases.identity import Seen
 from sbldm.cases.layouts import content_hash, find_cases
-from sbldm.run.errors import DataError, InputError, OutputError, StateError
+from sbldm.run.errors import DamagedError, DataError, InputError, OutputError, StateError
 from sbldm.run.files import read_json, write_csv, write_json
 from sbldm.run.folder import Run
 from sbldm.run.options import words
@@ -139,6 +139,22 @@ def test_test_cases_may_not_be_training_cases(drawn_run, real, tmp_path, phantom
         nib.save(nib.Nifti1Image(data.astype(np.float32), image.affine), other / f"Other_{part}.nii.gz")
     with pytest.raises(DataError, match=f"Other holds the same image as the training case {name}"):
         find_real(Run.at(drawn_run), test=str(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("name", ["lineage.json", "manifest.csv"])
+def test_a_damaged_dataset_stops_none_but_those_who_name_it(drawn_run, real, tmp_path, capsys, name):
+    """One that only lies there is passed over with a warning; `--synth` and `--arms` name those that are needed."""
+    run = copy_run(drawn_run, tmp_path)
+    (sound,) = Run.at(run).datasets()
+    damaged = Path(shutil.copytree(sound, sound.with_name("Dataset600_OTHER"))) / name
+    damaged.write_text("{")
+    arms = ["real+aug", "real+sbldm@2x"]
+    assert [p.generator for p in find_pairs((), Run.at(run), real, arms)] == ["sbldm"]
+    said = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert len(said) == 1 and said[0].startswith(f"Warning: {damaged}: ")
+    for synth, asked in ((f"other={damaged.parent}", arms), (f"other={run}", []), ("", ["real+sbldm+other@2x"])):
+        with pytest.raises(DamagedError, match=str(damaged)):
+            find_pairs(words(synth), Run.at(run), real, asked)
 
 
 def test_cases_that_moved(drawn_run, tmp_path, phantom_cases):

@@ -186,6 +186,8 @@ def test_larger_n_adds_what_is_missing(tmp_path: Path, drawn_run: Path) -> None:
     assert json.loads((run / DATASET / "dataset.json").read_text())["numTraining"] == len(manifest(run)) == 5
     done = call("synth", "--run", run, "--n", 4)
     assert done.returncode == 0 and "4 of 4 pairs are already there" in done.stdout
+    next_steps = f"Next: `sbldm nnunet eval --run {run}` (do they help?), or `sbldm evaluate --run {run}` (how good are"
+    assert next_steps in done.stdout.splitlines()[-1]
     assert {part: snapshot(run / DATASET / part) for part in pairs} == after
 
 
@@ -321,6 +323,7 @@ def test_outside_what_training_saw(tmp_path: Path, drawn_run: Path) -> None:
     asked = round(1.3 * seen)
     done = call("synth", "--run", run, "--n", 1, "--volume-ml", asked, "--dataset", 502)
     assert done.returncode == 0, done.stderr
+    assert f"or `sbldm evaluate --run {run} --dataset 502` (how" in done.stdout
     said = f"volume_ml {asked} is above"
     assert f"Warning: 1 request(s) lie outside what training saw, e.g. {said}" in done.stdout
     assert said in manifest(run, Path("nnUNet_raw") / "Dataset502_SBLDM")[0]["extrapolated"]
@@ -454,7 +457,7 @@ def test_few_given_up(tmp_path: Path, drawn_run: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(session, "finish_pair", refusing({3, 4}))
     done = call("synth", "--run", run, "--n", 10, "--dataset", 502)
     assert done.returncode == 0, done.stderr
-    assert "WARNING" in done.stdout and "1 pair(s) were refused 2 times each (SBLDM_000003" in done.stdout
+    assert "Warning" in done.stdout and "1 pair(s) were refused 2 times each (SBLDM_000003" in done.stdout
     assert "Accepted: 9 of 11 drawn (82 %)" in done.stdout
 
 

@@ -212,8 +212,8 @@ def test_other_cases_are_refused_with_the_difference(tmp_path: Path) -> None:
         check_same_cases(entries)
     assert str(error.value) == (
         f"{a} and {b} do not belong in one table: the first trains on 4 cases that the other does not (case_00, "
-        "case_01, case_02, ...), the second trains on 1 cases that the other does not (new), the first holds back 1 "
-        "cases that the other does not (held_1); prepare and train both alike, or leave one of them out."
+        "case_01, case_02 and 1 more), the second trains on 1 cases that the other does not (new), the first holds "
+        "back 1 cases that the other does not (held_1); prepare and train both alike, or leave one of them out."
     )
 
 

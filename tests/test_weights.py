@@ -112,12 +112,14 @@ def test_a_scan_is_recognised_at_twice_the_resolution() -> None:
 
 def test_pairs_of_an_empty_folder(handed_on: Path, tmp_path: Path) -> None:
     """Nothing is prepared: the file draws, whole brains and into scans; pairs say what it was trained on, and whose."""
-    run = tmp_path / "empty"
+    run = tmp_path / "an empty one"
     done = call("synth", "--run", run, "--n", 2, "--weights", handed_on)
     assert done.returncode == 0, done.stderr
     assert "Generator: tiny.safetensors, trained on five phantoms. None." in done.stdout
     (dataset,) = (run / "nnUNet_raw").iterdir()
     assert dataset.name == "Dataset501_W_tiny"
+    next_step = f"Next: nnU-Net finds these pairs, {dataset}, by `export nnUNet_raw='{run / 'nnUNet_raw'}'`."
+    assert done.stdout.splitlines()[-1] == next_step
     held = Weights.read(handed_on)
     rows = manifest(run, Path("nnUNet_raw", dataset.name))
     assert {row["checkpoint_sha256"] for row in rows} == {held.sha256}

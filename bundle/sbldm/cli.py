@@ -11,13 +11,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sbldm.commands import worth_cli as evaluation
+from sbldm.commands.question import Question, Scores
 from sbldm.run.errors import InputError, finish, loading
 from sbldm.run.limits import MOST_PAIRS
 from sbldm.run.options import (
@@ -28,11 +28,13 @@ from sbldm.run.options import (
     Drawing,
     FirstSeedOption,
     MovedOption,
+    Numbers,
     OutOption,
     OwnOption,
     PairsOption,
     Preparation,
     RunOption,
+    Sampling,
     SeedOption,
     Stage,
     StepsOption,
@@ -40,19 +42,23 @@ from sbldm.run.options import (
     Wrong,
     choice_argument,
     nearest,
+    numbers,
     takes,
     whole,
+    words,
 )
 
 __all__ = ["app", "main"]
 
 PAIRS, WORTH = "Pairs", "What they are worth"
+MANY = 10**6
+BATCHES = Numbers([1, 4])
 CODES = (
     "Exit codes: 0 done; 2 an option is wrong; 3 the data are wrong; 4 a step that must come first is missing, "
     "unfinished or of another preset; 5 the output cannot be written; 130 stopped by Ctrl-C. The environment says "
     "where to compute: DEVICE=cpu, PRECISION=float32."
 )
-USAGE = typer.BadParameter.__mro__[1]  # click's, which newer versions of Typer carry along under another name
+USAGE = typer.BadParameter.__mro__[1]  # click's, which Typer carries along under a name of its own
 
 app = typer.Typer(
     name="sbldm",
@@ -171,6 +177,87 @@ def sweep(
     pairs.sweep(run, steps, seed, n, batch, canvas, weights)
 
 
+@app.command(rich_help_panel=WORTH)
+@takes(Question)
+def evaluate(asked: Question) -> None:
+    """What the pairs are worth: all scores, each beside its floor, as tables and figures.
+
+    Of a run, or of any folders: sbldm evaluate --synthetic DIR --train DIR --heldout DIR --out DIR
+    """
+    with loading():
+        from sbldm.commands import worth
+    worth.evaluate_pairs(asked.settled())
+
+
+@app.command(rich_help_panel=WORTH)
+@takes(Question)
+def report(asked: Question) -> None:
+    """The same as one HTML page with pictures; evaluates first where that is to be done."""
+    with loading():
+        from sbldm.commands import worth
+    worth.make_report(asked.settled())
+
+
+@app.command(rich_help_panel=WORTH)
+@takes(Scores)
+def table1(
+    asked: Scores,
+    rows: Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="RUN or RUN:DATASET of a row.")] = None,
+    runs: Annotated[
+        list[str] | None, typer.Option(metavar="RUNS", help="The same, blanks between.", show_default=False)
+    ] = None,
+) -> None:
+    """The paper's Table 1 of these runs, prepared from the same cases: quality, size, work and time."""
+    every = [word for text in runs or () for word in words(text)] + list(rows or ())
+    with loading():
+        from sbldm.commands import worth
+    worth.set_beside(every, Question(**{field.name: getattr(asked, field.name) for field in fields(Scores)}))
+
+
+@app.command(rich_help_panel=WORTH)
+def ablation(
+    run: Annotated[Path, typer.Option(help="Prepared run.")],
+    out: Annotated[Path, typer.Option(help="Folder to work in.")],
+    variants: Annotated[Path | None, typer.Option(help="File of variants.", show_default="docs/ablation.yaml")] = None,
+    nnunet: Annotated[Path | None, typer.Option(help="Trained nnU-Net to validate the masks.")] = None,
+) -> None:
+    """Variants of a recipe at equal processor time: train, draw, score, one row each."""
+    with loading():
+        from sbldm.pages.ablation import VARIANTS, Ablation
+        from sbldm.run.files import make_folder, user_path
+        from sbldm.run.folder import Run
+        from sbldm.run.schema import read_yaml
+    plan = read_yaml(user_path(variants or VARIANTS), "a file of variants")
+    Ablation(Run.at(run), plan, make_folder(user_path(out).absolute()), nnunet).run()
+
+
+@app.command(rich_help_panel=WORTH)
+@takes(Sampling)
+def costs(
+    asked: Sampling,
+    paper: Annotated[Path | None, typer.Option(help="Folder to write the paper's sizes and ours to.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Trained run to measure.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the measurement alone.", show_default="RUN/costs.json")
+    ] = None,
+    repeats: Annotated[int, whole(1, MANY, help="Of which the median is taken")] = 3,
+    batches: Annotated[
+        Numbers, numbers("numbers with commas between them", int, 1, MANY, help="Drawn at once.", show_default="1,4")
+    ] = BATCHES,
+) -> None:
+    """Count what the paper's methods cost (--paper), or measure time and memory of one volume of a run (--run)."""
+    if bool(paper) == bool(run):
+        raise InputError("--run, --paper: name either a trained run or a folder for the paper's tables.")
+    with loading():
+        from sbldm.evaluation.costs import measure_run
+        from sbldm.evaluation.paper_costs import write_paper_costs
+        from sbldm.run.files import user_path
+    if paper:
+        print("\n".join(map(str, write_paper_costs(user_path(paper).absolute()))))
+    else:
+        measure_run(run, out, repeats, batches, asked.sampling)
+
+
 @app.command(rich_help_panel="Data")
 def phantom(
     out: OutOption = Path("data/phantom"),
@@ -206,8 +293,6 @@ def bench(
     bench.run(rows or (), history, here)
 
 
-for command in (evaluation.evaluate, evaluation.report, evaluation.table1, evaluation.ablation, evaluation.costs):
-    app.command(rich_help_panel=WORTH)(command)
 with suppress(ModuleNotFoundError):  # where the bundle folder alone was handed on
     from nnunet_integration.cli import app as nnunet
 

@@ -95,7 +95,7 @@ def written_ranges(intensities: Sequence[Sequence[Sequence[float]]] | np.ndarray
 
 
 def written_by(constants: Mapping[str, Any]) -> list[list[float] | None]:
-    """`written_ranges` of a checkpoint; older ones without it are judged by the median of their training cases."""
+    """`written_ranges` of a checkpoint; in older ones without it they follow from the median of its training cases."""
     return constants["written"] if "written" in constants else written_ranges([constants["intensities"]])
 
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sbldm.cases.pipeline import check_same_data, is_prepared, prepare_run
 from sbldm.run.errors import InputError, StateError
-from sbldm.run.files import user_path
+from sbldm.run.files import BUNDLE, user_path
 from sbldm.run.folder import Run, load_preset, within_regions
 from sbldm.run.models import configs_of, kind_of, refuse_requests
-from sbldm.run.options import Drawing, Preparation
+from sbldm.run.options import DATASET, Drawing, Preparation
 from sbldm.run.schema import refuse_expressions
 
 __all__ = ["prepare", "sweep", "synth", "train"]
-
-BUNDLE = Path(__file__).parents[2]
 
 
 def prepare(asked: Preparation) -> None:
@@ -101,6 +100,7 @@ def synth(asked: Drawing) -> None:
         others = {name: getattr(asked, name) or None for name in ("batch", "tol", "canvas", "keep", "push")}
         refuse_requests(model, requests, asked.sampling | others | {"satellites": asked.satellites})
         draw_pairs(run, asked.data, asked.n, asked.seed, show_pairs, asked.dataset, name, asked.own or "kept")
+        print(_next(run, asked.dataset))
         return
     if asked.own:
         raise InputError(f"--own {asked.own}: pairs of the model {model} have no receiver; leave it out.")
@@ -123,6 +123,19 @@ def synth(asked: Drawing) -> None:
         satellites=asked.satellites,
         dataset_id=asked.dataset,
         dataset_name=name,
+    )
+    print(_next(run, asked.dataset))
+
+
+def _next(run: Run, dataset: int) -> str:
+    """What can be done with pairs: asked whether they help, or, where there are no real cases to ask, used."""
+    if not run.preset_file.is_file():
+        (folder,) = run.datasets(dataset)
+        return f"Next: nnU-Net finds these pairs, {folder}, by `export nnUNet_raw={shlex.quote(str(run.raw))}`."
+    number = "" if dataset == DATASET else f" --dataset {dataset}"
+    return (
+        f"Next: `sbldm nnunet eval --run {run.typed}` (do they help?), "
+        f"or `sbldm evaluate --run {run.typed}{number}` (how good are they?)."
     )
 
 

@@ -89,14 +89,7 @@ class Question(Scores):
             rich_help_panel=FOLDERS,
         ),
     ] = FLAIR
-    labels: Annotated[
-        str,
-        typer.Option(
-            help=LABELS,
-            show_default="as the layout",
-            rich_help_panel=FOLDERS,
-        ),
-    ] = ""
+    labels: Annotated[str, typer.Option(help=LABELS, show_default="as the layout", rich_help_panel=FOLDERS)] = ""
     predictions_synthetic: Annotated[
         Path | None, typer.Option(help="The network's predictions for the pairs.", rich_help_panel=FOLDERS)
     ] = None

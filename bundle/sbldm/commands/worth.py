@@ -1,4 +1,4 @@
-"""What `evaluate`, `report` and `table1` do, in values: `sbldm.commands.worth_cli` reads them from the command line."""
+"""What `evaluate`, `report` and `table1` do, in values: `sbldm.cli` reads them from the command line."""
 
 from __future__ import annotations
 

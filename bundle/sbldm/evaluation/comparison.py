@@ -14,7 +14,7 @@ from sbldm.evaluation.protocols import Score
 from sbldm.evaluation.written import read_scores
 from sbldm.run.manifest import Manifest
 from sbldm.run.models import MODELS
-from sbldm.run.text import number
+from sbldm.run.text import number, sizes
 from sbldm.training.checkpoints import read_history
 
 __all__ = []
@@ -263,5 +263,4 @@ def score_words(score: Score | None) -> str:
     if score is None or not math.isfinite(score.value):
         return "-"
     interval = f" [{number(score.low)}, {number(score.high)}]" if math.isfinite(score.low + score.high) else ""
-    n = f"{score.n[0]}" if score.n[0] == score.n[1] else f"{score.n[0]} / {score.n[1]}"
-    return f"{number(score.value, score.unit)}{interval}, n = {n}"
+    return f"{number(score.value, score.unit)}{interval}, n = {sizes(score.n)}"

@@ -38,6 +38,7 @@ from sbldm.networks import (
     build_denoiser,
     build_discriminator,
     build_generator,
+    channels_of,
     latent_shape,
 )
 from sbldm.run.device import choose_device
@@ -110,10 +111,6 @@ def empty(*shape: int) -> torch.Tensor:
     return torch.empty(1, *shape, device="meta")
 
 
-def _channels(preset: dict[str, Any]) -> int:
-    return len(preset["data"]["channels"]) + len(preset["data"]["labels"])
-
-
 def model_costs(preset: dict[str, Any]) -> dict[str, Cost]:
     """What each part of a model costs for one volume of its working grid.
 
@@ -128,7 +125,7 @@ def model_costs(preset: dict[str, Any]) -> dict[str, Cost]:
         `discriminator`: one call on a volume. It plays no part in sampling and is not in the size of `sample`.
     """
     stages = kind_of(preset).stages
-    volume = empty(_channels(preset), *preset["grid"]["size"])
+    volume = empty(channels_of(preset), *preset["grid"]["size"])
     with torch.device("meta"):
         if "gan" in stages:
             generator = build_generator(preset)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from sbldm.run.files import user_path
 from sbldm.run.folder import Run
 from sbldm.run.manifest import Manifest
 from sbldm.run.models import MODELS
+from sbldm.run.text import some
 
 __all__ = ["Entry", "check_same_cases", "read_entries", "update_evaluations"]
 
@@ -151,7 +152,7 @@ def check_same_cases(entries: Sequence[Entry]) -> None:
         if stray:
             raise StateError(
                 f"{entry.dataset}: made from {len(stray)} cases that {entry.run.folder} does not train on "
-                f"({_some(stray)}); draw its pairs again, into another --dataset."
+                f"({some(stray)}); draw its pairs again, into another --dataset."
             )
         if difference := _differences(first, entry):
             raise StateError(
@@ -174,23 +175,18 @@ def _differences(a: Entry, b: Entry) -> str:
         ours, theirs = (set(each[role]) for each in lists)
         for which, extra in (("first", ours - theirs), ("second", theirs - ours)):
             if extra:
-                found.append(f"the {which} {verb} {len(extra)} cases that the other does not ({_some(extra)})")
+                found.append(f"the {which} {verb} {len(extra)} cases that the other does not ({some(extra)})")
     if found:
         return ", ".join(found)
     ours, theirs = _lineage(a), _lineage(b)
     changed = [name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]]
-    return f"{len(changed)} training cases of one name have other voxels ({_some(changed)})" if changed else ""
+    return f"{len(changed)} training cases of one name have other voxels ({some(changed)})" if changed else ""
 
 
 def _lineage(entry: Entry) -> dict[str, str]:
     """Training cases and their content hashes, as the pairs carry them along; empty where they do not."""
     manifest = Manifest(entry.dataset)
     return manifest.lineage if manifest.has_lineage else {}
-
-
-def _some(names: Iterable[str], most: int = 3) -> str:
-    names = sorted(names)
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def update_evaluations(entries: Sequence[Entry], evaluate: Callable[[Entry], None]) -> None:

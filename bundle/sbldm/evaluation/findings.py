@@ -12,13 +12,14 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from sbldm.evaluation.protocols import REFERENCES, Score, protocol
 from sbldm.evaluation.written import GROUPS
-from sbldm.run.text import number
+from sbldm.run.text import number, sizes
 
 __all__ = ["Finding", "summarise"]
 
@@ -73,9 +74,7 @@ def summarise(content: Mapping[str, Any]) -> list[Finding]:
     """
     rules: dict[str, Callable[[Mapping[str, Score]], Finding]] = {
         "distribution": _images,
-        "slices": _slices,
-        "seam": _seam,
-        "tumours": _tumours,
+        **{group: partial(_of_measures, group) for group in STATEMENTS},
         "requests": _requests,
         "fit": _fit,
         "copies": lambda scores: _copies(scores, repeated_cases(content["provenance"])),
@@ -143,9 +142,6 @@ def numbers_of(score: Score, percent: bool = False) -> dict[str, str]:
     def interval(low: float, high: float) -> str:
         return f"[{text(low)}, {text(high)}]" if math.isfinite(low) and math.isfinite(high) else ""
 
-    def sizes(n: Sequence[int]) -> str:  # as in scores.md: one number where both sides are as many
-        return f"{n[0]}" if n[0] == n[1] else f"{n[0]} / {n[1]}"
-
     found = {"unit": "%" if percent else score.unit}
     for side in sides:
         value, low, high, n = score.side(side)
@@ -211,38 +207,29 @@ def _explained(differ: Sequence[Score]) -> str:
     return told
 
 
-def _slices(scores: Mapping[str, Score]) -> Finding:
-    statements = {
+STATEMENTS = {  # of the groups with many measures
+    "slices": {
         "good": "Neighbouring slices fit together as in real images: no measure differs much.",
         "differ": "Neighbouring slices do not fit together as in real images: {} differ{}.",
         "unclear": "No measure of how slices fit together was found to differ",
-    }
-    return _of_measures("slices", list(scores.values()), "either", statements)
-
-
-def _seam(scores: Mapping[str, Score]) -> Finding:
-    statements = {
+    },
+    "seam": {
         "good": "Tumours fit into their brains as real ones do: no seam, and no other grain.",
         "differ": "Tumours do not fit into their brains as real ones do: {} differ{}.",
         "unclear": "No seam was found around the tumours",
-    }
-    return _of_measures("seam", list(scores.values()), "either", statements)
-
-
-def _tumours(scores: Mapping[str, Score]) -> Finding:
-    statements = {
+    },
+    "tumours": {
         "good": "The tumours are distributed like real ones: no measure differs much.",
         "differ": "The tumours are not all distributed like real ones: {} differ{}.",
         "unclear": "No measure of the tumours was found to differ",
-    }
-    measures = [score for name, score in scores.items() if name.startswith("w1.")]
-    return _of_measures("tumours", measures, "more", statements)
+    },
+}
 
 
-def _of_measures(
-    group: str, scores: Sequence[Score], worse: Literal["more", "either"], statements: Mapping[str, str]
-) -> Finding:
+def _of_measures(group: str, found: Mapping[str, Score]) -> Finding:
     """Many measures in standard deviations: bad when one surely differs much, or half of them differ."""
+    worse, statements = "more" if group == "tumours" else "either", STATEMENTS[group]
+    scores = [score for name, score in found.items() if group != "tumours" or name.startswith("w1.")]
     standings = [_standing(score, LARGE_SD, worse) for score in scores]
     differ = [score for score, standing in zip(scores, standings, strict=True) if "worse" in standing]
     unclear = standings.count("unclear")

@@ -100,7 +100,7 @@ class Score:
             `REFERENCES`); NaN where there are none, or where they would say nothing.
         autoencoder, autoencoder_low, autoencoder_high, autoencoder_n: of real cases through path and autoencoder.
         aim: "floor": best is equality with the floor; "low" or "high": the floor is what real cases reach, less (more)
-            is worse; all are judged against the floor.
+            is worse; all are compared with the floor.
         unit: "mm", "ml", "dB", or empty.
         note: one sentence where something must be known to read the number; else empty.
     """

@@ -74,7 +74,7 @@ class TumourMemory:
 
     Compared are masks on grids centred on their own bounding boxes (`mask_print` of a mask in place of a brain), by
     their Dice coefficients, mirror images allowed. As with whole brains (`Memory`) the excess over the next five is
-    judged, by limits of the same kind. What it finds, and what not, stands in docs/copies.md.
+    compared with limits of the same kind. What it finds, and what not, stands in docs/copies.md.
 
     Attributes:
         names: of the training cases with a tumour (N).

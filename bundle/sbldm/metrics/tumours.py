@@ -117,7 +117,7 @@ def compare(samples: np.ndarray, reference: np.ndarray, seed: int = 0) -> tuple[
     normal samples of 30 to 100: 92 to 97 % where distributions differ, 97 to 100 % (too wide) where they do not.
 
     Args:
-        samples: `[N]` of the cases that are judged; NaN (no tumour) is left out.
+        samples: `[N]` of the cases that are compared; NaN (no tumour) is left out.
         reference: `[M]` of real cases; likewise.
         seed: of the halves.
 

@@ -29,6 +29,7 @@ __all__ = [
     "build_denoiser",
     "build_discriminator",
     "build_generator",
+    "channels_of",
     "latent_shape",
 ]
 
@@ -36,7 +37,8 @@ AUTOENCODERS = {"slice": SliceVAE, "stack": StackVAE, "volume": VolumeVAE, "mona
 DENOISERS = {"stacked": LatentUNet, "tiled": TiledUNet, "volume": LatentUNet, "monai": MonaiUNet}
 
 
-def _channels(preset: dict[str, Any]) -> int:
+def channels_of(preset: dict[str, Any]) -> int:
+    """Channels of a volume of a preset: its images and its labels."""
     return len(preset["data"]["channels"]) + len(preset["data"]["labels"])
 
 
@@ -57,7 +59,7 @@ def _kind(preset: dict[str, Any], stage: str, known: dict[str, type]) -> tuple[s
 def build_autoencoder(preset: dict[str, Any]) -> SliceVAE | VolumeVAE:
     """Stage 1 as the preset describes it: one input channel per image channel and per label."""
     kind, values = _kind(preset, "autoencoder", AUTOENCODERS)
-    return AUTOENCODERS[kind](in_channels=_channels(preset), **values)
+    return AUTOENCODERS[kind](in_channels=channels_of(preset), **values)
 
 
 def build_denoiser(preset: dict[str, Any], constants: dict[str, Any] | None = None) -> nn.Module:
@@ -85,7 +87,7 @@ def build_denoiser(preset: dict[str, Any], constants: dict[str, Any] | None = No
 
 def build_generator(preset: dict[str, Any]) -> GanGenerator:
     """The generator of a GAN, onto the working grid."""
-    return GanGenerator(_channels(preset), preset["grid"]["size"], **preset["gan"]["network"])
+    return GanGenerator(channels_of(preset), preset["grid"]["size"], **preset["gan"]["network"])
 
 
 def build_discriminator(preset: dict[str, Any], stage: str) -> PatchDiscriminator:
@@ -95,7 +97,7 @@ def build_discriminator(preset: dict[str, Any], stage: str) -> PatchDiscriminato
     for their GAN, 32 and four the 11.2 M that fit their paper, 74 and three the 14.7 M beside their 3-D autoencoder.
     """
     values = preset[stage]["discriminator"]
-    return PatchDiscriminator(3, values["channels"], _channels(preset), 1, num_layers_d=values["layers"])
+    return PatchDiscriminator(3, values["channels"], channels_of(preset), 1, num_layers_d=values["layers"])
 
 
 def latent_shape(preset: dict[str, Any]) -> tuple[int, ...]:

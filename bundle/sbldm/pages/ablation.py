@@ -3,7 +3,7 @@
   sbldm ablation --run RUN --variants variants.yaml --out runs/ablation
 
 RUN is a prepared run, whose cases and preset all variants share (after `sbldm nnunet eval --arms real+aug` its network
-judges the masks). The file names one variant a line by the values of the preset that it changes:
+validates the masks). The file names one variant a line by the values of the preset that it changes:
 
   budget: {autoencoder: 10, diffusion: 10}     # minutes of processor time of each training, in one thread
   pairs: 50                                    # drawn with the same requests and seeds

@@ -8,7 +8,7 @@ from pathlib import Path
 from sbldm.evaluation.protocols import REFERENCES, REFERENCES_EXPLAINED, Score, protocol
 from sbldm.evaluation.written import GROUPS, read_evaluation, read_scores
 from sbldm.run.files import atomic_path
-from sbldm.run.text import number
+from sbldm.run.text import number, sizes
 
 __all__ = ["write_table"]
 
@@ -17,12 +17,7 @@ def _words(score: Score, side: str) -> str:
     """One side of a score with its interval; of a reference its n too, as it has no column of its own."""
     value, low, high, n = score.side(side)
     text = number(value, score.unit) + (f" [{number(low)}, {number(high)}]" if math.isfinite(low) else "")
-    return f"{text}, n = {_sizes(n)}" if side in REFERENCES and math.isfinite(value) else text
-
-
-def _sizes(n: tuple[int, int]) -> str:
-    """How many cases on either side, in words."""
-    return f"{n[0]}" if n[0] == n[1] else f"{n[0]} / {n[1]}"
+    return f"{text}, n = {sizes(n)}" if side in REFERENCES and math.isfinite(value) else text
 
 
 def write_table(out: Path) -> Path:
@@ -54,7 +49,7 @@ def write_table(out: Path) -> Path:
             lines += [f"| {' | '.join(header)} |".replace("|  |", "| |"), "|---" * len(header) + "|"]
         for s in rows:
             cells = [protocol(s.protocol)["title"], f"`{s.protocol}`"]
-            cells += [_words(s, "synthetic"), _sizes(s.n), _words(s, "floor"), _sizes(s.floor_n)]
+            cells += [_words(s, "synthetic"), sizes(s.n), _words(s, "floor"), sizes(s.floor_n)]
             cells += [*(_words(s, kind) for kind in shown), "; ".join(filter(None, (s.reading, s.note)))]
             lines.append(f"| {' | '.join(cells)} |")
         lines += [f"Left out: {why}" for why in left_out]

@@ -22,6 +22,7 @@ import numpy as np
 from sbldm.run.errors import DENIED, REFUSALS, DamagedError, OutputError, SbldmError, StateError, refused
 
 __all__ = [
+    "BUNDLE",
     "Misfit",
     "atomic_path",
     "cached_npz",
@@ -41,6 +42,9 @@ __all__ = [
     "write_json",
     "write_nifti",
 ]
+
+BUNDLE = next(folder for folder in Path(__file__).parents if (folder / "configs").is_dir())
+"""Folder of `configs` and `models`: that beside the package; the package itself where a wheel was installed."""
 
 PARTIAL = ".partial-"
 

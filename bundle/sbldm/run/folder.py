@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 from sbldm.run.errors import InputError, StateError
-from sbldm.run.files import atomic_path, user_path
+from sbldm.run.files import BUNDLE, atomic_path, user_path
 from sbldm.run.limits import MOST_MINUTES
 from sbldm.run.models import check_model, kind_of
 from sbldm.run.preset import check_preset
@@ -23,7 +23,7 @@ from sbldm.run.schema import nearest, read_yaml
 
 __all__ = ["PRESETS", "Run", "load_preset", "read_preset", "read_regions_preset", "within_regions"]
 
-PRESETS = Path(__file__).parents[2] / "configs" / "presets"
+PRESETS = BUNDLE / "configs" / "presets"
 BASELINES = PRESETS.parent / "baselines"
 DEFAULTS = {"model": "sbldm", "minutes": None}  # of presets from before there were other models
 SSIM_WINDOW = 11  # of the loss of stage 1
@@ -140,7 +140,7 @@ def _halvings(stage: str, values: dict[str, Any]) -> np.ndarray:
 
 
 def _check_sizes(path: Path, preset: dict[str, Any]) -> None:
-    """The grid must survive all halvings of the networks, and be no smaller than what losses and judges look at."""
+    """The grid must survive all halvings of the networks, and be no smaller than what losses and discriminators see."""
     size, need = np.array(preset["grid"]["size"]), np.ones(3, dtype=int)
     least = np.ones(3, dtype=int)
     for stage in kind_of(preset).stages:

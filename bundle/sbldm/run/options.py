@@ -261,8 +261,7 @@ WeightsOption = Annotated[
 ]
 BatchOption = Annotated[int | None, whole(1, MOST_BATCH, help="Drawn at once", show_default=PRESET)]
 StepsOption = Annotated[
-    int | None,
-    whole(1, MOST_ITERATIONS, help="Network evaluations", show_default=PRESET, rich_help_panel=SAMPLING),
+    int | None, whole(1, MOST_ITERATIONS, help="Network evaluations", show_default=PRESET, rich_help_panel=SAMPLING)
 ]
 CanvasOption = Annotated[
     str,
@@ -289,8 +288,7 @@ class Preparation:
     model: Annotated[ModelName | None, choice(ModelName, help="What to train.", show_default="sbldm")] = None
     preset: Annotated[str, typer.Option(help="demo, small, fast, paper, or a YAML file.", show_default="small")] = ""
     minutes: Annotated[
-        float | None,
-        number(0, MOST_MINUTES, above=True, help="Training time to aim at", show_default=PRESET),
+        float | None, number(0, MOST_MINUTES, above=True, help="Training time to aim at", show_default=PRESET)
     ] = None
     init: Annotated[
         str, typer.Option(help="Weights to go on from in place of random ones: shipped, or a .safetensors file.")
@@ -301,14 +299,7 @@ class Preparation:
     validation_cases: Annotated[
         Path | None, typer.Option(help="File with the names of the held-back cases.", rich_help_panel=CASES)
     ] = None
-    labels: Annotated[
-        str,
-        typer.Option(
-            help=LABELS,
-            show_default="as the layout",
-            rich_help_panel=CASES,
-        ),
-    ] = ""
+    labels: Annotated[str, typer.Option(help=LABELS, show_default="as the layout", rich_help_panel=CASES)] = ""
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop when pre-flight finds anything.", rich_help_panel=CASES)
     ] = False
@@ -348,8 +339,7 @@ class Sampling:
     ] = None
     eta: Annotated[float | None, number(0, 1, help="Share of fresh noise in ddim", rich_help_panel=SAMPLING)] = None
     guidance: Annotated[
-        float | None,
-        number(0, help="1: the request alone, above 1: followed more strictly", rich_help_panel=SAMPLING),
+        float | None, number(0, help="1: the request alone, above 1: followed more strictly", rich_help_panel=SAMPLING)
     ] = None
     guide: Annotated[
         Guide | None,
@@ -394,12 +384,10 @@ class Drawing(Sampling):
     ] = None
     canvas: CanvasOption = ""
     keep: Annotated[
-        bool,
-        typer.Option("--keep", help="Each canvas keeps its own tumour, healed otherwise.", rich_help_panel=CANVAS),
+        bool, typer.Option("--keep", help="Each canvas keeps its own tumour, healed otherwise.", rich_help_panel=CANVAS)
     ] = False
     push: Annotated[
-        bool,
-        typer.Option("--push", help="New tumours push aside what lies around them.", rich_help_panel=CANVAS),
+        bool, typer.Option("--push", help="New tumours push aside what lies around them.", rich_help_panel=CANVAS)
     ] = False
     satellites: Annotated[
         float | None,

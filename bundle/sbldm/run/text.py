@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-__all__ = ["number", "some"]
+__all__ = ["number", "sizes", "some"]
 
 
 def number(value: float, unit: str = "") -> str:
@@ -14,6 +14,11 @@ def number(value: float, unit: str = "") -> str:
         return "-"
     digits = 0 if abs(value) < 1e-9 else min(6, max(0, 2 - math.floor(math.log10(abs(value)))))
     return f"{value:.{digits}f}{' ' + unit if unit else ''}"
+
+
+def sizes(n: Sequence[int]) -> str:
+    """How many cases are on either side: one number where both are as many."""
+    return f"{n[0]}" if n[0] == n[1] else f"{n[0]} / {n[1]}"
 
 
 def some(names: Iterable[str], limit: int = 3) -> str:

@@ -137,7 +137,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Gate:
-    """Judge of pairs.
+    """What a pair must pass.
 
     Attributes:
         memory: knows the training cases; None where there are none to compare with, so copies pass unseen.
@@ -182,7 +182,7 @@ class Gate:
         if weights:
             held = Weights.read(weights)
             if switch == "off":
-                print("WARNING: --gate off: implausible pairs will be written.")
+                print("Warning: --gate off: implausible pairs will be written.")
             grid = evaluation_grid(WorkingGrid.from_config(**held.preset["grid"]).spacing)
             return cls(None, None, held.ranges, grid, switch == "on", within)
         if not kind_of(run.preset).conditional:
@@ -198,7 +198,7 @@ class Gate:
             memory, tumours, ranges = None, None, {}
         if switch == "off":
             unseen = "" if memory else " Nobody looks whether they are copies."
-            print(f"WARNING: --gate off: copies of training cases and implausible pairs will be written.{unseen}")
+            print(f"Warning: --gate off: copies of training cases and implausible pairs will be written.{unseen}")
         return cls(memory, tumours, ranges, grid, switch == "on", within)
 
     @property
@@ -216,7 +216,9 @@ class Gate:
             "tolerance": {name: value for name, value in tolerance.items() if np.isfinite(value)},
         }
 
-    def judge(self, pair: Pair, affine: np.ndarray, request: Mapping[str, float], real_brain: bool = False) -> Verdict:
+    def verdict_of(
+        self, pair: Pair, affine: np.ndarray, request: Mapping[str, float], real_brain: bool = False
+    ) -> Verdict:
         """Look at one finished pair; the first fault found is named.
 
         Args:
@@ -322,7 +324,7 @@ def _measures(volume: Volume, pair: Pair, affine: np.ndarray) -> dict[str, float
 
 
 def _yardstick(run: Run, grid: WorkingGrid) -> tuple[Memory, TumourMemory | None, dict[str, tuple[float, float]]]:
-    """What the gate judges by, from `RUN/gate/`, or measured anew on the prepared cases.
+    """What the gate compares pairs with, from `RUN/gate/`, or measured anew on the prepared cases.
 
     Raises:
         StateError, DataError: these are not all there, or fewer than three to train on.

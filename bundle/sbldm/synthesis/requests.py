@@ -147,7 +147,7 @@ class PairRequests(Dataset):
             what = f"{len(homeless)} request(s) fit into no canvas, the first that of pair {self.seed + homeless[0]}"
             if len(homeless) == self.n:
                 raise InputError(f"{what}: ask for another place or size, or for other canvases.")
-            print(f"WARNING: {what}; the others are drawn.")
+            print(f"Warning: {what}; the others are drawn.")
             self.pending = [i for i in self.pending if i not in homeless]
 
 

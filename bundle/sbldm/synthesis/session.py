@@ -62,7 +62,7 @@ class PairWriter:
         model: decodes.
         sampler: draws again.
         output: takes the pairs.
-        gate: judges them.
+        gate: passes or refuses them.
         total: number of pairs this run draws, for the progress bar.
         canvases: that the pairs are drawn into, if any.
     """
@@ -112,7 +112,7 @@ class PairWriter:
 
     def __call__(self, engine: Engine) -> None:
         """Write one batch."""
-        self._judge([_Asked(row) for row in engine.state.output["label"]], engine.state.output["pred"])
+        self._sort([_Asked(row) for row in engine.state.output["label"]], engine.state.output["pred"])
         self._draw_again(engine, self.sampler.batch)
 
     def _draw_again(self, engine: Engine, least: int) -> None:
@@ -125,9 +125,9 @@ class PairWriter:
             seeds = [row["seed"] for row in rows]
             attempts = [len(asked.faults) + (ATTEMPTS if asked.main else 0) for asked in batch]
             more = within(rows, device)
-            self._judge(batch, self.sampler(conditions, engine.network, seeds=seeds, attempts=attempts, **more))
+            self._sort(batch, self.sampler(conditions, engine.network, seeds=seeds, attempts=attempts, **more))
 
-    def _judge(self, batch: list[_Asked], latents: torch.Tensor) -> None:
+    def _sort(self, batch: list[_Asked], latents: torch.Tensor) -> None:
         """Decode what was drawn; write what the gate lets through, and let the others wait or give them up."""
         sampling = (time.perf_counter() - self.started) / len(batch)
         for asked, latent in zip(batch, latents, strict=True):
@@ -140,7 +140,7 @@ class PairWriter:
                 pair = draw_into(canvas, latent, row["region"], self.model, *asked_of)
                 affine = canvas.native.affine()
             request = row["request"] | ({} if row.get("contrast") is None else {"contrast": row["contrast"]})
-            verdict = self.gate.judge(pair, affine, request, real_brain=canvas is not None)
+            verdict = self.gate.verdict_of(pair, affine, request, real_brain=canvas is not None)
             (asked.main or asked).seconds += sampling + time.perf_counter() - begun
             if verdict.refused:
                 asked.faults.append(verdict.fault)
@@ -258,7 +258,7 @@ def run(
         show(output.folder)
         near = [pair.near for pair in Manifest(output.folder).pairs]
         if warning := too_many_copies(near, writer.gate.settings["honest_cases"]):
-            print(f"WARNING: {warning}; `sbldm nnunet eval` will refuse these pairs.")
+            print(f"Warning: {warning}; `sbldm nnunet eval` will refuse these pairs.")
     if writer.extrapolated:
         count, first = len(writer.extrapolated), writer.extrapolated[0]
         print(f"Warning: {count} request(s) lie outside what training saw, e.g. {first}")
@@ -270,4 +270,4 @@ def run(
         )
         if len(writer.failed) > GIVEN_UP * requests.n:
             raise StateError(f"{failed}.")
-        print(f"WARNING: {failed}. The others are written.")
+        print(f"Warning: {failed}. The others are written.")

@@ -14,28 +14,28 @@ class GanLosses:
     """Both losses of MONAI's `GanTrainer` with noisy targets, as the authors trained their 3D-LSGAN.
 
     Args:
-        discriminator: MONAI's `PatchDiscriminator`; each patch is judged.
+        discriminator: MONAI's `PatchDiscriminator`; it scores each patch.
         target_noise: real pairs aim at `1 - target_noise |n|`, synthetic ones at `target_noise |n|`, n standard normal.
     """
 
     def __init__(self, discriminator: nn.Module, target_noise: float = 0.05) -> None:
-        self.judge, self.target_noise = discriminator, target_noise
+        self.discriminator, self.target_noise = discriminator, target_noise
 
     def _distance(self, pairs: torch.Tensor, target: float) -> torch.Tensor:
-        """Mean squared distance of the judgements from `target`, moved a little towards the other one."""
-        found = self.judge(pairs)[-1]
+        """Mean squared distance of its scores from `target`, moved a little towards the other one."""
+        found = self.discriminator(pairs)[-1]
         noise = self.target_noise * torch.randn(len(found), *[1] * (found.ndim - 1), device=found.device).abs()
         return (found - (target - noise if target else noise)).square().mean()
 
-    def discriminator(self, fakes: torch.Tensor, reals: torch.Tensor) -> torch.Tensor:
+    def discriminator_loss(self, fakes: torch.Tensor, reals: torch.Tensor) -> torch.Tensor:
         """Half the squared distance of real pairs from 1 and of synthetic ones from 0 (equation 9 of the paper)."""
-        self.judge.requires_grad_(True)
+        self.discriminator.requires_grad_(True)
         return 0.5 * (self._distance(reals, 1.0) + self._distance(fakes.detach(), 0.0))
 
-    def generator(self, fakes: torch.Tensor) -> torch.Tensor:
+    def generator_loss(self, fakes: torch.Tensor) -> torch.Tensor:
         """Half the squared distance of synthetic pairs from 1; the discriminator is left as it is."""
-        self.judge.requires_grad_(False)
-        return 0.5 * (self.judge(fakes)[-1] - 1).square().mean()
+        self.discriminator.requires_grad_(False)
+        return 0.5 * (self.discriminator(fakes)[-1] - 1).square().mean()
 
 
 def clip_before_steps(optimizer: torch.optim.Optimizer, max_norm: float) -> torch.optim.Optimizer:
@@ -57,12 +57,7 @@ class Adversary:
         start: iterations before it has a say.
     """
 
-    def __init__(
-        self,
-        discriminator: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        start: int = 0,
-    ) -> None:
+    def __init__(self, discriminator: nn.Module, optimizer: torch.optim.Optimizer, start: int = 0) -> None:
         self.losses, self.optimizer, self.start = GanLosses(discriminator, 0.0), optimizer, start
         self.active = False
 
@@ -78,7 +73,7 @@ class Adversary:
         """One step of the discriminator."""
         self.optimizer.zero_grad()
         output = engine.state.output
-        self.losses.discriminator(output["pred"][0], output["image"]).backward()
+        self.losses.discriminator_loss(output["pred"][0], output["image"]).backward()
         self.optimizer.step()
 
 
@@ -87,7 +82,7 @@ class VaeGanLoss(nn.Module):
 
     Args:
         reconstruction: `AutoencoderLoss`.
-        adversary: judges.
+        adversary: its discriminator.
         weight: of the adversarial term.
     """
 
@@ -101,5 +96,5 @@ class VaeGanLoss(nn.Module):
         """As `AutoencoderLoss`."""
         loss = self.reconstruction(prediction, target)
         if self.adversary.active:
-            loss = loss + self.weight * self.adversary.losses.generator(prediction[0])
+            loss = loss + self.weight * self.adversary.losses.generator_loss(prediction[0])
         return loss

@@ -91,13 +91,13 @@ def _autoencoder(preset: dict[str, Any]) -> tuple[list[torch.nn.Module], list[St
     values, network = preset["autoencoder"], build_autoencoder(preset)
     if not isinstance(network, SliceVAE):
         volumes = torch.zeros(values["batch_size"], network.in_channels, *preset["grid"]["size"])
-        judge = build_discriminator(preset, "autoencoder")
+        discriminator = build_discriminator(preset, "autoencoder")
 
         def volume_step() -> torch.Tensor:
             drawn = network(volumes)[0]
-            return drawn.square().mean() + judge(drawn)[-1].square().mean()
+            return drawn.square().mean() + discriminator(drawn)[-1].square().mean()
 
-        return [network, judge], [volume_step]
+        return [network, discriminator], [volume_step]
     depth = values.get("depth", 1)
     plane = values.get("crop") or preset["grid"]["size"][:2]
     slices = torch.zeros(values["batch_size"] * depth, network.in_channels, *plane)
@@ -118,9 +118,9 @@ def _diffusion(preset: dict[str, Any]) -> tuple[list[torch.nn.Module], list[Step
 
 
 def _gan(preset: dict[str, Any]) -> tuple[list[torch.nn.Module], list[Step]]:
-    network, judge = build_generator(preset), build_discriminator(preset, "gan")
+    network, discriminator = build_generator(preset), build_discriminator(preset, "gan")
     noise = torch.zeros(preset["gan"]["batch_size"], network.noise)
-    return [network, judge], [lambda: judge(network(noise))[-1].square().mean()]
+    return [network, discriminator], [lambda: discriminator(network(noise))[-1].square().mean()]
 
 
 PARTS = {"autoencoder": _autoencoder, "diffusion": _diffusion, "regions": _diffusion, "gan": _gan}

@@ -108,6 +108,7 @@ class MixedPrecision(SimpleInferer):
 def warm_up_then_cosine(optimizer: torch.optim.Optimizer, warm_up: int, iterations: int) -> LambdaLR:
     """Learning rate rising linearly over `warm_up` iterations, then falling to zero along half a cosine."""
 
+    # Not MONAI's WarmupCosineSchedule: its warm-up is one step behind, from a rate of 0, and it rises again at the end.
     def factor(i: int) -> float:
         if i < warm_up:
             return (i + 1) / warm_up

@@ -20,12 +20,12 @@ from torch import nn
 
 from sbldm.cases.identity import Seen
 from sbldm.run.errors import InputError, StateError
-from sbldm.run.files import check, reading, sha256, user_path
+from sbldm.run.files import BUNDLE, check, reading, sha256, user_path
 from sbldm.run.preset import check_preset
 
 __all__ = ["CONSTANTS", "FORMAT", "SHIPPED", "Weights", "begin_with", "initial_constants"]
 
-SHIPPED = Path(__file__).parents[2] / "models" / "sbldm_brats.safetensors"
+SHIPPED = BUNDLE / "models" / "sbldm_brats.safetensors"
 FORMAT = 1
 CONSTANTS = {  # of a checkpoint, those that belong to no single case
     "autoencoder_sha256": str,

@@ -1,4 +1,4 @@
-"""Requests for tumours: read, completed, drawn from the training tumours' joint distribution, judged.
+"""Requests for tumours: read, completed, drawn from the training tumours' joint distribution, checked against it.
 
 The paper (section "Tumour characteristics") draws random conditions one by one from uniform ranges, which asks for
 impossible tumours. Here a smoothed bootstrap of the training tumours describes eight shape variables t,
