@@ -540,6 +540,16 @@ def test_sizes_in_a_header_are_looked_at_first(data):
         assert [finding.check for finding in found] == ["unreadable"] and words in found[0].what
 
 
+def test_channels_that_are_not_registered(data):
+    """One grid, but the brain lies elsewhere in the second channel: a doubt, which can be overruled."""
+    for name, shift in (("bad", 6), ("good", 0)):
+        save(data / name / f"{name}_t1.nii.gz", np.roll(brain(), shift, axis=1))
+    source = Source(("flair", "t1"))
+    assert run(data, source) == (["good"], [("bad", "registration", "left out")])
+    found = inspect_case(find_cases(data, source)[0], source).findings
+    assert "t1 overlaps flair by a DSC of" in found[0].what and "--accept bad:registration" in found[0].mend
+
+
 def test_two_channels_that_are_one(data):
     for name in ("bad", "good"):
         save(data / name / f"{name}_t1.nii.gz", brain())

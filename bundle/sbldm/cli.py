@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
-from sbldm.commands.question import Question, Scores
+from sbldm.commands.question import FLAIR, Question, Scores
 from sbldm.run.errors import InputError, finish, loading
-from sbldm.run.limits import MOST_PAIRS
+from sbldm.run.limits import MOST_PAIRS, Channel
 from sbldm.run.options import (
     DATASET,
     RUN,
@@ -39,10 +39,12 @@ from sbldm.run.options import (
     Stage,
     StepsOption,
     WeightsOption,
+    Words,
     Wrong,
     choice_argument,
     nearest,
     numbers,
+    some_of,
     takes,
     whole,
     words,
@@ -263,12 +265,21 @@ def phantom(
     out: OutOption = Path("data/phantom"),
     n: Annotated[int, whole(1, MOST_PAIRS, "--n", "--cases-n", help="Number of cases")] = 24,
     seed: SeedOption = 0,
+    channels: Annotated[
+        Words,
+        typer.Option(
+            parser=some_of(Channel),
+            metavar="WORD,..",
+            help=f"Any of {', '.join(get_args(Channel))}.",
+            show_default="flair",
+        ),
+    ] = FLAIR,
 ) -> None:
-    """Write phantom cases in the layout of BraTS 2018-2021."""
+    """Write phantom cases in the layout of BraTS 2018-2021, with the three tissues of a tumour."""
     with loading():
         from sbldm.cases.phantom import write_phantoms
         from sbldm.run.files import user_path
-    write_phantoms(user_path(out), n, seed)
+    write_phantoms(user_path(out), n, seed, channels=channels)
     print(f"{out}: {n} phantom cases")
 
 

@@ -42,6 +42,7 @@ TUMOUR_ML = 0.03  # a ball of 4 mm; seen 9.1
 TUMOUR_VOXELS = 8  # a shape needs two voxels along each axis; seen 1143
 MAX_TUMOUR = 0.5  # of the brain; seen 0.19
 MAX_PARTS = 500  # of the tumour, corners count as contact; seen 74
+MIN_OVERLAP = 0.9  # DSC of what is not 0 in two channels; 10 mm off, brains have less; phantoms have 1
 MIN_LEVELS = 8  # different values in a sample of the brain, fewer are a mask's; seen 207
 MAX_VOXELS = 2**30  # of one volume, 4 GiB in memory; seen 9 million
 
@@ -69,6 +70,7 @@ DOUBTS = {
     "outlier": "nothing, the preparation clips it; or mend the voxel",
     "flat": "put the MRI in place of what looks like a mask",
     "channels": "put each channel's own image there",
+    "registration": "register the channels to each other, and strip the skull from all alike",
     "background": "skull-strip it and set what is no brain to 0",
     "brain_volume": "skull-strip it, or write the affine in millimetres",
     "brain_extent": "skull-strip it, set stray voxels to 0, or write the affine in millimetres",
@@ -336,7 +338,7 @@ def inspect_case(case: Case, source: Source) -> Inspection:
         found("slices", case.images[0], f"has {least} slice(s) along one axis; {MIN_SLICES} are the least")
     hashes: list[str] = []
     brightness = ""
-    brain = np.zeros(first.shape[:3], bool, order="F")
+    brain, alone = np.zeros(first.shape[:3], bool, order="F"), []
     for channel, path, index in zip(source.channels, case.images, case.volume, strict=True):
         stored = opened[path].dataobj
         volume = np.asfortranarray(stored if index is None else stored[..., index], np.float32)
@@ -346,7 +348,13 @@ def inspect_case(case: Case, source: Source) -> Inspection:
         if hashes[-1] in hashes[:-1]:
             found("channels", path, f"{channel} holds the same voxels as {source.channels[hashes.index(hashes[-1])]}")
         brightness = brightness or brightness_hash(volume)
-        brain |= volume != 0
+        alone.append(volume != 0)
+        brain |= alone[-1]
+        both = np.count_nonzero(alone[0] & alone[-1])
+        overlap = 2 * both / max(1, np.count_nonzero(alone[0]) + np.count_nonzero(alone[-1]))
+        if overlap < MIN_OVERLAP:
+            what = f"{channel} overlaps {source.channels[0]} by a DSC of {overlap:.2f}; {MIN_OVERLAP:g} is the least"
+            found("registration", path, what)
     if useless():
         return Inspection(findings, None, axes)
     spacing = np.linalg.norm(first.affine[:3, :3], axis=0)

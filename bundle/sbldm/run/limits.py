@@ -1,4 +1,6 @@
-"""The largest numbers that are taken: more is a slip of the hand, and is said before any work begins."""
+"""What is taken at all: image channels by name, and the largest numbers; more is a slip of the hand, said at once."""
+
+from typing import Literal
 
 __all__ = [
     "CLEANEST",
@@ -10,7 +12,10 @@ __all__ = [
     "MOST_PROCESSES",
     "MOST_SEED",
     "NOISIEST",
+    "Channel",
 ]
+
+Channel = Literal["flair", "t1", "t1ce", "t2"]
 
 LARGEST = 1e6  # of a request, in ml, mm2 or mm: keeps the arithmetic finite
 MOST_SEED = 2**32 - 1  # torch heeds no more
