@@ -14,6 +14,7 @@ import yaml
 from conftest import TINY, call, copy_run, one_line, snapshot
 
 from sbldm.networks import build_autoencoder, build_denoiser, build_discriminator, build_generator
+from sbldm.run import folder
 from sbldm.run.errors import InputError, StateError
 from sbldm.run.folder import PRESETS, Run, load_preset
 from sbldm.run.models import MODELS, kind_of
@@ -183,6 +184,84 @@ def test_nearest_preset(name: str, nearly: str) -> None:
     """A misspelt preset or model is answered with the nearest one."""
     with pytest.raises(InputError, match=rf"--preset {name}: .*demo, fast, paper, small.*\(did you mean {nearly}\?\)"):
         load_preset(name)
+
+
+# --- inheritance ------------------------------------------------------------------------------------------------------
+
+
+def write(to: Path, **values: Any) -> str:
+    """A preset file of one's own with these values."""
+    path = to / "own.yaml"
+    path.write_text(yaml.safe_dump({"preset": values}, sort_keys=False))
+    return str(path)
+
+
+def test_inherits(tmp_path: Path) -> None:
+    """Three lines are a whole preset: all that they do not name is the parent's."""
+    mine = load_preset(write(tmp_path, inherits_from="small", name="mine", diffusion={"iterations": 5600}))
+    small = load_preset("small")
+    assert mine == small | {"name": "mine", "diffusion": small["diffusion"] | {"iterations": 5600}}
+
+
+def test_begins_anew(tmp_path: Path) -> None:
+    """What is of another kind, or empty, keeps nothing of the parent's; nor do names that users give."""
+    ddim = {"sampler": "ddim", "steps": 9, "eta": 0.0, "guidance": 1.0}
+    mine = load_preset(write(tmp_path, inherits_from="small", sampling=ddim, data={"labels": {"core": ["necrotic"]}}))
+    assert mine["sampling"] == ddim
+    assert mine["data"] == {"channels": ["flair"], "labels": {"core": ["necrotic"]}}
+    with pytest.raises(InputError, match=r"own\.yaml: lacks diffusion\.batch_size"):
+        load_preset(write(tmp_path, inherits_from="sbldm/small", model="sbldm_2d", diffusion={"kind": "tiled"}))
+
+
+def test_inherits_from_another_model(tmp_path: Path) -> None:
+    """A parent may be of another model: what this one does not have is left out."""
+    stages = {part: load_preset("small", "ldm3d")[part] for part in ("autoencoder", "diffusion", "sampling")}
+    own = load_preset(write(tmp_path, inherits_from="sbldm/small", model="ldm3d", minutes=58, **stages))
+    assert own == load_preset("small", "ldm3d")
+    assert load_preset(write(tmp_path, inherits_from="ldm3d/small"))["model"] == "ldm3d"
+    assert load_preset(write(tmp_path, inherits_from="small", model="lsgan"), "lsgan") == load_preset("small", "lsgan")
+    with pytest.raises(InputError, match=r"own\.yaml: lacks .*; see configs/presets/small"):
+        load_preset(write(tmp_path, inherits_from="lsgan/small", model="sbldm"))
+
+
+@pytest.mark.parametrize(
+    ("parent", "message"),
+    [
+        ("smal", r"own.yaml: inherits_from smal: no such preset; .* \(did you mean small\?\)"),
+        ("lsgan/fast", "inherits_from fast: the model lsgan has no such preset; choose one of demo, small, paper"),
+        ("gan/small", "inherits_from gan/small: no model gan; choose one of sbldm"),
+        (["small"], r"inherits_from: \['small'\] is no name of a preset"),
+    ],
+)
+def test_unknown_parent(tmp_path: Path, parent: Any, message: str) -> None:
+    """A parent that is not there is named, with those that are."""
+    with pytest.raises(InputError, match=message):
+        load_preset(write(tmp_path, inherits_from=parent))
+
+
+def test_circle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Presets that inherit from each other are said in one line."""
+    presets = {"a": {"inherits_from": "b"}, "b": {"inherits_from": "a"}}
+    (tmp_path / "lsgan.yaml").write_text(yaml.safe_dump({"presets": presets}))
+    monkeypatch.setattr(folder, "BASELINES", tmp_path)
+    with pytest.raises(InputError, match="lsgan/a -> lsgan/b -> lsgan/a is a circle; inherit from another preset"):
+        load_preset("a", "lsgan")
+
+
+def test_run_keeps_the_whole(tmp_path: Path, phantom_cases: Path) -> None:
+    """A run's own file says every value, and names no parent."""
+    asked = write(tmp_path, inherits_from="demo", name="mine", mirror=False)
+    run = tmp_path / "run"
+    assert call("prepare", "--data", phantom_cases, "--run", run, "--preset", asked).returncode == 0
+    held = yaml.safe_load((run / "preset.yaml").read_text())["preset"]
+    assert held == load_preset("demo") | {"name": "mine", "mirror": False} and Run.at(run).preset == held
+
+
+def test_rivals_have_the_same_data() -> None:
+    """Rivals see what SBLDM sees at the preset of their name."""
+    for model, name in itertools.product(MODELS, ("demo", "small", "paper")):
+        rival, ours = load_preset(name, model), load_preset(name)
+        assert all(rival[part] == ours[part] for part in ("data", "grid", "intensity", "mirror"))
 
 
 # --- a preset is data -------------------------------------------------------------------------------------------------

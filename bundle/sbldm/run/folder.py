@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterable
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,8 @@ import yaml
 from sbldm.run.errors import InputError, StateError
 from sbldm.run.files import atomic_path, user_path
 from sbldm.run.limits import MOST_MINUTES
-from sbldm.run.models import check_model, kind_of
-from sbldm.run.preset import check_preset
+from sbldm.run.models import MODELS, check_model, kind_of
+from sbldm.run.preset import SCHEMAS, CopyPaste, check_preset
 from sbldm.run.schema import nearest, read_yaml
 
 __all__ = ["PRESETS", "Run", "load_preset", "read_preset", "read_regions_preset", "within_regions"]
@@ -27,11 +25,12 @@ PRESETS = Path(__file__).parents[2] / "configs" / "presets"
 BASELINES = PRESETS.parent / "baselines"
 DEFAULTS = {"model": "sbldm", "minutes": None}  # of presets from before there were other models
 SSIM_WINDOW = 11  # of the loss of stage 1
-SHARED = ("data", "grid", "intensity", "mirror")  # parts that every model's preset has from SBLDM's
+KINDS = ("kind", "sampler")  # what tells apart mappings with other names in them
+NAMED_BY_USERS = ("labels", "scheme")  # mappings whose names are no names of ours
 
 
 def load_preset(name_or_path: str, model: str = "", minutes: float | None = None) -> dict[str, Any]:
-    """Read a preset by its name (`small`) or file.
+    """Read a preset by its name (`small`) or file, with what it inherits.
 
     Args:
         name_or_path: a preset of SBLDM, or of the model's own file in `configs/baselines`; or a YAML file.
@@ -43,14 +42,14 @@ def load_preset(name_or_path: str, model: str = "", minutes: float | None = None
     """
     wanted, path = check_model(model), user_path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
-        preset = _read_file(path)
-        if model and preset.get("model", "sbldm") != model:
-            raise InputError(f"--model {model}: {path} is a preset of the model {preset.get('model', 'sbldm')}.")
+        preset = _whole(path, _read_file(path))
     else:
-        path, preset = _read_named(name_or_path, wanted)
+        path, preset = _named(name_or_path, wanted, "--preset ")
     preset = DEFAULTS | preset
     if not isinstance(preset["model"], str):
         raise InputError(f"{path}: model: {preset['model']!r} is no name of a model; see {_example('sbldm')}.")
+    if preset["model"] != (model or preset["model"]):
+        raise InputError(f"--model {model}: {path} is a preset of the model {preset['model']}.")
     check_model(preset["model"])
     check_preset(preset, f"{path}: ", _example(preset["model"]))
     if minutes is not None:
@@ -75,36 +74,54 @@ def _read_file(path: Path) -> dict[str, Any]:
     return content["preset"]
 
 
-def _read_named(name: str, model: str) -> tuple[Path, dict[str, Any]]:
-    """A preset of SBLDM by its name; of other models, data and grid of it and what `baselines/MODEL.yaml` says."""
-    if model == "sbldm":
-        names = [path.stem for path in sorted(PRESETS.glob("*.yaml"))]
-        _check_name(name, names, "")
-        return PRESETS / f"{name}.yaml", _read_file(PRESETS / f"{name}.yaml")
+def _named(name: str, model: str, where: str, heirs: tuple[str, ...] = ()) -> tuple[Path, dict[str, Any]]:
+    """A shipped preset and its file; `where` (a file or an option) asks for it, for presets that inherit from it."""
+    if (own := f"{model}/{name}") in heirs:
+        raise InputError(f"{where}{name}: {' -> '.join([*heirs, own])} is a circle; inherit from another preset.")
     path = BASELINES / f"{model}.yaml"
-    content = read_yaml(path, "a preset")
-    _check_name(name, content["presets"], f"the model {model} has no")
-    values = deepcopy(content["presets"][name])
-    like = content.get("like")
-    _, base = _read_named(values.pop("base", name), like or "sbldm")
-    kept = {part: base[part] for part in (base if like else SHARED) if part != "regions"}  # SBLDM's alone
-    return path, {"name": name, "model": model} | _merged(kept, values | {"name": name, "model": model})
-
-
-def _check_name(name: str, known: Iterable[str], where: str) -> None:
+    if model == "sbldm":
+        known = {file.stem: file for file in sorted(PRESETS.glob("*.yaml"))}
+    else:
+        known = read_yaml(path, "a preset")["presets"]
     if name not in known:
+        of = "" if model == "sbldm" else f"the model {model} has "
         raise InputError(
-            f"--preset {name}: {where or 'no'} such preset; choose one of {', '.join(known)}, or name a YAML file"
+            f"{where}{name}: {of}no such preset; choose one of {', '.join(known)}, or name a YAML file"
             f"{nearest(name, known)}."
         )
+    if model == "sbldm":
+        return known[name], _whole(known[name], _read_file(known[name]), (*heirs, own))
+    return path, _whole(path, {"name": name, "model": model} | known[name], (*heirs, own))
 
 
-def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """`base` with some of its values replaced, also inside a stage; a network is replaced as a whole."""
-    return base | {
-        key: base[key] | value if isinstance(value, dict) and isinstance(base.get(key), dict) else value
-        for key, value in values.items()
-    }
+def _whole(path: Path, values: dict[str, Any], heirs: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The values of a preset laid over those of the preset that it `inherits_from` (bundle/docs/README.md, "Presets").
+
+    Raises:
+        InputError: there is no such preset, or it inherits from its heir.
+    """
+    own = {key: value for key, value in values.items() if key != "inherits_from"}
+    if own == values:
+        return own
+    if not isinstance(asked := values["inherits_from"], str):
+        raise InputError(f"{path}: inherits_from: {asked!r} is no name of a preset, as small or ldm3d/small are.")
+    before, _, name = asked.rpartition("/")
+    before = before or own.get("model", "sbldm")
+    if before not in list(MODELS):
+        raise InputError(f"{path}: inherits_from {asked}: no model {before}; choose one of {', '.join(MODELS)}.")
+    _, parent = _named(name, before, f"{path}: inherits_from ", heirs)
+    own = {"model": before} | own
+    fields = SCHEMAS.get(str(own["model"]), CopyPaste).model_fields
+    return _laid_over({part: value for part, value in parent.items() if part in fields}, own)
+
+
+def _laid_over(parent: Any, own: Any, place: str = "") -> Any:
+    """One value over another: a mapping keeps what it does not name, but for those that begin anew."""
+    if not isinstance(parent, dict) or not isinstance(own, dict) or not own or place in NAMED_BY_USERS:
+        return own
+    if any(key in own and own[key] != parent.get(key) for key in KINDS):
+        return own
+    return parent | {key: _laid_over(parent.get(key), value, key) for key, value in own.items()}
 
 
 def _scale(preset: dict[str, Any], minutes: float) -> None:
