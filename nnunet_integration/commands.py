@@ -117,5 +117,5 @@ def _question(asked: Plan, arms: Sequence[str], amounts: Sequence[float]) -> Que
         list(asked.n_real or ()),
         list(asked.folds or ()),
         list(asked.seeds),
-        load_budget(asked.budget or default_budget(run.preset["name"]), **changed),
+        load_budget(asked.budget or default_budget(run.preset.name), **changed),
     )

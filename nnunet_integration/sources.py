@@ -73,7 +73,7 @@ def find_real(run: Run, data: str | Path | None = None, test: str | Path | None 
         InputError, StateError: the run is not prepared, or its cases are not where they were.
         DataError: a case cannot be read; or a test case is a training case too, by name or by content.
     """
-    source = Source.from_config(**run.preset["data"])
+    source = Source.from_config(**dict(run.preset.data))
     train = {case.name: case for case in original_cases(run, "train", data)}
     if test:
         if not user_path(test).is_dir():

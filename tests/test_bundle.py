@@ -18,7 +18,7 @@ import yaml
 from conftest import BUNDLE, copy_run, snapshot
 from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
 
-from sbldm.networks import StackVAE, build_autoencoder, build_denoiser, latent_shape
+from sbldm.networks import StackVAE, build_autoencoder, build_denoiser
 from sbldm.run.errors import StateError, mendable
 from sbldm.run.folder import load_preset
 
@@ -84,11 +84,10 @@ def test_versions() -> None:
 def test_metadata_agrees_with_the_small_preset() -> None:
     """Channels and shapes are those of the networks that the default preset builds, and they accept such input."""
     preset = load_preset("small")
-    x, y, z = preset["grid"]["size"]
+    x, y, z = preset.grid.size
     with torch.device("meta"):
         autoencoder, denoiser = build_autoencoder(preset), build_denoiser(preset)
-        channels = len(preset["data"]["channels"]) + len(preset["data"]["labels"])
-        depth = preset["autoencoder"]["network"]["aggregation"]
+        channels, depth = preset.all_channels, preset.autoencoder.network.aggregation
         slices, position = torch.zeros(depth, channels, x, y), torch.zeros(depth, dtype=torch.long)
         latents, _ = autoencoder.encode(slices, position, depth)
         stacked = torch.zeros(1, *latents.shape[1:4], z // depth)
@@ -105,7 +104,7 @@ def test_metadata_agrees_with_the_small_preset() -> None:
     assert shape("network", "outputs", "pred") == tuple(predicted.shape[1:])
     assert shape("network", "inputs", "context") == (9,)
     assert METADATA["network_data_format"]["inputs"]["timesteps"]["value_range"] == [0, 999]
-    assert preset["diffusion"]["schedule"]["steps"] == 1000
+    assert preset.diffusion.schedule.steps == 1000
 
 
 def test_metadata_agrees_with_the_shipped_network() -> None:
@@ -133,20 +132,20 @@ def test_metadata_agrees_with_the_shipped_network() -> None:
 def test_presets(name: str) -> None:
     """Each builds both networks, whose shapes fit together on its grid, and a whole number of epochs."""
     preset = load_preset(name)
-    assert preset["name"] == name
+    assert preset.name == name
     with torch.device("meta"):
         autoencoder, denoiser = build_autoencoder(preset), build_denoiser(preset)
-        x, y, depth = preset["grid"]["size"]
+        x, y, depth = preset.grid.size
         slices, position = torch.zeros(depth, autoencoder.in_channels, x, y), torch.zeros(depth, dtype=torch.long)
         if isinstance(autoencoder, StackVAE):
             volume, _ = autoencoder.encode(slices, position, depth)
         else:
             volume = autoencoder.encode(slices, position)[0].movedim(0, -1)[None]
-        assert volume.shape == (1, *latent_shape(preset))
+        assert volume.shape == (1, *preset.latent_shape)
         assert denoiser(volume, torch.zeros(1, dtype=torch.long), torch.zeros(1, 9)).shape == volume.shape
-    for stage in ("autoencoder", "diffusion"):
-        assert preset[stage]["iterations"] % preset[stage]["iterations_per_epoch"] == 0
-        assert 0 < preset[stage]["warm_up"] < preset[stage]["iterations"]
+    for stage in (preset.autoencoder, preset.diffusion):
+        assert stage.iterations % stage.iterations_per_epoch == 0
+        assert 0 < stage.warm_up < stage.iterations
 
 
 def test_every_config_has_run() -> None:

@@ -22,7 +22,7 @@ from sbldm.cases.phantom import write_phantoms
 from sbldm.networks import RequestPicture
 from sbldm.run.errors import DataError
 from sbldm.run.files import read_json
-from sbldm.run.folder import within_regions
+from sbldm.run.folder import load_preset, within_regions
 from sbldm.synthesis import blending, session
 from sbldm.synthesis import canvases as module
 from sbldm.synthesis.blending import draw_into
@@ -36,11 +36,7 @@ from sbldm.tumour.normaliser import Normaliser
 from sbldm.tumour.requests import TumourModel
 
 SOURCE = Source(("flair",), {"whole tumour": "all"})
-PRESET = {
-    "data": {"channels": ["flair"], "labels": {"whole tumour": "all"}},
-    "grid": {"size": [32, 40, 24], "fov_mm": [160.0, 200.0, 152.0]},
-    "intensity": {"percentiles": [0.5, 99.8], "floor": 0.1, "shoulder": 0.1},
-}
+PRESET = load_preset("small", "copypaste").but(grid={"size": [32, 40, 24], "fov_mm": [160.0, 200.0, 152.0]})
 TUMOUR = np.array([14.0, 2800.0, 0.98, 20.0, -10.0, 12.0, 30.0, 30.0, 30.0])
 ELSEWHERE = TUMOUR * [1, 1, 1, -1, -1, 1, 1, 1, 1]
 BRIGHT = 0.95  # of what the stub draws, in the unit of the working grid
@@ -52,7 +48,7 @@ class Exact:
     preset, sha256 = PRESET, "a1"
 
     def __init__(self, centres: int = 8) -> None:
-        picture = RequestPicture(PRESET["grid"]["fov_mm"])
+        picture = RequestPicture(PRESET.grid.fov_mm)
         rng = np.random.default_rng(0)
         tumours = np.tile(TUMOUR, (centres, 1))
         tumours[:, 3:6] += rng.normal(0, 15, (centres, 3))

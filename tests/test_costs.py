@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 import itertools
 import subprocess
@@ -25,6 +24,7 @@ from sbldm.run.errors import StateError
 from sbldm.run.files import read_json, sha256, write_json
 from sbldm.run.folder import Run, load_preset
 from sbldm.run.models import SAMPLING
+from sbldm.run.preset import Preset
 from sbldm.synthesis import Model
 
 CPU = torch.device("cpu")
@@ -114,11 +114,11 @@ def test_flops_are_two_for_each_mac():
 def test_a_sample_is_all_steps_and_the_decoding():
     """For stacked and for whole latents; guidance needs two evaluations a step."""
     for model, latents in (("sbldm", (4, 20, 24, 32)), ("ldm3d", (4, 20, 24, 8))):
-        preset = load_preset("demo", model)
-        preset["grid"]["size"] = [80, 96, 32]
-        preset["autoencoder"]["network"]["channels"] = [16, 32, 64]
-        preset["autoencoder"]["network"]["latent_channels"] = 4
-        preset["sampling"]["steps"] = 7
+        values = load_preset("demo", model).state()
+        values["grid"]["size"] = [80, 96, 32]
+        values["autoencoder"]["network"] |= {"channels": [16, 32, 64], "latent_channels": 4}
+        values["sampling"]["steps"] = 7
+        preset = Preset.of(values)
         found = model_costs(preset)
         step, decode, sample = found["step"], found["decode"], found["sample"]
         assert sample.macs == 7 * step.macs + decode.macs
@@ -128,8 +128,7 @@ def test_a_sample_is_all_steps_and_the_decoding():
         with torch.device("meta"):
             assert count(build_denoiser(preset), meta(1, *latents), meta(1), meta(1, 9)) == step
         assert ("discriminator" in found) == (model == "ldm3d")
-        preset["sampling"]["guidance"] = 2.0
-        assert model_costs(preset)["sample"].macs == 14 * step.macs + decode.macs
+        assert model_costs(preset, {"guidance": 2.0})["sample"].macs == 14 * step.macs + decode.macs
 
 
 def test_fast_is_a_fortieth_of_the_paper():
@@ -142,8 +141,7 @@ def test_fast_is_a_fortieth_of_the_paper():
 def test_a_slice_autoencoder_costs_by_the_slice():
     """Twice as many slices are twice the work at the same size."""
     thin = load_preset("demo")
-    thick = copy.deepcopy(thin)
-    thick["grid"]["size"][2] *= 2
+    thick = thin.but(grid=thin.grid.but(size=[48, 64, 64]))
     a, b = model_costs(thin), model_costs(thick)
     assert b["encode"] == a["encode"].repeated(2) and b["decode"] == a["decode"].repeated(2)
 

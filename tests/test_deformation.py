@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sbldm.run.folder import load_preset
 from sbldm.training import deformation
 from sbldm.training.deformation import copies_of_each, deformed, deformed_characteristics
 from sbldm.tumour.characteristics import NAMES, measure, sphere_surface
@@ -37,7 +38,7 @@ def head() -> np.ndarray:
     ],
 )
 def test_few_cases_have_more_copies(asked: dict[str, int], cases: int, copies: int) -> None:
-    assert copies_of_each(asked, cases) == copies
+    assert copies_of_each(load_preset("demo").diffusion.but(**asked), cases) == copies
 
 
 def test_another_head(head: np.ndarray) -> None:

@@ -21,7 +21,7 @@ from sbldm.tumour.characteristics import NAMES, measure
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 SMALL = load_preset("small")
-GRID = WorkingGrid.from_config(**SMALL["grid"])
+GRID = WorkingGrid.from_config(**dict(SMALL.grid))
 
 
 def there_and_back(mask: np.ndarray, spacing: float) -> np.ndarray:
@@ -87,7 +87,7 @@ def test_conditions_are_those_of_the_mask_that_comes_out(prepared_run: Path) -> 
     sidecar = read_sidecar(run.prepared, read_lists(run.folder)["train"][0])
     assert sidecar["version"] == 2
     case = reference_cases(Run.at(prepared_run), [sidecar["case"]], "path")[0]
-    _, labels, affine = read_arrays(case, Source.from_config(**run.preset["data"]))
+    _, labels, affine = read_arrays(case, Source.from_config(**dict(run.preset.data)))
     native, working = (NativeGrid.from_state(sidecar[key]) for key in ("native", "working"))
     np.testing.assert_allclose(affine, native.affine(), atol=1e-5)
     found = dict(zip(NAMES, measure(labels > 0, native.frame(working)), strict=True))
@@ -111,13 +111,13 @@ def test_reference_cases(tmp_path: Path, prepared_run: Path) -> None:
 
 def case_through(folder: str, name: str) -> tuple[np.ndarray, ...]:
     """Image, mask, brain as they are and as they come out; the affine."""
-    source = Source.from_config(**SMALL["data"])
+    source = Source.from_config(**dict(SMALL.data))
     case = find_cases(SHARED / folder, source, [name])[0]
     image, labels, affine = read_arrays(case, source)
-    result = prepare_case(case, source, GRID, SMALL["intensity"])
+    result = prepare_case(case, source, GRID, SMALL.intensity)
     native, working = (NativeGrid.from_state(result["sidecar"][key]) for key in ("native", "working"))
     brain = native_brain(body_of(result["image"], 0.1), working, native)
-    back = native_image(result["image"][0], working, native, SMALL["intensity"], result["sidecar"]["intensities"][0])
+    back = native_image(result["image"][0], working, native, SMALL.intensity, result["sidecar"]["intensities"][0])
     drawn, _ = native_labels(result["occupancy"] / 255, brain, working, native)
     return image[0], labels > 0, image[0] != 0, back, drawn > 0, brain, affine
 

@@ -27,6 +27,7 @@ from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import load_prepared
 from sbldm.metrics.volumes import evaluation_grid, to_volume
 from sbldm.run.folder import Run
+from sbldm.run.preset import Intensity
 from sbldm.synthesis import finish_pair
 from sbldm.synthesis.copypaste import _Training
 from sbldm.training.cases import measure_cases
@@ -123,12 +124,14 @@ def test_preparation_and_evaluation(phantom_cases: Path) -> None:
     texture = np.random.default_rng(0).uniform(-0.5, 0.5, file.shape)  # the phantoms are whole numbers
     image = np.asarray(file.dataobj) + np.where(np.asarray(file.dataobj) > 0, texture, 0)
     grid = evaluation_grid((7.0, 7.0, 9.5))
-    prepared, _ = scale_intensity(image.astype(np.float32), image > 0, {"percentiles": PERCENTILES, "floor": 0.1})
+    prepared, _ = scale_intensity(
+        image.astype(np.float32), image > 0, Intensity(percentiles=list(PERCENTILES), floor=0.1)
+    )
     scored = to_volume("", image.astype(np.float32), None, file.affine, grid).image
     assert np.unique(prepared).size > 200 and np.unique(scored).size > 200
     for factor, offset, _ in UNITS.values():
         other = in_units(image, factor, offset)
-        found, limits = scale_intensity(other, image > 0, {"percentiles": PERCENTILES, "floor": 0.1})
+        found, limits = scale_intensity(other, image > 0, Intensity(percentiles=list(PERCENTILES), floor=0.1))
         np.testing.assert_allclose(found, prepared, atol=2e-3)
         assert np.ptp(limits) == pytest.approx(factor * np.ptp(np.percentile(image[image > 0], PERCENTILES)), rel=1e-2)
         np.testing.assert_allclose(to_volume("", other, None, file.affine, grid).image, scored, atol=2e-3)
@@ -136,7 +139,7 @@ def test_preparation_and_evaluation(phantom_cases: Path) -> None:
 
 def test_shoulder() -> None:
     """Linear up to the upper percentile, at the same slope beyond, below 1 always; undone up to 1.35 times as much."""
-    intensity = {"percentiles": [0, 80], "floor": 0.1, "shoulder": 0.1}
+    intensity = Intensity(percentiles=[0, 80], floor=0.1, shoulder=0.1)
     values = np.r_[np.linspace(0, 1, 801), np.linspace(1, 3, 200)].reshape(-1, 1, 1)
     values = np.insert(values, 0, -0.0, axis=0)
     brain = np.ones(values.shape, bool)
@@ -153,8 +156,8 @@ def test_shoulder() -> None:
     # What no real case has: a decoder's 1 and more are as bright as usual, its 0 lies below the lower percentile.
     assert to_scanner(np.array([1.0, 7.0]), (100, 1000), intensity) == pytest.approx([100 + 900 * 1.35] * 2)
     assert to_scanner(np.array([0.0, 0.1, 0.9]), (100, 1000), intensity) == pytest.approx([-12.5, 100, 1000])
-    clipped, limits = scale_intensity(values, brain, intensity | {"shoulder": 0})
-    assert clipped.max() == 1 and to_scanner(clipped, limits, {"floor": 0.1}).max() == pytest.approx(high)
+    clipped, limits = scale_intensity(values, brain, intensity.but(shoulder=0))
+    assert clipped.max() == 1 and to_scanner(clipped, limits, intensity.but(shoulder=0)).max() == pytest.approx(high)
 
 
 def test_decided_for_all_cases_channel_by_channel() -> None:

@@ -191,9 +191,9 @@ def test_the_scheme_stays_with_the_run(tmp_path, phantom_cases, monkeypatch):
     (tmp_path / "mine.yaml").unlink()
     assert "other values" in one_line(call(*prepare, "--labels", "peds"), 4)
     run = Run.at(tmp_path / "run")
-    assert run.preset["data"]["scheme"] == {"1": "necrotic", "2": "oedema", "3": "enhancing", "4": "cavity"}
+    assert run.preset.data.scheme == {"1": "necrotic", "2": "oedema", "3": "enhancing", "4": "cavity"}
     assert read_lists(run.folder) == {"train": ["BraTS-GLI-00000-100"], "validation": ["BraTS-GLI-00001-100"]}
-    source = Source.from_config(**run.preset["data"])
+    source = Source.from_config(**dict(run.preset.data))
     for case in [*original_cases(run, "train"), *original_cases(run, "validation")]:
         tumour = np.asarray(nib.load(case.mask).dataobj) == 1
         assert np.array_equal(read_arrays(case, source)[1] > 0, tumour)

@@ -48,8 +48,9 @@ def test_every_model_is_counted(model: str) -> None:
     preset = load_preset("demo", model)
     for stage in MODELS[model].stages:
         found = training_bytes(preset, stage)
-        preset[stage]["batch_size"] *= 2
-        assert training_bytes(preset, stage) > found > 1e6
+        values = preset.stage(stage)
+        more = preset.but(**{stage: values.but(batch_size=2 * values.batch_size)})
+        assert training_bytes(more, stage) > found > 1e6
 
 
 def test_fast_trains_within_eight_gigabytes() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 
@@ -16,7 +15,8 @@ from sbldm.diffusion import Schedule
 from sbldm.networks import LatentUNet, SliceVAE, build_autoencoder, build_denoiser
 from sbldm.networks.blocks import ResidualBlock
 from sbldm.networks.request_picture import RequestPicture
-from sbldm.run.folder import load_preset
+from sbldm.run.folder import load_preset, within_regions
+from sbldm.run.preset import Preset
 from sbldm.training.batches import MARGIN_MM, DiffusionBatch
 from sbldm.training.losses import AutoencoderLoss, DiffusionLoss
 from sbldm.tumour.characteristics import sphere_surface
@@ -100,11 +100,8 @@ def test_paper_denoiser_has_the_authors_size(paper):
 def test_channels_and_labels_come_from_the_preset_alone():
     """Two modalities and three labels instead of one of each change the first and last layer of stage 1 alone."""
     preset = load_preset("demo")
-    more = copy.deepcopy(preset)
-    more["data"] = {
-        "channels": ["flair", "t1ce"],
-        "labels": {"oedema": "oedema", "core": "necrotic", "active": "enhancing"},
-    }
+    labels = {"oedema": "oedema", "core": "necrotic", "active": "enhancing"}
+    more = preset.but(data={"channels": ["flair", "t1ce"], "labels": labels})
     with torch.device("meta"):
         one, many = (
             {name: tuple(p.shape) for name, p in build_autoencoder(values).named_parameters()}
@@ -418,11 +415,12 @@ def test_no_request_no_picture():
 
 def test_picture_s_constants_travel_with_the_weights():
     """A denoiser that is built without constants and loaded from a state has those of the training, and draws alike."""
-    preset = load_preset("demo")
-    preset["diffusion"]["network"] |= {"picture": True, "coordinates": True}
+    values = load_preset("demo").state()
+    values["diffusion"]["network"] |= {"picture": True, "coordinates": True}
+    preset = Preset.of(values)
     trained = shaken(build_denoiser(preset, {"normaliser": NORMALISER.state()}))
     state = trained.state_dict()
-    for name, wanted in (("mean", NORMALISER.mean), ("std", NORMALISER.std), ("fov_mm", preset["grid"]["fov_mm"])):
+    for name, wanted in (("mean", NORMALISER.mean), ("std", NORMALISER.std), ("fov_mm", preset.grid.fov_mm)):
         np.testing.assert_allclose(state[f"picture.{name}"], wanted, rtol=1e-6)
     assert state["stem.weight"].shape[1] == 4 + 1 + 3
     again = build_denoiser(preset).eval()
@@ -454,8 +452,9 @@ def test_region_of_a_request():
 
 def test_outside_of_a_region_nothing_is_predicted():
     """And the network sees which cells are known: the same latents with another region are something else to it."""
-    preset = load_preset("demo")
-    preset["diffusion"]["network"] |= {"picture": True, "regions": True}
+    values = load_preset("demo").state()
+    values["diffusion"]["network"]["picture"] = True
+    preset = within_regions(Preset.of(values | {"regions": load_preset("small").regions}))
     network = shaken(build_denoiser(preset, {"normaliser": NORMALISER.state()}))
     x, time, asked = normal(1, 4, 12, 16, 16), torch.tensor([500.0]), request(25, (27.0, 14.0, -9.0))
     region = torch.zeros(1, 1, 12, 16, 16)

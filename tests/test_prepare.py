@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gzip
 import itertools
 import json
@@ -27,12 +26,13 @@ from sbldm.cases.pipeline import original_cases, prepare_run
 from sbldm.cases.prepare import load_prepared, prepare_case, prepare_cases
 from sbldm.run.errors import DataError, InputError, StateError
 from sbldm.run.folder import Run, load_preset
+from sbldm.run.preset import Data, Grid, Intensity, Preset
 from sbldm.tumour.characteristics import NAMES
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 COARSE = {"shape": (60, 60, 39), "spacing": 4.0}
 FLAIR = {"channels": ["flair"], "labels": {"whole tumour": "all"}}
-INTENSITY = {"percentiles": [0.5, 99.8], "floor": 0.1}
+INTENSITY = Intensity(percentiles=[0.5, 99.8], floor=0.1)
 HEAD = {"size": [48, 64, 40], "fov_mm": [168, 208, 160]}
 
 # The body of the geometry tests, in mm along R, A, S of its own frame.
@@ -309,13 +309,13 @@ def test_percentiles_become_floor_and_one():
     """Known answer on 1 ... 1001: both percentiles land on their ends, all between is linear, background is 0."""
     brain = np.ones((1001, 1, 1), bool)
     values = np.arange(1, 1002, dtype=np.float32)[:, None, None]
-    scaled, limits = scale_intensity(values, brain, {"percentiles": [10, 90], "floor": 0.1})
+    scaled, limits = scale_intensity(values, brain, Intensity(percentiles=[10, 90], floor=0.1))
     assert limits == (101.0, 901.0)
     flat = scaled.ravel()
     np.testing.assert_allclose(flat[[0, 100, 500, 900, 1000]], [0.1, 0.1, 0.55, 1, 1], atol=1e-6)
     np.testing.assert_allclose(np.diff(flat[100:901]), 0.9 / 800, atol=1e-6)
     brain[500:] = False
-    scaled, limits = scale_intensity(values, brain, {"percentiles": [0, 100], "floor": 0.25})
+    scaled, limits = scale_intensity(values, brain, Intensity(percentiles=[0, 100], floor=0.25))
     assert limits == (1.0, 500.0) and scaled.dtype == np.float32
     assert (scaled[500:] == 0).all() and scaled[0] == 0.25 and scaled[499] == 1
 
@@ -393,12 +393,12 @@ def some(folder: Path, *numbers: int) -> list:
 def test_resumes_and_refuses_other_settings(heads, tmp_path):
     """Finished files are neither touched nor repeated; a lost volume comes back; other values are refused untouched."""
     folder = tmp_path / "prepared"
-    first = prepare_cases(some(heads, 0), folder, FLAIR, HEAD, INTENSITY, workers=1)
+    first = prepare_cases(some(heads, 0), folder, Data(**FLAIR), Grid(**HEAD), INTENSITY, workers=1)
     before = contents(folder)
     assert sorted(before) == ["Phantom_000.json", "Phantom_000.npz", "characteristics.csv"]
     (folder / ".partial-123").mkdir()
     (folder / ".partial-123" / "Phantom_001.npz").write_bytes(b"half")
-    second = prepare_cases(some(heads, 0, 1), folder, FLAIR, HEAD, INTENSITY, workers=2)
+    second = prepare_cases(some(heads, 0, 1), folder, Data(**FLAIR), Grid(**HEAD), INTENSITY, workers=2)
     after = contents(folder)
     assert sorted(os.listdir(folder)) == sorted(
         ["characteristics.csv", *(f"Phantom_00{i}.{e}" for i, e in itertools.product((0, 1), ("json", "npz")))]
@@ -411,13 +411,15 @@ def test_resumes_and_refuses_other_settings(heads, tmp_path):
 
     for other in ({"percentiles": [1, 99], "floor": 0.1}, {"percentiles": [0.5, 99.8], "floor": 0.2}):
         with pytest.raises(StateError, match=r"Phantom_000\.json: prepared with other settings"):
-            prepare_cases(some(heads, 0, 1), folder, FLAIR, HEAD, other, workers=1)
+            prepare_cases(some(heads, 0, 1), folder, Data(**FLAIR), Grid(**HEAD), Intensity(**other), workers=1)
     with pytest.raises(StateError, match="other settings"):
-        prepare_cases(some(heads, 0), folder, FLAIR, HEAD | {"size": [32, 48, 20]}, INTENSITY, workers=1)
+        prepare_cases(
+            some(heads, 0), folder, Data(**FLAIR), Grid(**HEAD | {"size": [32, 48, 20]}), INTENSITY, workers=1
+        )
     assert contents(folder) == after
 
     (folder / "Phantom_001.npz").unlink()
-    prepare_cases(some(heads, 0, 1), folder, FLAIR, HEAD, INTENSITY, workers=1)
+    prepare_cases(some(heads, 0, 1), folder, Data(**FLAIR), Grid(**HEAD), INTENSITY, workers=1)
     with np.load(folder / "Phantom_001.npz") as arrays:
         assert arrays["image"].shape == (1, *HEAD["size"])
     assert contents(folder)["Phantom_000.npz"] == before["Phantom_000.npz"]
@@ -463,9 +465,9 @@ def test_damaged_file(tmp_path, damage):
 
 
 @pytest.fixture
-def tiny() -> dict[str, Any]:
+def tiny() -> Preset:
     """A preset on a coarse grid."""
-    return load_preset("demo") | {"name": "tiny", "grid": HEAD}
+    return load_preset("demo").but(name="tiny", grid=HEAD)
 
 
 def test_run_end_to_end(heads, tmp_path, tiny, capsys):
@@ -497,7 +499,7 @@ def test_run_end_to_end(heads, tmp_path, tiny, capsys):
         sidecar = load_prepared(run.prepared, name)[1]
         mask = np.asanyarray(nib.load(heads / name / f"{name}_seg.nii.gz").dataobj) > 0
         assert sidecar["characteristics"]["volume_ml"] == pytest.approx(mask.sum() * 0.064, rel=5e-3)
-        assert sidecar["settings"] == {part: tiny[part] for part in ("data", "grid", "intensity")}
+        assert sidecar["settings"] == {part: getattr(tiny, part).state() for part in ("data", "grid", "intensity")}
 
     before = contents(run.folder)
     prepare_run(str(data), run, tiny, seed=3)
@@ -509,7 +511,7 @@ def test_run_end_to_end(heads, tmp_path, tiny, capsys):
     assert len(finished) == 12 and all(after[name] == before[name] for name in finished)
 
     with pytest.raises(StateError, match=r"preset\.yaml: prepared with the preset 'tiny'"):
-        prepare_run(str(data), run, tiny | {"intensity": {"percentiles": [1, 99], "floor": 0.1}}, seed=3)
+        prepare_run(str(data), run, tiny.but(intensity={"percentiles": [1, 99], "floor": 0.1}), seed=3)
     with pytest.raises(DataError, match="--strict"):
         prepare_run(str(data), Run.at(tmp_path / "strict"), tiny, strict=True)
     assert not Run.at(tmp_path / "strict").prepared.exists()
@@ -629,12 +631,12 @@ def test_run_keeps_its_preset(tmp_path, tiny):
     with pytest.raises(StateError, match="sbldm prepare"):
         _ = run.preset
     run.save_preset(tiny)
-    assert run.preset == tiny == yaml.safe_load(run.preset_file.read_text())["preset"]
-    changed = copy.deepcopy(tiny)
-    run.check_preset(changed)
+    assert run.preset == tiny and yaml.safe_load(run.preset_file.read_text())["preset"] == tiny.state()
+    run.check_preset(Preset.of(tiny.state()))
+    changed = tiny.state()
     changed["diffusion"]["schedule"]["steps"] += 1
     with pytest.raises(StateError, match="choose another --run"):
-        run.check_preset(changed)
+        run.check_preset(Preset.of(changed))
 
 
 # Real cases
@@ -648,9 +650,9 @@ REAL = sorted(path.name for path in (SHARED / "brats_1mm").glob("BraTS*"))
 def test_real_native_case(number):
     """240x240x155 at 1 mm comes back from the sidecar; the mask keeps its volume to 0.2 % and its centre to 0.1 mm."""
     source, preset = Source.from_config(**FLAIR), load_preset("small")
-    grid = WorkingGrid.from_config(**preset["grid"])
+    grid = WorkingGrid.from_config(**dict(preset.grid))
     for case in find_cases(SHARED / "brats_1mm", source, np.atleast_1d(REAL[number]).tolist()):
-        result = prepare_case(case, source, grid, preset["intensity"])
+        result = prepare_case(case, source, grid, preset.intensity)
         native, working = (NativeGrid.from_state(result["sidecar"][key]) for key in ("native", "working"))
         stored = nib.load(case.mask)
         assert native.size == stored.shape == (240, 240, 155)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,17 @@ import yaml
 from conftest import TINY, call, copy_run, one_line, snapshot
 
 from sbldm.networks import build_autoencoder, build_denoiser, build_discriminator, build_generator
+from sbldm.run import folder
 from sbldm.run.errors import InputError, StateError
 from sbldm.run.folder import PRESETS, Run, load_preset
-from sbldm.run.models import MODELS, kind_of
-from sbldm.run.preset import check_preset
+from sbldm.run.models import MODELS
+from sbldm.run.preset import Preset
 from sbldm.run.schema import read_yaml
 
 SMALL = (Path(__file__).parent / "slices.yaml").read_text()
-LSGAN = yaml.safe_dump({"preset": load_preset("small", "lsgan")}, sort_keys=False)
+LSGAN = yaml.safe_dump({"preset": load_preset("small", "lsgan").state()}, sort_keys=False)
 FAST = (PRESETS / "fast.yaml").read_text()
-LDM = yaml.safe_dump({"preset": load_preset("small", "ldm3d")}, sort_keys=False)
+LDM = yaml.safe_dump({"preset": load_preset("small", "ldm3d").state()}, sort_keys=False)
 
 
 def own(folder: Path, before: str, after: str, text: str = SMALL) -> Path:
@@ -159,8 +159,8 @@ def test_refused_of_stacks(tmp_path: Path, before: str, after: str, message: str
 def test_numbers(tmp_path: Path, text: str, value: float) -> None:
     """Numbers are those of YAML 1.2: `5e-3`, which YAML 1.1 takes for a text, is one."""
     preset = load_preset(str(own(tmp_path, "learning_rate: 1.0e-3", f"learning_rate: {text}")))
-    assert preset["autoencoder"]["learning_rate"] == value
-    assert not isinstance(preset["autoencoder"]["learning_rate"], str)
+    assert preset.autoencoder.learning_rate == value
+    assert not isinstance(preset.autoencoder.learning_rate, str)
 
 
 def test_yaml_surprises(tmp_path: Path) -> None:
@@ -183,6 +183,86 @@ def test_nearest_preset(name: str, nearly: str) -> None:
     """A misspelt preset or model is answered with the nearest one."""
     with pytest.raises(InputError, match=rf"--preset {name}: .*demo, fast, paper, small.*\(did you mean {nearly}\?\)"):
         load_preset(name)
+
+
+# --- inheritance ------------------------------------------------------------------------------------------------------
+
+
+def write(to: Path, **values: Any) -> str:
+    """A preset file of one's own with these values."""
+    path = to / "own.yaml"
+    path.write_text(yaml.safe_dump({"preset": values}, sort_keys=False))
+    return str(path)
+
+
+def test_inherits(tmp_path: Path) -> None:
+    """Three lines are a whole preset: all that they do not name is the parent's."""
+    mine = load_preset(write(tmp_path, inherits_from="small", name="mine", diffusion={"iterations": 5600}))
+    small = load_preset("small")
+    assert mine == small.but(name="mine", diffusion=small.diffusion.but(iterations=5600))
+
+
+def test_begins_anew(tmp_path: Path) -> None:
+    """What is of another kind, or empty, keeps nothing of the parent's; nor do names that users give."""
+    ddim = {"sampler": "ddim", "steps": 9, "eta": 0.0, "guidance": 1.0}
+    mine = load_preset(write(tmp_path, inherits_from="small", sampling=ddim, data={"labels": {"core": ["necrotic"]}}))
+    assert mine.sampling.state() == ddim
+    assert mine.data.state() == {"channels": ["flair"], "labels": {"core": ["necrotic"]}}
+    with pytest.raises(InputError, match=r"own\.yaml: lacks diffusion\.batch_size"):
+        load_preset(write(tmp_path, inherits_from="sbldm/small", model="sbldm_2d", diffusion={"kind": "tiled"}))
+
+
+def test_inherits_from_another_model(tmp_path: Path) -> None:
+    """A parent may be of another model: what this one does not have is left out."""
+    rival = load_preset("small", "ldm3d").state()
+    stages = {part: rival[part] for part in ("autoencoder", "diffusion", "sampling")}
+    own = load_preset(write(tmp_path, inherits_from="sbldm/small", model="ldm3d", minutes=58, **stages))
+    assert own == load_preset("small", "ldm3d")
+    assert load_preset(write(tmp_path, inherits_from="ldm3d/small")).model == "ldm3d"
+    assert load_preset(write(tmp_path, inherits_from="small", model="lsgan"), "lsgan") == load_preset("small", "lsgan")
+    with pytest.raises(InputError, match=r"own\.yaml: lacks .*; see configs/presets/small"):
+        load_preset(write(tmp_path, inherits_from="lsgan/small", model="sbldm"))
+
+
+@pytest.mark.parametrize(
+    ("parent", "message"),
+    [
+        ("smal", r"own.yaml: inherits_from smal: no such preset; .* \(did you mean small\?\)"),
+        ("lsgan/fast", "inherits_from fast: the model lsgan has no such preset; choose one of demo, small, paper"),
+        ("gan/small", "inherits_from gan/small: no model gan; choose one of sbldm"),
+        (["small"], r"inherits_from: \['small'\] is no name of a preset"),
+    ],
+)
+def test_unknown_parent(tmp_path: Path, parent: Any, message: str) -> None:
+    """A parent that is not there is named, with those that are."""
+    with pytest.raises(InputError, match=message):
+        load_preset(write(tmp_path, inherits_from=parent))
+
+
+def test_circle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Presets that inherit from each other are said in one line."""
+    presets = {"a": {"inherits_from": "b"}, "b": {"inherits_from": "a"}}
+    (tmp_path / "lsgan.yaml").write_text(yaml.safe_dump({"presets": presets}))
+    monkeypatch.setattr(folder, "BASELINES", tmp_path)
+    with pytest.raises(InputError, match="lsgan/a -> lsgan/b -> lsgan/a is a circle; inherit from another preset"):
+        load_preset("a", "lsgan")
+
+
+def test_run_keeps_the_whole(tmp_path: Path, phantom_cases: Path) -> None:
+    """A run's own file says every value, and names no parent."""
+    asked = write(tmp_path, inherits_from="demo", name="mine", mirror=False)
+    run = tmp_path / "run"
+    assert call("prepare", "--data", phantom_cases, "--run", run, "--preset", asked).returncode == 0
+    held = yaml.safe_load((run / "preset.yaml").read_text())["preset"]
+    assert held == load_preset("demo").state() | {"name": "mine", "mirror": False}
+    assert Run.at(run).preset == Preset.of(held)
+
+
+def test_rivals_have_the_same_data() -> None:
+    """Rivals see what SBLDM sees at the preset of their name."""
+    for model, name in itertools.product(MODELS, ("demo", "small", "paper")):
+        rival, ours = load_preset(name, model), load_preset(name)
+        assert all(getattr(rival, part) == getattr(ours, part) for part in ("data", "grid", "intensity", "mirror"))
 
 
 # --- a preset is data -------------------------------------------------------------------------------------------------
@@ -242,7 +322,7 @@ def test_hand_edited_preset(tmp_path: Path, prepared_run: Path) -> None:
 @pytest.mark.parametrize(("part", "value"), [("mirror", True), ("diffusion", {"latent": "sample"})])
 def test_hand_edited_before_the_second_training(tmp_path: Path, trained_run: Path, part: str, value: Any) -> None:
     """Values that the latents were made with are those of the preset, also where no checkpoint says so."""
-    preset = Run.at(trained_run).preset
+    preset = Run.at(trained_run).preset.state()
     changed = {part: preset[part] | value if isinstance(value, dict) else value}
     run = copy_run(trained_run, tmp_path, "last.pt diffusion", **changed)
     said = one_line(call("train", "diffusion", "--run", run), 4)
@@ -261,7 +341,7 @@ def test_damaged_preset(tmp_path: Path, prepared_run: Path, phantom_cases: Path,
     assert call("prepare", "--data", phantom_cases, "--run", run, "--preset", TINY).returncode == 0
     same = {name for name, state in snapshot(run / "prepared").items() if prepared.get(name) == state}
     assert {name for name in prepared if name.endswith(".npz")} <= same
-    assert Run.at(run).preset["name"] == "tiny"
+    assert Run.at(run).preset.name == "tiny"
 
 
 # --- what passes can be built and run ---------------------------------------------------------------------------------
@@ -270,9 +350,9 @@ def test_damaged_preset(tmp_path: Path, prepared_run: Path, phantom_cases: Path,
 def _variants(rng: random.Random) -> dict[str, Any]:
     """A preset at the edges of what the schema allows."""
     model = rng.choice([name for name in MODELS if name != "copypaste"])
-    preset = deepcopy(load_preset("demo", model))
+    preset = load_preset("demo", model).state()
     widths = [rng.choice([2, 3, 5, 8, 24, 32]) for _ in range(rng.choice([1, 2, 3]))]
-    for stage in kind_of(preset).stages:
+    for stage in MODELS[model].stages:
         network = preset[stage]["network"]
         if preset[stage].get("kind") == "monai":
             widths = [8 * width for width in widths]
@@ -296,17 +376,16 @@ def _variants(rng: random.Random) -> dict[str, Any]:
 @pytest.mark.parametrize("seed", range(30))
 def test_what_passes_can_be_built(seed: int) -> None:
     """A preset that the schema lets through makes networks that run on its grid (shapes alone, on the meta device)."""
-    preset = _variants(random.Random(seed))
-    check_preset(preset, "", "x")
-    size = preset["grid"]["size"]
+    preset = Preset.of(_variants(random.Random(seed)))
+    size = preset.grid.size
     with torch.device("meta"):
-        if "gan" in preset:
-            pair = build_generator(preset)(torch.zeros(2, preset["gan"]["network"]["noise"]))
+        if preset.model == "lsgan":
+            pair = build_generator(preset)(torch.zeros(2, preset.gan.network.noise))
             assert pair.shape == (2, 2, *size)
             assert build_discriminator(preset, "gan")(pair)[-1].shape[:2] == (2, 1)
             return
         autoencoder, denoiser = build_autoencoder(preset), build_denoiser(preset)
-        if preset["autoencoder"].get("kind", "slice") == "slice":
+        if preset.autoencoder.kind == "slice":
             latents, _ = autoencoder.encode(torch.zeros(1, 2, *size[:2]), torch.zeros(1, dtype=torch.long))
             volume = latents.unsqueeze(-1).expand(*latents.shape, size[2])
         else:
@@ -321,8 +400,8 @@ def test_every_shipped_preset() -> None:
     names["ldm3d"] += ["paper_trained"]
     names["lsgan"] += ["paper_committed"]
     for model, name in itertools.chain.from_iterable([(m, n) for n in found] for m, found in names.items()):
-        assert load_preset(name, model)["name"] == name
+        assert load_preset(name, model).name == name
     for minutes in (0.01, 1e4):
         for model in MODELS:
             if model != "copypaste":
-                check_preset(load_preset("small", model, minutes), "", "x")
+                load_preset("small", model, minutes)

@@ -30,7 +30,7 @@ from sbldm.evaluation.written import GROUPS
 from sbldm.pages import pictures, report
 from sbldm.pages.report import _strip, write_report
 from sbldm.run.errors import OutputError, StateError
-from sbldm.run.folder import Run
+from sbldm.run.folder import Run, load_preset
 from sbldm.run.manifest import PairRecord
 from sbldm.training.checkpoints import FORMAT
 
@@ -636,7 +636,14 @@ def test_costs_of_training(tmp_path: Path) -> None:
                 writer.write(Event(wall_time=1e9 + time, step=1).SerializeToString())
     (tmp_path / "diffusion" / "history.csv").write_text("epoch,iteration,train_loss\n1,200,0.5\n2,1400,0.4\n")
     network = {"weight": torch.zeros(3, 400), "bias": torch.zeros(5)}
-    content = {"format": FORMAT, "stage": "diffusion", "preset": {}, "constants": {}, "epoch": 1, "scores": {}}
+    content = {
+        "format": FORMAT,
+        "stage": "diffusion",
+        "preset": load_preset("demo").state(),
+        "constants": {},
+        "epoch": 1,
+        "scores": {},
+    }
     torch.save(content | {"network": network}, run.checkpoint("diffusion"))
     costs = report._costs(run, [], None)
     title = {"title": "Latent diffusion"}

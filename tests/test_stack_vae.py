@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sbldm.evaluation.costs import model_costs
-from sbldm.networks import StackVAE, latent_shape
+from sbldm.networks import StackVAE
 from sbldm.networks.blocks import ChannelNorm
 from sbldm.run.errors import InputError
 from sbldm.run.folder import load_preset
@@ -99,14 +99,14 @@ def test_noise_is_for_training_alone(volume: np.ndarray) -> None:
 def test_costs_know_it(name: str, factor: int) -> None:
     """The cost table counts stacks."""
     preset = load_preset(name)
-    assert preset["autoencoder"]["kind"] == "stack"
-    z, h, w, d = latent_shape(preset)
-    size, network = preset["grid"]["size"], preset["autoencoder"]["network"]
-    assert (z, d) == (network["latent_channels"], size[2] // network["aggregation"])
+    assert preset.autoencoder.kind == "stack"
+    z, h, w, d = preset.latent_shape
+    size, network = preset.grid.size, preset.autoencoder.network
+    assert (z, d) == (network.latent_channels, size[2] // network.aggregation)
     assert (h, w) == (size[0] // factor, size[1] // factor)
     costs = model_costs(preset)
     assert costs["decode"].macs < costs["encode"].macs * 2
-    drawn = 2 * preset["sampling"]["steps"] * costs["step"].macs + costs["decode"].macs  # guidance: twice
+    drawn = 2 * preset.sampling.steps * costs["step"].macs + costs["decode"].macs  # guidance: twice
     assert costs["sample"].macs == pytest.approx(drawn, rel=1e-9)
 
 

@@ -114,7 +114,7 @@ def test_one_noise(swept_run: Path) -> None:
     assert [step["name"] for step in steps] == NAMED and not any(step["fault"] for step in steps)
     assert len({step["load"]()[0].tobytes() for step in steps}) == 10
     model = Model.load(str(swept_run), CPU)
-    sampler = PairSampler(model.schedule, model.latent_shape, model.preset["sampling"])
+    sampler = PairSampler(model.schedule, model.latent_shape, model.preset.sampling)
     for step in (steps[7], steps[4]):
         condition = torch.from_numpy(model.normaliser.encode(values(step, "requested", " ".join(NAMES))))
         pair = finish_pair(model.decode(sampler(condition[None], model.network, [0], [0])[0]), model)

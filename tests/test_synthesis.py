@@ -29,6 +29,8 @@ from sbldm.diffusion import Schedule
 from sbldm.networks import LatentUNet
 from sbldm.run.errors import InputError
 from sbldm.run.files import sha256
+from sbldm.run.folder import load_preset
+from sbldm.run.preset import Sampling
 from sbldm.synthesis import Pair, PairSampler, finish_pair, session
 from sbldm.synthesis.model import row_noise
 from sbldm.training.checkpoints import load_checkpoint
@@ -36,7 +38,7 @@ from sbldm.tumour.characteristics import NAMES
 
 DATASET = Path("nnUNet_raw") / "Dataset501_SBLDM"
 SHAPE = (2, 3, 4, 5)  # of latents
-PRESET = {"sampler": "ddim", "steps": 4, "eta": 0.0, "guidance": 1.0}
+PRESET = Sampling(sampler="ddim", steps=4, eta=0.0, guidance=1.0)
 
 
 def manifest(run: Path, dataset: Path = DATASET) -> list[dict[str, str]]:
@@ -491,7 +493,9 @@ def decoded(*parts: np.ndarray, brightness: float = 0.6, brain: np.ndarray | Non
 
 def model(labels: int = 1, intensities: tuple[float, float] = (100.0, 1000.0)) -> SimpleNamespace:
     """What `finish_pair` asks of a model."""
-    preset = {"data": {"channels": ["flair"], "labels": dict.fromkeys("abc"[:labels])}, "intensity": {"floor": 0.1}}
+    preset = load_preset("small", "copypaste").but(
+        data={"channels": ["flair"], "labels": dict.fromkeys("abc"[:labels], "all")}
+    )
     return SimpleNamespace(preset=preset, native=NATIVE, working=WORKING, constants={"intensities": [intensities]})
 
 
@@ -615,13 +619,13 @@ def test_a_pair_is_the_same_to_the_bit_in_any_company() -> None:
     for weights in network.parameters():
         weights.data += 0.1 * torch.randn_like(weights)
     shape, wanted, seeds = (2, 8, 10, 12), torch.randn(7, 9), list(range(7))
-    draw = PairSampler(Schedule(steps=20), shape, PRESET | {"batch": 4, "guidance": 1.5})
+    draw = PairSampler(Schedule(steps=20), shape, PRESET.but(batch=4, guidance=1.5))
     assert draw.batch == 4 and "batch" not in draw.settings
     together = draw(wanted, network, seeds)
     assert together.shape == (7, *shape) and len({row.sum().item() for row in together}) == 7
     for rows in ([3], [6, 0], [5, 4, 3, 2, 1, 0]):
         assert torch.equal(draw(wanted[rows], network, [seeds[i] for i in rows]), together[rows])
-    alone = PairSampler(Schedule(steps=20), shape, PRESET | {"guidance": 1.5})(wanted, network, seeds)
+    alone = PairSampler(Schedule(steps=20), shape, PRESET.but(guidance=1.5))(wanted, network, seeds)
     torch.testing.assert_close(alone, together, atol=1e-4, rtol=1e-4)
 
 

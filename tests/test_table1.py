@@ -27,6 +27,7 @@ from sbldm.pages.table1 import make_table1, report_rows, write_table1
 from sbldm.run.errors import InputError, StateError
 from sbldm.run.files import make_folder, read_json, write_csv, write_json
 from sbldm.run.folder import Run, load_preset
+from sbldm.run.preset import Preset
 
 TRAIN, HELD = [f"case_{k:02d}" for k in range(6)], ["held_0", "held_1"]
 DDIM = {"sampler": "ddim", "steps": 25, "eta": 0.0, "guidance": 1.0}
@@ -90,12 +91,12 @@ def write_run(
 ) -> Path:
     """A trained run with four pairs (three refused before) and its evaluation."""
     run = Run.at(folder)
-    preset = load_preset("demo", model) | values
+    preset = load_preset("demo", model).but(**values)
     run.save_preset(preset)
     write_lists(folder, {"train": TRAIN, "validation": HELD}, 0, "/somewhere/private")
-    stages = [stage for stage in ("autoencoder", "diffusion", "gan") if stage in preset]
+    stages = preset.stages
     for stage in stages:
-        row = {"epoch": 1, "iteration": preset[stage]["iterations"]}
+        row = {"epoch": 1, "iteration": preset.stage(stage).iterations}
         timed = {} if minutes is None else {"seconds": 60 * minutes / len(stages)}
         write_csv(folder / stage / "history.csv", [row | {"iteration": 1} | {k: 1 for k in timed}, row | timed])
     dataset = folder / "nnUNet_raw" / f"Dataset501_{model.upper()}"
@@ -126,11 +127,11 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         found = {"device": "Abacus", "threads": 2, "checkpoint_sha256": "abc", "seconds": 6.25, "best_seconds": 5.5}
         return found | {"best_batch": 4, "peak_bytes": 1_500_000_000, "added_bytes": 250_000_000}
 
-    def model_costs(preset: dict[str, Any]) -> dict[str, Any]:
-        steps = preset["sampling"].get("steps", 1)
+    def model_costs(preset: Preset, sampling: dict[str, Any]) -> dict[str, Any]:
+        steps = sampling.get("steps", getattr(preset.sampling, "steps", 1))
         sample = SimpleNamespace(parameters=3_000_000, counted=2_500_000, macs=2e9 * steps, flops=4e9 * steps)
         critic = SimpleNamespace(parameters=1_000_000, counted=750_000, macs=1.0, flops=2.0)
-        return {"sample": sample} | ({} if preset["model"] == "sbldm" else {"discriminator": critic})
+        return {"sample": sample} | ({} if preset.model == "sbldm" else {"discriminator": critic})
 
     monkeypatch.setattr(comparison, "measured", measured)
     monkeypatch.setattr(comparison, "model_costs", model_costs)
@@ -253,7 +254,7 @@ def test_pairs_of_weights_from_elsewhere_are_refused(tmp_path: Path) -> None:
 )
 def test_other_grids_channels_and_labels_are_refused(tmp_path: Path, part: str, key: str, value: Any) -> None:
     """What differs is said."""
-    usual = load_preset("demo")[part]
+    usual = getattr(load_preset("demo"), part).state()
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", **{part: usual | {key: value}})]
     with pytest.raises(StateError) as error:
         check_same_cases(read_entries([*map(str, runs)]))

@@ -35,6 +35,7 @@ from sbldm.diffusion import Schedule
 from sbldm.run.errors import InputError, OutputError, StateError
 from sbldm.run.files import sha256
 from sbldm.run.folder import Run, load_preset
+from sbldm.run.preset import NoiseLevels, Preset
 from sbldm.synthesis.model import Model
 from sbldm.training import (
     Continuing,
@@ -116,7 +117,7 @@ def history(run: Path, stage: str) -> list[dict[str, str]]:
 def test_killed_training_goes_on_bit_by_bit(tmp_path: Path, prepared_run: Path) -> None:
     """Both stages, each killed once, end as if never stopped: weights, averages, optimizer, history, latents."""
     (tmp_path / "a").mkdir()
-    preset = Run.at(prepared_run).preset
+    preset = Run.at(prepared_run).preset.state()
     short = {
         "autoencoder": preset["autoencoder"] | {"iterations": 60, "iterations_per_epoch": 10},
         "diffusion": preset["diffusion"] | {"iterations": 60, "iterations_per_epoch": 10},
@@ -170,7 +171,7 @@ class Scores:
 
 def checkpoint_of(folder: Path, loss: float, network: torch.nn.Module, **constants: Any) -> RunCheckpoint:
     """A checkpoint handler of a training whose validation loss is `loss`."""
-    return RunCheckpoint(folder, "autoencoder", {"name": "x", "data": 1}, constants, network, Scores(loss), {})
+    return RunCheckpoint(folder, "autoencoder", load_preset("demo"), constants, network, Scores(loss), {})
 
 
 def ended(epoch: int) -> SimpleNamespace:
@@ -277,7 +278,7 @@ def test_checkpoints_hold_tensors_and_plain_values(trained_run: Path, stage: str
         content = torch.load(trained_run / stage / f"{which}.pt", weights_only=True)
         assert {type(leaf) for leaf in leaves(content)} <= {torch.Tensor, int, float, str, bool, type(None)}
         assert content["format"] == FORMAT and content["stage"] == stage
-        assert content["preset"] == Run.at(trained_run).preset
+        assert content["preset"] == Run.at(trained_run).preset.state()
     best, last = (load_checkpoint(trained_run / stage / f"{which}.pt", stage) for which in ("best", "last"))
     assert sorted(last["states"]) == ["average"] * (stage == "diffusion") + ["lr_scheduler", "network", "optimizer"]
     assert min(row["val_loss"] for row in last["history"]) == pytest.approx(best["scores"]["loss"], abs=1e-6)
@@ -292,7 +293,7 @@ def test_diffusion_checkpoint_is_all_that_synthesis_needs(trained_run: Path) -> 
     constants, lists = content["constants"], read_run_lists(str(trained_run), content["preset"])
     assert constants["autoencoder_sha256"] == sha256(trained_run / "autoencoder" / "best.pt")
     assert constants["lists"] == lists and (len(lists["train"]), len(lists["validation"])) == (5, 1)
-    assert content["preset"]["diffusion"]["schedule"] == {"steps": 1000, "beta_start": 0.002, "beta_end": 0.02}
+    assert content["preset"].diffusion.schedule.state() == {"steps": 1000, "beta_start": 0.002, "beta_end": 0.02}
     assert constants["latent_shape"] == [3, 12, 16, 16]
 
     sidecars = [json.loads((trained_run / "prepared" / f"{name}.json").read_text()) for name in lists["train"]]
@@ -350,7 +351,7 @@ def test_diffusion_before_the_autoencoder(tmp_path: Path, prepared_run: Path) ->
 @pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
 def test_checkpoint_of_another_preset(tmp_path: Path, trained_run: Path, stage: str) -> None:
     """The file and the part that differs are named, and the checkpoint stays."""
-    changed = Run.at(trained_run).preset[stage] | {"learning_rate": 0.5}
+    changed = Run.at(trained_run).preset.stage(stage).state() | {"learning_rate": 0.5}
     run = copy_run(trained_run, tmp_path, **{stage: changed})
     before = snapshot(run)
     message = one_line(call("train", stage, "--run", run), 4)
@@ -479,7 +480,7 @@ def test_continuing() -> None:
 # --- latents --------------------------------------------------------------------------------------------------------
 
 
-def build_store(run: Path) -> tuple[LatentStore, dict[str, Any]]:
+def build_store(run: Path) -> tuple[LatentStore, Preset]:
     """The latent store of a run as stage 2 builds it."""
     preset = Run.at(run).preset
     return LatentStore.build(str(run), preset, read_run_lists(str(run), preset), CPU), preset
@@ -523,7 +524,7 @@ def test_latents_are_standardised_and_mirrored(tmp_path: Path, trained_run: Path
 
 def test_deformed_latents(tmp_path: Path, trained_run: Path) -> None:
     """Three copies of each training case, mirrored too, with the characteristics that their own masks have."""
-    diffusion = Run.at(trained_run).preset["diffusion"] | {"deformed": 1, "brains": 18}  # of five cases
+    diffusion = Run.at(trained_run).preset.diffusion.state() | {"deformed": 1, "brains": 18}  # of five cases
     run = copy_run(trained_run, tmp_path, leave_out="latents diffusion", mirror=True, diffusion=diffusion)
     store, preset = build_store(run)
     images, conditions = items_of(store.dataset("train", 0, "mean"))
@@ -545,12 +546,12 @@ def test_deformed_latents(tmp_path: Path, trained_run: Path) -> None:
     np.testing.assert_allclose(values[2, 0], known[0] * ratio[0])
     assert np.abs(values[1:4, 0] / known[0] - 1).max() < 0.25 and len(np.unique(values[:, 0])) == 4
     with pytest.raises(StateError, match="another value of deformed"):
-        LatentStore.build(str(run), preset | {"diffusion": diffusion | {"deformed": 2, "brains": 0}}, store.lists, CPU)
+        LatentStore.build(str(run), preset.but(diffusion=diffusion | {"deformed": 2, "brains": 0}), store.lists, CPU)
 
 
 def test_sampled_latents(tmp_path: Path, trained_run: Path) -> None:
     """In `sample` mode the statistics count the posterior variance, and items scatter around the mean by it."""
-    preset = Run.at(trained_run).preset
+    preset = Run.at(trained_run).preset.state()
     sampled = preset["diffusion"] | {"latent": "sample"}
     run = copy_run(trained_run, tmp_path, leave_out="latents diffusion", diffusion=sampled)
     store, _ = build_store(run)
@@ -654,7 +655,7 @@ STACKS = {
 
 def test_stacks_from_slices_to_pairs(trained_run: Path, tmp_path: Path) -> None:
     """Aggregated latents, positions' means, a flow, the request as a picture: to a volume."""
-    preset = load_preset(str(trained_run / "preset.yaml"))
+    preset = load_preset(str(trained_run / "preset.yaml")).state()
     network = preset["diffusion"]["network"] | {"picture": True, "coordinates": True}
     diffusion = preset["diffusion"] | {
         "network": network,
@@ -781,7 +782,7 @@ def test_velocity_of_a_flow() -> None:
 
 def test_levels_reach_the_times() -> None:
     """A batch has one time in each of its equal shares of the distribution that was asked for; seeds differ."""
-    schedule, levels = Schedule(kind="flow"), {"distribution": "logit_normal", "mean": 1.0, "std": 0.5}
+    schedule, levels = Schedule(kind="flow"), NoiseLevels(distribution="logit_normal", mean=1.0, std=0.5)
     _, (_, _, (times, _), _) = diffusion_batch(400, levels=levels, kind="flow")
     values = -schedule.half_log_snr(times)
     assert values.mean().item() == pytest.approx(1.0, abs=0.01) and values.std().item() == pytest.approx(0.5, abs=0.01)

@@ -9,7 +9,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-import yaml
 from conftest import BUNDLE, call, copy_run, one_line
 from safetensors import safe_open
 from test_synthesis import manifest
@@ -167,14 +166,14 @@ def test_a_training_goes_on_from_it(handed_on: Path, phantom_cases: Path, tmp_pa
     done = call("prepare", "--run", run, "--data", phantom_cases, "--init", handed_on)
     assert done.returncode == 0, done.stderr
     preset = Run.at(run).preset
-    assert preset["init"] == {"weights": str(handed_on), "sha256": held.sha256}
-    assert preset["diffusion"]["iterations"] == 400
-    assert preset["diffusion"]["learning_rate"] == held.preset["diffusion"]["learning_rate"] / 4
+    assert preset.init.state() == {"weights": str(handed_on), "sha256": held.sha256}
+    assert preset.diffusion.iterations == 400
+    assert preset.diffusion.learning_rate == held.preset.diffusion.learning_rate / 4
     for part, network in (("autoencoder", new_autoencoder(preset)), ("network", new_denoiser(preset, {}))):
         assert all(torch.equal(value, held.states[part][name]) for name, value in network.state_dict().items())
-    for stage in ("autoencoder", "diffusion", "regions"):
-        preset[stage] |= {"iterations": 20, "iterations_per_epoch": 10, "warm_up": 5}
-    (run / "preset.yaml").write_text(yaml.safe_dump({"preset": preset}))
+    short = {"iterations": 20, "iterations_per_epoch": 10, "warm_up": 5}
+    stages = ("autoencoder", "diffusion", "regions")
+    Run.at(run).save_preset(preset.but(**{stage: preset.stage(stage).but(**short) for stage in stages}))
     assert call("train", "--run", run).returncode == 0  # regions too
     constants = load_checkpoint(Run.at(run).checkpoint("regions"), "regions")["constants"]
     kept = ("latent_std", "normaliser", "tumours")
@@ -188,7 +187,7 @@ def test_a_training_goes_on_from_it(handed_on: Path, phantom_cases: Path, tmp_pa
     assert call("weights", "--run", run, "--out", again, *WORDS).returncode == 0
     passed_on = Weights.read(again)
     assert passed_on.about["cases"] == 10 and passed_on.about["data"] == "five phantoms; before that on five phantoms"
-    assert passed_on.seen.lists[1] == held.seen.lists[0] and "init" not in passed_on.preset
+    assert passed_on.seen.lists[1] == held.seen.lists[0] and passed_on.preset.init is None
     assert "brings its own preset" in one_line(
         call("prepare", "--run", run, "--data", phantom_cases, "--init", handed_on, "--minutes", 5), 2
     )
@@ -203,8 +202,8 @@ def test_what_comes_with_the_package() -> None:
     assert held.about["cases"] == 100 and len(held.seen.lists[0][1]) == 200
     assert b"BraTS20_" not in file.read_bytes()
     small = load_preset("small")
-    assert held.preset["diffusion"]["network"] == small["diffusion"]["network"]
-    assert held.preset["autoencoder"] == small["autoencoder"] and held.preset["regions"] == small["regions"]
+    assert held.preset.diffusion.network == small.diffusion.network
+    assert held.preset.autoencoder == small.autoencoder and held.preset.regions == small.regions
     grid = Model.load("nowhere", CPU, weights="shipped").native
     assert (grid.size, grid.spacing) == ((240, 240, 155), (1.0, 1.0, 1.0))
 

@@ -8,14 +8,14 @@ voxels (`from_means`), whose rim is as dark as that of the real brain, and a mas
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage
 
 from sbldm.cases.geometry import NativeGrid, from_means, to_native
 from sbldm.cases.intensity import to_scanner
+from sbldm.run.preset import Intensity
 
 __all__ = ["body_of", "native_brain", "native_image", "native_labels"]
 
@@ -51,7 +51,7 @@ def native_image(
     scaled: np.ndarray,
     working: NativeGrid,
     native: NativeGrid,
-    intensity: Mapping[str, Any],
+    intensity: Intensity,
     limits: Sequence[float],
 ) -> np.ndarray:
     """One channel `[X, Y, Z]` in [0, 1] on the native grid, in the units of `limits` (see `to_scanner`).

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from sbldm.run.preset import Intensity
+
 __all__ = [
     "BRIGHTEST",
     "SPREAD",
@@ -36,7 +38,7 @@ Range = tuple[float, float]
 
 
 def scale_intensity(
-    image: np.ndarray, brain: np.ndarray, intensity: Mapping[str, Any]
+    image: np.ndarray, brain: np.ndarray, intensity: Intensity
 ) -> tuple[np.ndarray, tuple[float, float]]:
     """Map the two percentiles inside the brain to `floor` and 1 - `shoulder`, lower values to `floor`; background to 0.
 
@@ -47,12 +49,12 @@ def scale_intensity(
     Args:
         image: `[X, Y, Z]`.
         brain: `[X, Y, Z]` bool.
-        intensity: `percentiles`, `floor` and, 0 where it is missing, `shoulder` of a preset.
+        intensity: of a preset.
 
     Returns:
         the scaled image `[X, Y, Z]` float32 and the two intensities (scanner units) that undo it (`to_scanner`).
     """
-    low, high = np.percentile(image[brain], intensity["percentiles"])
+    low, high = np.percentile(image[brain], intensity.percentiles)
     floor, top, bend = _scale(intensity)
     unit = to_unit(image, low, high).clip(0, 1 + REACH)
     over = (unit - 1).clip(0)
@@ -60,7 +62,7 @@ def scale_intensity(
     return np.where(brain, scaled, 0).astype(np.float32), (float(low), float(high))
 
 
-def to_scanner(scaled: np.ndarray, limits: Sequence[float], intensity: Mapping[str, Any]) -> np.ndarray:
+def to_scanner(scaled: np.ndarray, limits: Sequence[float], intensity: Intensity) -> np.ndarray:
     """The inverse of `scale_intensity`: `floor` becomes the first of `limits`, 1 - `shoulder` the second.
 
     The shoulder is undone up to `BRIGHT` alone: it is steep there, and the noise of a model would turn into sparks.
@@ -74,9 +76,9 @@ def to_scanner(scaled: np.ndarray, limits: Sequence[float], intensity: Mapping[s
     return low + unit * (high - low)
 
 
-def _scale(intensity: Mapping[str, Any]) -> tuple[float, float, float]:
+def _scale(intensity: Intensity) -> tuple[float, float, float]:
     """Floor, what the upper percentile becomes, and the excess at which the shoulder is half used up."""
-    floor, shoulder = intensity["floor"], intensity.get("shoulder", 0.0)
+    floor, shoulder = intensity.floor, intensity.shoulder
     top = 1 - shoulder
     return floor, top, shoulder / (top - floor) or 1.0
 

@@ -19,6 +19,7 @@ from sbldm.cases.prepare import known_sidecar, prepare_cases, read_sidecar
 from sbldm.run.errors import DataError, InputError, OutputError, StateError
 from sbldm.run.files import read_json, user_path, write_csv, write_json
 from sbldm.run.folder import Run
+from sbldm.run.preset import Data, Preset
 from sbldm.run.progress import progress
 from sbldm.run.text import some
 
@@ -39,7 +40,7 @@ USES = {
 def prepare_run(
     data: str | Path | None,
     run: Run,
-    preset: dict[str, Any],
+    preset: Preset,
     cases: str | Path | None = None,
     validation_cases: str | Path | None = None,
     seed: int = 0,
@@ -72,8 +73,8 @@ def prepare_run(
         raise InputError(
             "--data is missing: sbldm prepare --data /path/to/cases --run runs/mine (or get some: sbldm download)."
         )
-    preset = preset | {"data": _with_scheme(preset["data"], labels)}
-    source, root = Source.from_config(**preset["data"]), user_path(data)
+    preset = preset.but(data=_with_scheme(preset.data, labels))
+    source, root = Source.from_config(**dict(preset.data)), user_path(data)
     asked = read_case_list(cases) if cases else []
     held_back = read_case_list(validation_cases) if validation_cases else []
     found = find_cases(root, source, [*asked, *held_back] if asked else None)
@@ -103,7 +104,7 @@ def prepare_run(
     write_csv(run.folder / "preflight.csv", [asdict(f) | {"mend": f.mend} for f in findings], columns)
     if anew:
         shutil.rmtree(run.gate, ignore_errors=True)  # measured on them
-    sidecars = prepare_cases(usable, run.prepared, preset["data"], preset["grid"], preset["intensity"], workers, anew)
+    sidecars = prepare_cases(usable, run.prepared, preset.data, preset.grid, preset.intensity, workers, anew)
     write_json(run.folder / FILES, {n: {"stamp": stamps[n]} | i.state() for n, i in identities.items()})
     cropped = [s["case"] for s in sidecars if s["cropped"]]
     if cropped:
@@ -113,10 +114,10 @@ def prepare_run(
     print(f"{run.folder}: {len(lists['train'])} cases to train on, {len(lists['validation'])} held back.")
 
 
-def _with_scheme(data: dict[str, Any], labels: str) -> dict[str, Any]:
+def _with_scheme(data: Data, labels: str) -> dict[str, Any]:
     """The `data` of a preset with the label scheme asked for, as JSON keeps it; `auto` is told by there being none."""
-    scheme = read_scheme(labels) if labels else check_scheme(data.get("scheme", "auto"), "scheme")
-    kept = {key: value for key, value in data.items() if key != "scheme"}
+    scheme = read_scheme(labels) if labels else check_scheme(data.scheme, "scheme")
+    kept = {key: value for key, value in data.state().items() if key != "scheme"}
     if isinstance(scheme, str):
         return kept if scheme == "auto" else kept | {"scheme": scheme}
     return kept | {"scheme": {str(number): tissue for number, tissue in scheme.items()}}
@@ -199,7 +200,7 @@ def original_cases(run: Run, role: str, data: str | Path | None = None) -> list[
     root = data or read_lists_file(run.folder)["data"]
     if not root or not user_path(root).is_dir():
         raise InputError(f"--data {root}: the cases of {run.folder} are not there; say where by --data FOLDER.")
-    cases = find_cases(user_path(root), Source.from_config(**run.preset["data"]), names)
+    cases = find_cases(user_path(root), Source.from_config(**dict(run.preset.data)), names)
     check_unchanged(run, cases)
     return cases
 
@@ -219,7 +220,7 @@ def check_unchanged(run: Run, cases: Sequence[Case]) -> dict[str, Identity]:
     mend = "put the old file back, or " + (
         "choose another --run" if _used(run) else f"run `sbldm prepare --run {run.folder} --data ..` again"
     )
-    source, known = Source.from_config(**run.preset["data"]), _last_read(run)
+    source, known = Source.from_config(**dict(run.preset.data)), _last_read(run)
     stamps, found = _stamps(cases), {}
     for case in progress(cases, "Reading the original cases", unit="case"):
         sidecar = read_sidecar(run.prepared, case.name)

@@ -19,6 +19,7 @@ from sbldm.cases.intensity import scale_intensity
 from sbldm.cases.layouts import Case, Source, read_arrays
 from sbldm.run.errors import StateError
 from sbldm.run.files import atomic_path, clear_partial, read_json, read_npz, write_csv, write_json
+from sbldm.run.preset import Data, Grid, Intensity
 from sbldm.run.room import check_room
 from sbldm.run.workers import map_in_processes
 from sbldm.tumour.characteristics import NAMES, measure, to_dict
@@ -67,7 +68,7 @@ class Gridded:
         affine: np.ndarray,
         count: int,
         grid: WorkingGrid,
-        intensity: dict[str, Any],
+        intensity: Intensity,
     ) -> Gridded:
         """Bring image `[C, X, Y, Z]` and labels `[X, Y, Z]`, of which there are `count`, onto the working grid."""
         brain = (image != 0).any(axis=0)
@@ -87,16 +88,16 @@ class Gridded:
         working = grid.placed(centre, oriented.GetDirection())
         return cls(np.stack(channels), occupancy, native, working, intensities, extents)
 
-    def characteristics(self, labels: np.ndarray, intensity: dict[str, Any]) -> np.ndarray:
+    def characteristics(self, labels: np.ndarray, intensity: Intensity) -> np.ndarray:
         """Those `[9]` of the mask that the occupancy makes on the native grid (`native_labels`), in the frame of the
         working grid; of `labels` where nothing comes back of it.
         """
-        outline = native_brain(body_of(self.image, intensity["floor"]), self.working, self.native)
+        outline = native_brain(body_of(self.image, intensity.floor), self.working, self.native)
         drawn, _ = native_labels(self.occupancy / np.float32(255), outline, self.working, self.native)
         return measure((drawn if drawn.any() else labels) > 0, self.native.frame(self.working))
 
 
-def prepare_case(case: Case, source: Source, grid: WorkingGrid, intensity: dict[str, Any]) -> dict[str, Any]:
+def prepare_case(case: Case, source: Source, grid: WorkingGrid, intensity: Intensity) -> dict[str, Any]:
     """Bring one case onto the working grid.
 
     Returns:
@@ -124,7 +125,7 @@ def _one_thread() -> None:
 
 
 def _prepare_to(folder: Path, settings: dict[str, Any], source: Source, grid: WorkingGrid, case: Case) -> None:
-    prepared = prepare_case(case, source, grid, settings["intensity"])
+    prepared = prepare_case(case, source, grid, Intensity(**settings["intensity"]))
     with atomic_path(folder / f"{case.name}.npz") as temporary:
         np.savez_compressed(temporary, image=prepared["image"].astype(np.float16), occupancy=prepared["occupancy"])
     # Last, as it marks the case done.
@@ -134,9 +135,9 @@ def _prepare_to(folder: Path, settings: dict[str, Any], source: Source, grid: Wo
 def prepare_cases(
     cases: Sequence[Case],
     folder: Path,
-    data: dict[str, Any],
-    grid: dict[str, Any],
-    intensity: dict[str, Any],
+    data: Data,
+    grid: Grid,
+    intensity: Intensity,
     workers: int,
     anew: Collection[str] = (),
 ) -> list[dict[str, Any]]:
@@ -152,7 +153,7 @@ def prepare_cases(
     Raises:
         StateError: a case in `folder` was prepared with other values.
     """
-    settings = {"data": data, "grid": grid, "intensity": intensity}
+    settings = {"data": data.state(), "grid": grid.state(), "intensity": intensity.state()}
     clear_partial(folder)
     held = {case.name: known_sidecar(folder, case.name) for case in cases}
     for name, sidecar in held.items():
@@ -165,9 +166,11 @@ def prepare_cases(
         case for case in cases if case.name in anew or not held[case.name] or not (folder / f"{case.name}.npz").exists()
     ]
     if missing:
-        work = partial(_prepare_to, folder, settings, Source.from_config(**data), WorkingGrid.from_config(**grid))
-        voxels = float(np.prod(grid["size"]))
-        a_case = voxels * (2 * len(data["channels"]) + len(data["labels"])) * PACKED
+        work = partial(
+            _prepare_to, folder, settings, Source.from_config(**dict(data)), WorkingGrid.from_config(**dict(grid))
+        )
+        voxels = float(np.prod(grid.size))
+        a_case = voxels * (2 * len(data.channels) + len(data.labels)) * PACKED
         check_room(folder, len(missing) * a_case, "choose another --run")
         try:
             map_in_processes(work, missing, workers, "Preparing cases", begin=_one_thread)

@@ -39,11 +39,12 @@ from sbldm.metrics.similarity import ssim
 from sbldm.metrics.slices import slice_measures
 from sbldm.metrics.tumours import tumour_measures
 from sbldm.metrics.volumes import evaluation_grid, read_volume
-from sbldm.networks import StackVAE, build_autoencoder, build_denoiser, latent_shape
+from sbldm.networks import StackVAE, build_autoencoder, build_denoiser
 from sbldm.run.device import fast_bfloat16
 from sbldm.run.errors import InputError
 from sbldm.run.files import atomic_path, write_nifti
 from sbldm.run.folder import load_preset
+from sbldm.run.preset import Preset
 from sbldm.synthesis import PairSampler
 from sbldm.synthesis.pairs import finish
 from sbldm.training import AutoencoderLoss, MixedPrecision, choose_device
@@ -59,14 +60,13 @@ class Parts:
         self.device, self.preset = choose_device(), load_preset(name)
         self.autoencoder = build_autoencoder(self.preset).to(self.device)
         self.denoiser = build_denoiser(self.preset).to(self.device)
-        self.shape, self.mixed = latent_shape(self.preset), MixedPrecision()
+        self.shape, self.mixed = self.preset.latent_shape, MixedPrecision()
 
     def autoencoder_step(self, batch: int | None = None) -> Step:
         """Forward and backward pass of stage 1, with its loss."""
-        values, size = self.preset["autoencoder"], self.preset["grid"]["size"]
-        depth = values.get("depth", 1)
-        plane = values.get("crop") or size[:2]
-        n = (batch or values["batch_size"]) * depth
+        values, size = self.preset.autoencoder, self.preset.grid.size
+        depth, plane = values.depth, values.crop or size[:2]
+        n = (batch or values.batch_size) * depth
         slices = torch.rand(n, self.autoencoder.in_channels, *plane, device=self.device) * 2 - 1
         more = [torch.arange(n, device=self.device) % size[2]]
         more += [depth] if isinstance(self.autoencoder, StackVAE) else []
@@ -75,9 +75,9 @@ class Parts:
 
     def diffusion_step(self, batch: int | None = None, encode: bool = False) -> Step:
         """Forward and backward pass of stage 2; with `encode` after encoding the volumes, as the authors did."""
-        n = batch or self.preset["diffusion"]["batch_size"]
+        n = batch or self.preset.diffusion.batch_size
         latents = torch.randn(n, *self.shape, device=self.device)
-        volume = np.random.default_rng(0).uniform(-1, 1, (self.autoencoder.in_channels, *self.preset["grid"]["size"]))
+        volume = np.random.default_rng(0).uniform(-1, 1, (self.autoencoder.in_channels, *self.preset.grid.size))
         times, condition = torch.zeros(n, device=self.device), torch.randn(n, 9, device=self.device)
 
         def step() -> None:
@@ -91,7 +91,7 @@ class Parts:
     def draw(self, batch: int = 1) -> Step:
         """Noise to volumes, so many at once."""
         early, asked = self.denoiser, {"batch": batch}  # early weights of a guide are as dear
-        sampler = PairSampler(Schedule.of_preset(self.preset), self.shape, self.preset["sampling"], asked, early)
+        sampler = PairSampler(Schedule.of_preset(self.preset), self.shape, self.preset.sampling, asked, early)
         condition = torch.randn(batch, 9, device=self.device)
         return lambda: [self.decode(z) for z in sampler(condition, self.denoiser.eval(), list(range(batch)))]
 
@@ -147,12 +147,12 @@ def monai_pair() -> Step:
 
 
 @contextmanager
-def native_case(preset: dict[str, Any]) -> Iterator[tuple[Case, Source, WorkingGrid]]:
+def native_case(preset: Preset) -> Iterator[tuple[Case, Source, WorkingGrid]]:
     """A phantom on the grid of BraTS."""
     with tempfile.TemporaryDirectory() as folder:
         write_phantoms(Path(folder), 1, shape=(240, 240, 155), spacing=1.0, progress=False)
-        source = Source.from_config(**preset["data"])
-        yield find_cases(Path(folder), source)[0], source, WorkingGrid.from_config(**preset["grid"])
+        source = Source.from_config(**dict(preset.data))
+        yield find_cases(Path(folder), source)[0], source, WorkingGrid.from_config(**dict(preset.grid))
 
 
 def case_steps(name: str) -> Iterator[Step]:
@@ -162,9 +162,9 @@ def case_steps(name: str) -> Iterator[Step]:
         if name == "pre-flight of a native case":
             yield lambda: inspect_case(case, source)
         elif name == "preparation of a native case":
-            yield lambda: prepare_case(case, source, grid, preset["intensity"])
+            yield lambda: prepare_case(case, source, grid, preset.intensity)
         elif name == "bringing a pair to the native grid, and writing it":
-            made = prepare_case(case, source, grid, preset["intensity"])
+            made = prepare_case(case, source, grid, preset.intensity)
             native, working = (NativeGrid.from_state(made["sidecar"][part]) for part in ("native", "working"))
             volume = 2 * np.concatenate([made["image"], made["occupancy"] / np.float32(255)]) - 1
 

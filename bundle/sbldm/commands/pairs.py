@@ -50,7 +50,7 @@ def train(asked: Preparation, stage: str) -> None:
     if asked.init and is_prepared(run):
         from sbldm.training.weights import Weights
 
-        if (run.preset.get("init") or {}).get("sha256") != Weights.read(asked.init, "--init").sha256:
+        if getattr(run.preset.begins_with, "sha256", None) != Weights.read(asked.init, "--init").sha256:
             raise StateError(
                 f"{run.folder}: was prepared without these weights; choose another --run to go on from them."
             )
@@ -59,9 +59,9 @@ def train(asked: Preparation, stage: str) -> None:
     elif asked.data:
         check_same_data(run, asked.data)
     preset = run.preset  # says what to do when nothing is prepared
-    if asked.model and asked.model != preset["model"]:
+    if asked.model and asked.model != preset.model:
         raise StateError(
-            f"{run.folder}: holds a run of the model {preset['model']}, not of {asked.model}; choose another --run."
+            f"{run.folder}: holds a run of the model {preset.model}, not of {asked.model}; choose another --run."
         )
     stages = kind_of(preset).stages
     if stage == "regions":
@@ -70,13 +70,13 @@ def train(asked: Preparation, stage: str) -> None:
         return
     if stage not in ("all", *stages):
         known = f"has the trainings {', '.join(stages)}" if stages else "trains nothing"
-        raise InputError(f"{stage}: the model {preset['model']} {known}.")
+        raise InputError(f"{stage}: the model {preset.model} {known}.")
     if not stages:
-        print(f"{run.folder}: the model {preset['model']} trains nothing; go on: {run.to_draw()}.")
+        print(f"{run.folder}: the model {preset.model} trains nothing; go on: {run.to_draw()}.")
     for own in stages:
         if stage in ("all", own):
             _bundle(configs_of(preset, own), "training", run, seed=asked.seed)
-    if stage == "all" and preset.get("init"):  # its network knows regions, and is to keep them
+    if stage == "all" and preset.begins_with:  # its network knows regions, and is to keep them
         _bundle(configs_of(preset, "regions"), "training", run, seed=asked.seed)
 
 
@@ -91,7 +91,7 @@ def synth(asked: Drawing) -> None:
     count_pairs(asked.n, len(requests) if table not in (None, GAPS) else 0)  # before any model is loaded
     _train_is_prepared(asked.canvas, run)
     file = _weights(asked.weights, run)
-    model = "sbldm" if file else run.preset["model"]
+    model = "sbldm" if file else run.preset.model
     name = asked.name or (_plain(file) if file else model.upper())
     if model == "copypaste":
         from sbldm.pages import show_pairs

@@ -73,7 +73,7 @@ def _cases(option: str, folder: Path | None, names: Path | None, source: Source)
 def _settings(asked: Question) -> Settings:
     out, run, folder = _out(asked), _run(asked), _pairs(asked)
     if run:
-        source = Source.from_config(**run.preset["data"])
+        source = Source.from_config(**dict(run.preset.data))
         real = {role: original_cases(run, name, asked.data) for role, name in ROLES.items()}
         origin = {"run": run.folder.name}
     else:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 from scipy.special import logit
 from scipy.stats import truncnorm
+
+from sbldm.run.preset import NoiseLevels, Preset
 
 __all__ = ["KINDS", "PREDICTIONS", "Schedule"]
 
@@ -54,9 +55,9 @@ class Schedule:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {self.kind}.")
 
     @classmethod
-    def of_preset(cls, preset: dict[str, Any]) -> Schedule:
+    def of_preset(cls, preset: Preset) -> Schedule:
         """The process that a preset describes."""
-        return cls(**preset["diffusion"]["schedule"], prediction=preset["diffusion"]["prediction"])
+        return cls(**dict(preset.diffusion.schedule), prediction=preset.diffusion.prediction)
 
     def state(self) -> dict[str, float | int | str]:
         """Plain values for the checkpoint."""
@@ -115,7 +116,7 @@ class Schedule:
             return x - sigma * output, x + alpha * output
         return alpha * x - sigma * output, alpha * output + sigma * x
 
-    def training_times(self, n: int, levels: dict[str, Any] | None = None) -> torch.Tensor:
+    def training_times(self, n: int, levels: NoiseLevels | None = None) -> torch.Tensor:
         """Random times `[n]` for a batch, float64, stratified: one in each n-th of their distribution.
 
         Each is distributed as asked by itself, and the loss of small batches varies less.
@@ -127,9 +128,8 @@ class Schedule:
                 it is; EDM's log-normal, arXiv 2206.00364).
         """
         u = (torch.randperm(n).double() + torch.rand(1, dtype=torch.float64)) / n
-        levels = levels or {"distribution": "uniform"}
-        if levels["distribution"] == "uniform":
+        if levels is None or levels.distribution == "uniform":
             return (u * self.steps).floor().clamp(max=self.steps - 1)
-        mean, std = levels["mean"], levels["std"]
+        mean, std = levels.mean, levels.std
         ends = (-self._half_log_snr[[0, -1]] - mean) / std  # cut off there, so that neither is a heap of times
         return torch.from_numpy(self.time_at(-mean - std * truncnorm.ppf(u.numpy(), *ends)))

@@ -79,9 +79,9 @@ def _training(entry: Entry) -> dict[str, Any]:
     spent = {name: sum(float(row.get(name) or "nan") for row in last.values()) / 60 for name in CLOCKS}
     return {
         **{CLOCKS[name]: value if math.isfinite(value) else None for name, value in spent.items()},
-        "aim": run.preset["minutes"],
+        "aim": run.preset.minutes,
         "iterations": {stage: int(row["iteration"]) for stage, row in last.items() if row.get("iteration")},
-        "planned": {stage: run.preset[stage]["iterations"] for stage in stages},
+        "planned": {stage: run.preset.stage(stage).iterations for stage in stages},
     }
 
 
@@ -108,9 +108,9 @@ def _cost(entry: Entry, drawn: float | None, device: str) -> dict[str, Any]:
     if not MODELS[entry.model].stages:
         return found
     preset = entry.run.preset
-    costs = model_costs(preset | {"sampling": preset["sampling"] | entry.sampling})
+    costs = model_costs(preset, entry.sampling)
     trained = [costs[part] for part in ("sample", "discriminator") if part in costs]
-    usual = preset["sampling"]
+    usual = preset.sampling.state()
     asked = {name: value for name, value in entry.sampling.items() if name in usual and usual[name] != value}
     timed = measured(
         entry.run, device, sampling=asked, **(QUICK if entry.sampling.get("steps", 0) > MANY_STEPS else {})
@@ -142,7 +142,7 @@ def row_of(entry: Entry, device: str) -> dict[str, Any]:
         "run": entry.name.partition(":")[0],
         "dataset": entry.dataset.name,
         "model": entry.model,
-        "preset": preset["name"],
+        "preset": preset.name,
         "conditional": MODELS[entry.model].conditional,
         "sampling": entry.sampling,
         "checkpoint_sha256": entry.settings.get("checkpoint_sha256", ""),

@@ -38,14 +38,13 @@ from sbldm.networks import (
     build_denoiser,
     build_discriminator,
     build_generator,
-    channels_of,
-    latent_shape,
 )
 from sbldm.run.device import choose_device
 from sbldm.run.errors import DataError, InputError, OutputError, StateError
 from sbldm.run.files import read_json, sha256, user_path, write_json
 from sbldm.run.folder import Run
 from sbldm.run.models import kind_of
+from sbldm.run.preset import Preset
 from sbldm.run.workers import killed_with_parent
 from sbldm.synthesis.model import Model, Sampler
 from sbldm.tumour.characteristics import NAMES
@@ -111,8 +110,12 @@ def empty(*shape: int) -> torch.Tensor:
     return torch.empty(1, *shape, device="meta")
 
 
-def model_costs(preset: dict[str, Any]) -> dict[str, Cost]:
+def model_costs(preset: Preset, sampling: Mapping[str, Any] | None = None) -> dict[str, Cost]:
     """What each part of a model costs for one volume of its working grid.
+
+    Args:
+        preset: of the model.
+        sampling: `steps` and `guidance` in place of the preset's.
 
     Returns:
         By name of the part, where the model has it; nothing for a model without networks:
@@ -124,16 +127,16 @@ def model_costs(preset: dict[str, Any]) -> dict[str, Cost]:
         the decoding; the size of denoiser and autoencoder, its encoder included. For a GAN one call of the generator.
         `discriminator`: one call on a volume. It plays no part in sampling and is not in the size of `sample`.
     """
-    stages = kind_of(preset).stages
-    volume = empty(channels_of(preset), *preset["grid"]["size"])
+    stages = preset.stages
+    volume = empty(preset.all_channels, *preset.grid.size)
     with torch.device("meta"):
         if "gan" in stages:
             generator = build_generator(preset)
             costs = {"sample": count(generator, empty(generator.noise))}
         else:
-            costs = _latent_costs(preset, volume) if stages else {}
+            costs = _latent_costs(preset, volume, sampling or {}) if stages else {}
         for stage in stages:
-            if "discriminator" in preset[stage]:
+            if hasattr(preset.stage(stage), "discriminator"):
                 costs["discriminator"] = count(build_discriminator(preset, stage), volume)
     return costs
 
@@ -143,13 +146,13 @@ def _slices(volume: torch.Tensor) -> torch.Tensor:
     return torch.movedim(volume[0], -1, 0)
 
 
-def _latent_costs(preset: dict[str, Any], volume: torch.Tensor) -> dict[str, Cost]:
+def _latent_costs(preset: Preset, volume: torch.Tensor, sampling: Mapping[str, Any]) -> dict[str, Cost]:
     """`model_costs` of a latent diffusion model, for a volume `[1, C + L, X, Y, Z]`."""
     autoencoder, denoiser = build_autoencoder(preset), build_denoiser(preset)
-    latents = empty(*latent_shape(preset))
+    latents = empty(*preset.latent_shape)
     pixels, codes, positions = volume, latents, ()
     if isinstance(autoencoder, SliceVAE):  # every slice is one of a batch
-        pixels, depth = _slices(volume), preset["grid"]["size"][2]
+        pixels, depth = _slices(volume), preset.grid.size[2]
         stacked = isinstance(autoencoder, StackVAE)
         codes, positions = latents if stacked else _slices(latents), (torch.empty(depth), *[depth] * stacked)
     costs = {
@@ -157,7 +160,7 @@ def _latent_costs(preset: dict[str, Any], volume: torch.Tensor) -> dict[str, Cos
         "step": count(denoiser, latents, empty(), empty(len(NAMES))),
         "decode": count(autoencoder, codes, *positions, call="decode"),
     }
-    sampling = preset["sampling"]
+    sampling = dict(preset.sampling) | sampling
     evaluations = sampling["steps"] * (1 if sampling["guidance"] == 1 else 2)
     costs["sample"] = costs["step"].repeated(evaluations) + costs["decode"]
     return costs

@@ -115,7 +115,7 @@ def _entry(text: str) -> Entry:
     dataset, manifest = found[0].parent, Manifest(found[0].parent)
     settings = manifest.settings if manifest.has_settings else {}
     model = settings.get("model") or settings.get("generator") or "sbldm"
-    if not settings or model not in (run.preset["model"], "copypaste"):
+    if not settings or model not in (run.preset.model, "copypaste"):
         raise StateError(
             f"{dataset / 'synthesis.json'}: does not say that this run drew these pairs; draw them into another "
             f"--dataset: {run.to_draw()}."
@@ -165,8 +165,9 @@ def _differences(a: Entry, b: Entry) -> str:
     """In what the cases or grids of two entries differ, in words; empty where they are the same."""
     presets = (a.run.preset, b.run.preset)
     for part in ("data", "grid"):
-        for key in presets[0][part]:
-            values = [preset[part].get(key) for preset in presets]
+        ours, theirs = (dict(getattr(preset, part)) for preset in presets)
+        for key, value in ours.items():
+            values = value, theirs[key]
             if values[0] != values[1]:
                 return f"{part}.{key} is {values[0]} in the first and {values[1]} in the second"
     found = []

@@ -16,7 +16,6 @@ from sbldm.networks import (
     build_autoencoder,
     build_denoiser,
     build_discriminator,
-    latent_shape,
 )
 from sbldm.run.files import atomic_path, make_folder, write_csv
 from sbldm.run.folder import load_preset
@@ -215,10 +214,9 @@ def _variant_rows() -> list[dict[str, Any]]:
     rows = []
     for method, model, name, sampling in VARIANTS:
         preset = load_preset(name, model)
-        preset["sampling"] |= sampling
-        latents = "x".join(map(str, latent_shape(preset))) if "autoencoder" in preset else ""
-        steps = preset["sampling"].get("steps", 1)
-        rows.append(_variant_row(method, f"{model}/{name}", latents, steps, model_costs(preset)))
+        latents = "x".join(map(str, getattr(preset, "latent_shape", ())))
+        steps = sampling.get("steps", getattr(preset.sampling, "steps", 1))
+        rows.append(_variant_row(method, f"{model}/{name}", latents, steps, model_costs(preset, sampling)))
     step = count(pixel_ddpm(), empty(*VOLUME), empty())
     costs = {"step": step, "sample": step.repeated(1000)}
     return [*rows, _variant_row("3-D DDPM on voxels, never trained", "", "", 1000, costs)]

@@ -29,12 +29,10 @@ import shutil
 import statistics
 import subprocess
 import sys
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import yaml
 from matplotlib.figure import Figure
 
 from sbldm.cases.lists import read_lists
@@ -43,6 +41,7 @@ from sbldm.run.errors import InputError, SbldmError, StateError
 from sbldm.run.files import atomic_path, make_folder, write_csv
 from sbldm.run.folder import Run
 from sbldm.run.manifest import Manifest
+from sbldm.run.preset import Preset, check_preset
 from sbldm.run.workers import killed_with_parent
 from sbldm.training.checkpoints import read_history, unfinished
 from sbldm.training.deformation import copies_of_each
@@ -71,22 +70,22 @@ COLUMNS = {  # of the table: scores by their protocol
 }
 
 
-def changed(preset: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+def changed(preset: Preset, changes: dict[str, Any]) -> Preset:
     """A preset with some values replaced, named by dotted keys; a mapping is replaced as a whole.
 
     Raises:
-        InputError: a key leads nowhere.
+        InputError: a key leads nowhere, or the result is no preset.
     """
-    preset = deepcopy(preset)
+    values = preset.state()
     for key, value in changes.items():
         *path, last = key.split(".")
-        place = preset
+        place = values
         for part in path:
             if not isinstance(place.get(part), dict):
                 raise InputError(f"{key}: the preset has no {part}.")
             place = place[part]
         place[last] = value
-    return preset
+    return check_preset(values, f"{', '.join(changes)}: ")
 
 
 def main_table(rows: list[dict[str, Any]]) -> str:
@@ -197,7 +196,7 @@ class Ablation:
         changes = dict(self.plan["variants"][name] or {})
         share, run = changes.pop("budget", 1.0), self._folder(name)
         if not (run.folder / "preset.yaml").is_file():
-            self._begin(run, changed(changed(self.base.preset, self.plan.get("common") or {}), changes))
+            self._begin(run, changed(self.base.preset, (self.plan.get("common") or {}) | changes))
         if "budget" in self.plan:
             self._train(name, run, changes, share)
         every = (self.plan.get("common") or {}) | changes  # a trained model has its own preset: it is told these
@@ -223,13 +222,13 @@ class Ablation:
                 continue  # the budget of the other stage, set since, is a change that a training would refuse
             self._call("train", stage, f"--run={run.folder}")
 
-    def _begin(self, run: Run, preset: dict[str, Any]) -> None:
+    def _begin(self, run: Run, preset: Preset) -> None:
         """A run folder on the cases of the base."""
         make_folder(run.folder)
         for part in SHARED if "budget" in self.plan else (*SHARED, *TRAINED):
             if not (run.folder / part).exists():
                 (run.folder / part).symlink_to((self.base.folder / part).resolve())
-        _write(run, preset)
+        run.save_preset(preset)
 
     def _share_autoencoder(self, run: Run) -> None:
         """Take stage 1 of the first variant; latents of the same brains too, however they are centred then."""
@@ -237,12 +236,12 @@ class Ablation:
             return
         first = self._finished(self.first)
         cases = len(read_lists(run.folder)["train"])
-        one, other = (copies_of_each(preset["diffusion"], cases) for preset in (first.preset, run.preset))
+        one, other = (copies_of_each(preset.diffusion, cases) for preset in (first.preset, run.preset))
         for part in ("autoencoder", *["latents"] * (one == other)):
             shutil.copytree(first.folder / part, run.folder / part, dirs_exist_ok=True)
         for name in ("constants.json", "autoencoder.json"):
             (run.latents / name).unlink(missing_ok=True)
-        _write(run, run.preset | {"autoencoder": first.preset["autoencoder"]})
+        run.save_preset(run.preset.but(autoencoder=first.preset.autoencoder))
         shutil.copy(_mark(first, "autoencoder"), _mark(run, "autoencoder"))
 
     def _budget(self, run: Run, stage: str, seconds: float) -> None:
@@ -250,13 +249,14 @@ class Ablation:
         preset, spent = run.preset, []
         for trial in TRIALS:
             shutil.rmtree(run.folder / stage, ignore_errors=True)  # of a trial
-            _write(run, changed(preset, {f"{stage}.iterations": trial, f"{stage}.iterations_per_epoch": trial}))
+            run.save_preset(changed(preset, {f"{stage}.iterations": trial, f"{stage}.iterations_per_epoch": trial}))
             self._call("train", stage, f"--run={run.folder}")
             spent.append(float(read_history(run, stage)[-1]["cpu_seconds"]))
         shutil.rmtree(run.folder / stage)
         speed = (TRIALS[1] - TRIALS[0]) / (spent[1] - spent[0])
         epoch = max(1, round(seconds * speed / EPOCHS))
-        _write(run, changed(preset, {f"{stage}.iterations": EPOCHS * epoch, f"{stage}.iterations_per_epoch": epoch}))
+        found = {f"{stage}.iterations": EPOCHS * epoch, f"{stage}.iterations_per_epoch": epoch}
+        run.save_preset(changed(preset, found))
         _mark(run, stage).write_text(f"{seconds:g} s\n")
 
     def _row(self, name: str, run: Run) -> dict[str, Any]:
@@ -287,8 +287,3 @@ class Ablation:
 def _mark(run: Run, stage: str) -> Path:
     """The file that says that the iterations of a stage are those of its budget, and no trial's."""
     return run.folder / f"{stage}.budget"
-
-
-def _write(run: Run, preset: dict[str, Any]) -> None:
-    with atomic_path(run.folder / "preset.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump({"preset": preset}, sort_keys=False))

@@ -5,33 +5,29 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterable
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from sbldm.run.errors import InputError, StateError
 from sbldm.run.files import BUNDLE, atomic_path, user_path
 from sbldm.run.limits import MOST_MINUTES
-from sbldm.run.models import check_model, kind_of
-from sbldm.run.preset import check_preset
+from sbldm.run.models import MODELS, check_model
+from sbldm.run.preset import SCHEMAS, Preset, RegionsDiffusion, RegionsNetwork, check_preset
 from sbldm.run.schema import nearest, read_yaml
 
 __all__ = ["PRESETS", "Run", "load_preset", "read_preset", "read_regions_preset", "within_regions"]
 
 PRESETS = BUNDLE / "configs" / "presets"
 BASELINES = PRESETS.parent / "baselines"
-DEFAULTS = {"model": "sbldm", "minutes": None}  # of presets from before there were other models
-SSIM_WINDOW = 11  # of the loss of stage 1
-SHARED = ("data", "grid", "intensity", "mirror")  # parts that every model's preset has from SBLDM's
+KINDS = ("kind", "sampler")  # what tells apart mappings with other names in them
+NAMED_BY_USERS = ("labels", "scheme")  # mappings whose names are no names of ours
 
 
-def load_preset(name_or_path: str, model: str = "", minutes: float | None = None) -> dict[str, Any]:
-    """Read a preset by its name (`small`) or file.
+def load_preset(name_or_path: str, model: str = "", minutes: float | None = None) -> Preset:
+    """Read a preset by its name (`small`) or file, with what it inherits.
 
     Args:
         name_or_path: a preset of SBLDM, or of the model's own file in `configs/baselines`; or a YAML file.
@@ -43,24 +39,13 @@ def load_preset(name_or_path: str, model: str = "", minutes: float | None = None
     """
     wanted, path = check_model(model), user_path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
-        preset = _read_file(path)
-        if model and preset.get("model", "sbldm") != model:
-            raise InputError(f"--model {model}: {path} is a preset of the model {preset.get('model', 'sbldm')}.")
+        preset = _whole(path, _read_file(path))
     else:
-        path, preset = _read_named(name_or_path, wanted)
-    preset = DEFAULTS | preset
-    if not isinstance(preset["model"], str):
-        raise InputError(f"{path}: model: {preset['model']!r} is no name of a model; see {_example('sbldm')}.")
-    check_model(preset["model"])
-    check_preset(preset, f"{path}: ", _example(preset["model"]))
-    if minutes is not None:
-        _scale(preset, minutes)
-    _check_sizes(path, preset)
-    return preset
-
-
-def _example(model: str) -> str:
-    return "configs/presets/small.yaml" if model == "sbldm" else f"configs/baselines/{model}.yaml"
+        path, preset = _named(name_or_path, wanted, "--preset ")
+    preset = check_preset(preset, f"{path}: ")
+    if preset.model != (model or preset.model):
+        raise InputError(f"--model {model}: {path} is a preset of the model {preset.model}.")
+    return preset if minutes is None else _scaled(preset, minutes)
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -69,146 +54,104 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise InputError(f"--preset {path}: no such preset; choose one of {known}, or name a YAML file.")
     content = read_yaml(path, "a preset")
     if not isinstance(content, dict) or not isinstance(content.get("preset"), dict):
-        raise InputError(f"{path}: is no preset; its values stand below the key `preset`, see {_example('sbldm')}.")
+        example = "configs/presets/small.yaml"
+        raise InputError(f"{path}: is no preset; its values stand below the key `preset`, see {example}.")
     if others := [str(key) for key in content if key != "preset"]:
         raise InputError(f"{path}: {others[0]} stands beside `preset`, where nothing else is read; remove it.")
     return content["preset"]
 
 
-def _read_named(name: str, model: str) -> tuple[Path, dict[str, Any]]:
-    """A preset of SBLDM by its name; of other models, data and grid of it and what `baselines/MODEL.yaml` says."""
-    if model == "sbldm":
-        names = [path.stem for path in sorted(PRESETS.glob("*.yaml"))]
-        _check_name(name, names, "")
-        return PRESETS / f"{name}.yaml", _read_file(PRESETS / f"{name}.yaml")
+def _named(name: str, model: str, where: str, heirs: tuple[str, ...] = ()) -> tuple[Path, dict[str, Any]]:
+    """A shipped preset and its file; `where` (a file or an option) asks for it, for presets that inherit from it."""
+    if (own := f"{model}/{name}") in heirs:
+        raise InputError(f"{where}{name}: {' -> '.join([*heirs, own])} is a circle; inherit from another preset.")
     path = BASELINES / f"{model}.yaml"
-    content = read_yaml(path, "a preset")
-    _check_name(name, content["presets"], f"the model {model} has no")
-    values = deepcopy(content["presets"][name])
-    like = content.get("like")
-    _, base = _read_named(values.pop("base", name), like or "sbldm")
-    kept = {part: base[part] for part in (base if like else SHARED) if part != "regions"}  # SBLDM's alone
-    return path, {"name": name, "model": model} | _merged(kept, values | {"name": name, "model": model})
-
-
-def _check_name(name: str, known: Iterable[str], where: str) -> None:
+    if model == "sbldm":
+        known = {file.stem: file for file in sorted(PRESETS.glob("*.yaml"))}
+    else:
+        known = read_yaml(path, "a preset")["presets"]
     if name not in known:
+        of = "" if model == "sbldm" else f"the model {model} has "
         raise InputError(
-            f"--preset {name}: {where or 'no'} such preset; choose one of {', '.join(known)}, or name a YAML file"
+            f"{where}{name}: {of}no such preset; choose one of {', '.join(known)}, or name a YAML file"
             f"{nearest(name, known)}."
         )
+    if model == "sbldm":
+        return known[name], _whole(known[name], _read_file(known[name]), (*heirs, own))
+    return path, _whole(path, {"name": name, "model": model} | known[name], (*heirs, own))
 
 
-def _merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """`base` with some of its values replaced, also inside a stage; a network is replaced as a whole."""
-    return base | {
-        key: base[key] | value if isinstance(value, dict) and isinstance(base.get(key), dict) else value
-        for key, value in values.items()
-    }
+def _whole(path: Path, values: dict[str, Any], heirs: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The values of a preset laid over those of the preset that it `inherits_from` (bundle/docs/README.md, "Presets").
+
+    Raises:
+        InputError: there is no such preset, or it inherits from its heir.
+    """
+    own = {key: value for key, value in values.items() if key != "inherits_from"}
+    if own == values:
+        return own
+    if not isinstance(asked := values["inherits_from"], str):
+        raise InputError(f"{path}: inherits_from: {asked!r} is no name of a preset, as small or ldm3d/small are.")
+    before, _, name = asked.rpartition("/")
+    before = before or own.get("model", "sbldm")
+    if before not in list(MODELS):
+        raise InputError(f"{path}: inherits_from {asked}: no model {before}; choose one of {', '.join(MODELS)}.")
+    _, parent = _named(name, before, f"{path}: inherits_from ", heirs)
+    own = {"model": before} | own
+    fields = SCHEMAS.get(str(own["model"]), Preset).model_fields
+    return _laid_over({part: value for part, value in parent.items() if part in fields}, own)
 
 
-def _scale(preset: dict[str, Any], minutes: float) -> None:
+def _laid_over(parent: Any, own: Any, place: str = "") -> Any:
+    """One value over another: a mapping keeps what it does not name, but for those that begin anew."""
+    if not isinstance(parent, dict) or not isinstance(own, dict) or not own or place in NAMED_BY_USERS:
+        return own
+    if any(key in own and own[key] != parent.get(key) for key in KINDS):
+        return own
+    return parent | {key: _laid_over(parent.get(key), value, key) for key, value in own.items()}
+
+
+def _scaled(preset: Preset, minutes: float) -> Preset:
     """Scale the iterations of all trainings to another time, in whole epochs, and with them the moving average."""
     if not 0 < minutes <= MOST_MINUTES:
         raise InputError(f"--minutes {minutes:g}: must be above 0, and a year ({MOST_MINUTES}) at most.")
-    if not preset["minutes"]:
-        raise InputError(f"--minutes {minutes:g}: the preset '{preset['name']}' does not say how long it trains.")
-    for stage in [*kind_of(preset).stages, *["regions"] * bool(preset.get("regions"))]:
-        values, epoch = preset[stage], preset[stage]["iterations_per_epoch"]
-        before = values["iterations"]
-        values["iterations"] = max(1, round(before * minutes / preset["minutes"] / epoch)) * epoch
-        if values.get("ema_decay"):  # the average keeps its share of the training
-            values["ema_decay"] = round(1 - min(0.1, (1 - values["ema_decay"]) * before / values["iterations"]), 6)
-    preset["minutes"] = float(minutes)
+    if not preset.minutes:
+        raise InputError(f"--minutes {minutes:g}: the preset '{preset.name}' does not say how long it trains.")
+    changed: dict[str, Any] = {"minutes": float(minutes)}
+    for name in [*preset.stages, "regions"]:
+        if stage := getattr(preset, name, None):
+            epoch = stage.iterations_per_epoch
+            scaled = {"iterations": max(1, round(stage.iterations * minutes / preset.minutes / epoch)) * epoch}
+            if decay := getattr(stage, "ema_decay", 0):  # the average keeps its share of the training
+                left = min(0.1, (1 - decay) * stage.iterations / scaled["iterations"])
+                scaled["ema_decay"] = round(1 - left, 6)
+            changed[name] = stage.but(**scaled)
+    return preset.but(**changed)
 
 
-def _halvings(stage: str, values: dict[str, Any]) -> np.ndarray:
-    """By how much the networks of a stage shrink each axis."""
-    kind, network = values.get("kind"), values["network"]
-    levels = len(network["channels"])
-    if stage == "diffusion" and kind == "monai":
-        return np.ones(3, dtype=int)  # it pads its latents
-    if "strides" in network:
-        shrinks = np.prod([np.broadcast_to(stride, 3) for stride in network["strides"]], axis=0)
-        return shrinks * (1, 1, 0) + (0, 0, 1) if kind == "tiled" else shrinks
-    if stage == "autoencoder" and kind in (None, "slice"):
-        return np.array([2 ** (levels - 1), 2 ** (levels - 1), 1])
-    if stage == "autoencoder" and kind == "stack":
-        in_plane = network["patch"] * 2 ** (levels - 1)
-        return np.array([in_plane, in_plane, network["aggregation"]])
-    return np.full(3, 2**levels if stage == "gan" else 2 ** (levels - 1))
-
-
-def _check_sizes(path: Path, preset: dict[str, Any]) -> None:
-    """The grid must survive all halvings of the networks, and be no smaller than what losses and discriminators see."""
-    size, need = np.array(preset["grid"]["size"]), np.ones(3, dtype=int)
-    least = np.ones(3, dtype=int)
-    for stage in kind_of(preset).stages:
-        values = preset[stage]
-        need = need * _halvings(stage, values)
-        if "discriminator" in values:
-            least = np.maximum(least, 3 * 2 ** values["discriminator"]["layers"])
-        elif stage == "autoencoder":
-            least = np.maximum(least, (SSIM_WINDOW, SSIM_WINDOW, 1))
-        if values.get("kind") == "stack":
-            _check_crop(path, values, size)
-            _check_latents(path, values["network"], len(preset["data"]["channels"]) + len(preset["data"]["labels"]))
-    if np.any(size % need):
-        raise InputError(
-            f"{path}: grid.size {size.tolist()} must be divisible by {need.tolist()} (the networks halve it)."
-        )
-    if np.any(size < least) or np.prod(size // need) < 2:
-        raise InputError(
-            f"{path}: grid.size {size.tolist()} must be at least {least.tolist()}, and two voxels after all halvings "
-            f"({need.tolist()}); enlarge it, or take fewer levels or layers."
-        )
-
-
-def _check_crop(path: Path, values: dict[str, Any], size: np.ndarray) -> None:
-    """Windows and planes must survive the halvings of the autoencoder."""
-    network = values["network"]
-    factor = network["patch"] * 2 ** (len(network["channels"]) - 1)
-    for name, plane in (("grid.size", size[:2]), ("autoencoder.crop", np.array(values["crop"] or size[:2]))):
-        if np.any(plane % factor):
-            raise InputError(
-                f"{path}: {name} {plane.tolist()} must be divisible by {factor} in the plane (the networks halve it)."
-            )
-        if np.any(plane > size[:2]) or np.any(plane < SSIM_WINDOW):
-            raise InputError(f"{path}: {name} {plane.tolist()} must be {SSIM_WINDOW} at least, and within grid.size.")
-
-
-def _check_latents(path: Path, network: dict[str, Any], channels: int) -> None:
-    """The anchored latents, one for each channel and part of a cell, must be among the latents."""
-    anchored = channels * network["parts"] ** 2
-    if anchored > (given := network["latent_channels"]):
-        raise InputError(
-            f"{path}: autoencoder.network.latent_channels must be {anchored} at least, not {given}: {channels} "
-            f"channels x network.parts {network['parts']} x {network['parts']}; raise it, or lower network.parts."
-        )
-
-
-def within_regions(preset: dict[str, Any]) -> dict[str, Any]:
+def within_regions(preset: Preset) -> Preset:
     """A preset whose stage 2 is the training within regions.
 
     Raises:
         InputError: it has none.
     """
-    if not preset.get("regions"):
+    if not (values := getattr(preset, "regions", None)):
         raise InputError(
-            f"the preset '{preset['name']}' has no `regions`: it cannot be taught to draw into real brains; "
+            f"the preset '{preset.name}' has no `regions`: it cannot be taught to draw into real brains; "
             "prepare with --preset small or fast."
         )
-    stage_2, values = preset["diffusion"], preset["regions"]
-    network, sampling = stage_2["network"] | {"regions": True}, preset["sampling"] | {"guidance": values["guidance"]}
-    return preset | {"diffusion": stage_2 | values | {"network": network}, "sampling": sampling}
+    own = {name: value for name, value in values if name in RegionsDiffusion.model_fields}
+    network = RegionsNetwork(**dict(preset.diffusion.network))
+    stage = RegionsDiffusion(**dict(preset.diffusion) | own | {"network": network})
+    return preset.model_copy(update={"diffusion": stage, "sampling": preset.sampling.but(guidance=values.guidance)})
 
 
-def read_regions_preset(run_dir: str | Path) -> dict[str, Any]:
+def read_regions_preset(run_dir: str | Path) -> Preset:
     """`within_regions` of a run's preset; what the config of that training calls."""
     return within_regions(Run.at(run_dir).preset)
 
 
-def read_preset(run_dir: str | Path) -> dict[str, Any]:
+def read_preset(run_dir: str | Path) -> Preset:
     """The preset that a run was prepared with; what the configs call. Raises as `Run.preset`."""
     return Run.at(run_dir).preset
 
@@ -293,7 +236,7 @@ class Run:
         return self.folder / stage / f"{which}.pt"
 
     @property
-    def preset(self) -> dict[str, Any]:
+    def preset(self) -> Preset:
         """The preset this run was prepared with.
 
         Raises:
@@ -313,12 +256,12 @@ class Run:
         self._check_sidecar(preset)
         return preset
 
-    def _check_sidecar(self, preset: dict[str, Any]) -> None:
+    def _check_sidecar(self, preset: Preset) -> None:
         """Each prepared case says with which values it was made; a hand-edited preset is not believed against it."""
         for path in sorted(self.prepared.glob("*.json")):
             try:
                 settings = json.loads(path.read_text())["settings"]
-                parts = [part for part in settings if settings[part] != preset.get(part)]
+                parts = [part for part, values in settings.items() if preset.but(**{part: values}) != preset]
             except (OSError, ValueError, KeyError, TypeError):  # said where that case is needed
                 continue
             if parts:
@@ -328,21 +271,21 @@ class Run:
                 )
             return
 
-    def check_preset(self, preset: dict[str, Any]) -> None:
+    def check_preset(self, preset: Preset) -> None:
         """Refuse another preset than the one this run was prepared with; a `StateError` names both."""
-        if self.preset_file.exists() and (held := self.preset["model"]) != preset["model"]:
+        if self.preset_file.exists() and (held := self.preset.model) != preset.model:
             raise StateError(
-                f"{self.folder}: holds a run of the model {held}, not of {preset['model']}; choose another --run."
+                f"{self.folder}: holds a run of the model {held}, not of {preset.model}; choose another --run."
             )
         if self.preset_file.exists() and self.preset != preset:
             raise StateError(
-                f"{self.preset_file}: prepared with the preset '{self.preset['name']}' and other values than "
-                f"'{preset['name']}'; choose another --run or remove this folder."
+                f"{self.preset_file}: prepared with the preset '{self.preset.name}' and other values than "
+                f"'{preset.name}'; choose another --run or remove this folder."
             )
 
-    def save_preset(self, preset: dict[str, Any]) -> None:
+    def save_preset(self, preset: Preset) -> None:
         """Keep the preset with the run."""
         with atomic_path(self.preset_file) as temporary:
             temporary.write_text(
-                yaml.safe_dump({"preset": preset}, sort_keys=False, default_flow_style=None, width=120)
+                yaml.safe_dump({"preset": preset.state()}, sort_keys=False, default_flow_style=None, width=120)
             )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sbldm.run.errors import InputError
+from sbldm.run.preset import Preset
 
 __all__ = ["MODELS", "SAMPLING", "ModelKind", "check_model", "configs_of", "kind_of", "refuse_requests"]
 
@@ -60,17 +61,17 @@ def check_model(name: str) -> str:
     return name or "sbldm"
 
 
-def kind_of(preset: dict[str, Any]) -> ModelKind:
+def kind_of(preset: Preset) -> ModelKind:
     """The model that a preset describes."""
-    return MODELS[preset["model"]]
+    return MODELS[preset.model]
 
 
-def configs_of(preset: dict[str, Any], stage: str) -> tuple[str, ...]:
+def configs_of(preset: Preset, stage: str) -> tuple[str, ...]:
     """The configs that wire a training of a preset, each laid over those before it."""
     if stage == "regions":
         return REGIONS
-    configs = MODELS[preset["model"]].stages[stage]
-    return configs + OVERLAYS[preset[stage].get("kind", "slice")] if stage == "autoencoder" else configs
+    configs = MODELS[preset.model].stages[stage]
+    return configs + OVERLAYS[preset.autoencoder.kind] if stage == "autoencoder" else configs
 
 
 def refuse_requests(model: str, asked: Sequence[Mapping[str, float]], values: Mapping[str, Any] | None = None) -> None:

@@ -1,19 +1,37 @@
-"""The schema of presets: what each model's preset holds, in which ranges. A preset that passes trains to its end.
+"""Presets, typed: what each model's preset holds, in which ranges, with which defaults. What passes trains to its end.
 
 One file: all models' presets are checked against one schema, whose parts lean on each other.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from math import prod
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, StringConstraints, Tag, model_validator
 from pydantic import Discriminator as Discriminator_
 
+from sbldm.run.errors import InputError
 from sbldm.run.limits import CLEANEST, MOST_BATCH, NOISIEST
 from sbldm.run.schema import Values, checked, refuse_expressions
 
-__all__ = ["SCHEMAS", "check_preset"]
+__all__ = [
+    "SCHEMAS",
+    "Data",
+    "Diffusion",
+    "Grid",
+    "Intensity",
+    "NoiseLevels",
+    "Preset",
+    "RegionsDiffusion",
+    "RegionsNetwork",
+    "Sampling",
+    "Stage",
+    "check_preset",
+]
+
+FORMER = {"model": "sbldm", "minutes": None}  # of presets from before there were other models
+SSIM_WINDOW = 11  # of the loss of stage 1
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Natural = Annotated[int, Field(ge=0, le=10**9)]
@@ -120,15 +138,31 @@ class Discriminator(Values):
     layers: Annotated[int, Field(ge=1, le=8)]
 
 
-class _SliceNetwork(Values):
+class _Halving(Values):
     channels: Levels
+
+    @property
+    def shrink(self) -> tuple[int, int, int]:
+        """By how much each axis shrinks."""
+        return (2 ** (len(self.channels) - 1),) * 3
+
+
+class _SliceNetwork(_Halving):
     latent_channels: Width
     position_embedding: Annotated[Annotated[int, Field(ge=0, le=2**16)], AfterValidator(_embedding_width)]
+
+    @property
+    def shrink(self) -> tuple[int, int, int]:
+        """By how much each axis shrinks."""
+        in_plane = self.patch * 2 ** (len(self.channels) - 1)
+        return in_plane, in_plane, self.aggregation
 
 
 class SliceNetwork(_SliceNetwork):
     """`SliceVAE`."""
 
+    patch: ClassVar[int] = 1
+    aggregation: ClassVar[int] = 1
     groups: Width
 
 
@@ -141,18 +175,16 @@ class StackNetwork(_SliceNetwork):
     parts: Annotated[int, Field(ge=0, le=16)]
 
 
-class VolumeNetwork(Values):
+class VolumeNetwork(_Halving):
     """`VolumeVAE`."""
 
-    channels: Levels
     latent_channels: Width
     groups: Width
 
 
-class MonaiNetwork(Values):
+class MonaiNetwork(_Halving):
     """`MonaiVAE`."""
 
-    channels: Levels
     latent_channels: Width
     num_res_blocks: Annotated[int, Field(ge=1, le=16)]
     attention: bool
@@ -164,8 +196,9 @@ class MonaiNetwork(Values):
 
 
 class LatentNetwork(Values):
-    """`LatentUNet` and `TiledUNet`."""
+    """`LatentUNet`."""
 
+    axes: ClassVar[int] = 3
     channels: Levels
     strides: list[Annotated[Any, AfterValidator(_stride)]]
     num_res_blocks: Annotated[int, Field(ge=1, le=16)]
@@ -177,9 +210,23 @@ class LatentNetwork(Values):
         if len(self.strides) != len(self.channels) - 1:
             needed, given = len(self.channels) - 1, len(self.strides)
             raise ValueError(f"{len(self.channels)} levels of channels need {needed} strides, not {given}")
+        if any(isinstance(stride, list) and len(stride) != self.axes for stride in self.strides):
+            raise ValueError(f"strides: a list must have {self.axes} numbers, one an axis")
         if self.channels[0] == 1:
             raise ValueError("channels: the first must not be 1, as the sinusoid of the time has that width")
         return self
+
+    @property
+    def shrink(self) -> tuple[int, int, int]:
+        """By how much each axis shrinks."""
+        strides = [stride if isinstance(stride, list) else [stride] * self.axes for stride in self.strides]
+        return (*(prod(stride[axis] for stride in strides) for axis in range(self.axes)), 1)[:3]
+
+
+class TiledNetwork(LatentNetwork):
+    """`TiledUNet`, in the plane."""
+
+    axes: ClassVar[int] = 2
 
 
 class StackedNetwork(LatentNetwork):
@@ -189,9 +236,16 @@ class StackedNetwork(LatentNetwork):
     coordinates: bool = False
 
 
-class MonaiDenoiserNetwork(Values):
-    """`MonaiUNet`."""
+class RegionsNetwork(StackedNetwork):
+    """The same, told where it is to draw; never read, see `Regions`."""
 
+    regions: Literal[True] = True
+
+
+class MonaiDenoiserNetwork(Values):
+    """`MonaiUNet`, which pads its latents."""
+
+    shrink: ClassVar[tuple[int, int, int]] = (1, 1, 1)
     channels: Levels
     num_res_blocks: Annotated[int, Field(ge=1, le=16)]
     head_channels: Width
@@ -226,6 +280,8 @@ class SliceAutoencoder(Autoencoder):
 
     kind: Literal["slice"] = "slice"
     network: SliceNetwork
+    depth: ClassVar[int] = 1
+    crop: ClassVar[None] = None
 
 
 class StackAutoencoder(Autoencoder):
@@ -330,11 +386,19 @@ class StackedDiffusion(Diffusion):
     network: StackedNetwork
 
 
+class RegionsDiffusion(StackedDiffusion):
+    """The same as it goes on within regions; never read, see `Regions`."""
+
+    network: RegionsNetwork
+    tumour: Share
+    whole: Share
+
+
 class TiledDiffusion(Diffusion):
     """Of the 2-D variant."""
 
     kind: Literal["tiled"]
-    network: LatentNetwork
+    network: TiledNetwork
 
 
 class VolumeDiffusion(Diffusion):
@@ -356,9 +420,9 @@ class Sampling(Values):
 
     sampler: Literal["ddim", "ddpm", "dpm_solver", "unipc", "heun"]
     steps: Count
-    eta: Share
     spacing: Literal["karras", "logsnr"] = "karras"  # of the times of dpm_solver, unipc and heun
     sigma_min: Annotated[float, Field(gt=0, lt=NOISIEST)] = CLEANEST  # whence these leap to the clean sample
+    eta: Share
     guidance: Guidance
     guide: Literal["early", "unasked"] = "unasked"  # what guidance leads away from
     batch: Annotated[int, Field(ge=1, le=MOST_BATCH)] = 1  # drawn at once; the last ones are filled up to it
@@ -369,6 +433,11 @@ class GanNetwork(Values):
 
     noise: Width
     channels: Levels
+
+    @property
+    def shrink(self) -> tuple[int, int, int]:
+        """By how much its first level is smaller than its output, along each axis."""
+        return (2 ** len(self.channels),) * 3
 
 
 class Gan(Stage):
@@ -385,19 +454,100 @@ class NoSampling(Values):
     """A GAN has nothing to choose."""
 
 
-class CopyPaste(Values):
-    """What all presets have; copy-paste has nothing else."""
+class Preset(Values):
+    """What all presets have. `state()` is what stands in a file, `but(..)` a copy with other values."""
 
     name: Name
-    model: Literal["copypaste"]
+    model: str
     minutes: Annotated[float, Field(ge=0)] | None
     data: Data
     grid: Grid
     intensity: Intensity
     mirror: bool
 
+    @staticmethod
+    def of(values: dict[str, Any]) -> Preset:
+        """The preset of plain values.
 
-class Lsgan(CopyPaste):
+        Raises:
+            ValueError: they are no preset (`check_preset` says it in words).
+        """
+        values = FORMER | values
+        if values["model"] not in list(SCHEMAS):
+            raise ValueError(f"model {values['model']!r} is unknown")
+        return SCHEMAS[values["model"]].model_validate(values)
+
+    @property
+    def image_channels(self) -> int:
+        """How many channels of a volume are images; one for each label comes after them."""
+        return len(self.data.channels)
+
+    @property
+    def all_channels(self) -> int:
+        """Channels of a volume, one a label included."""
+        return len(self.data.channels) + len(self.data.labels)
+
+    @property
+    def stages(self) -> list[str]:
+        """Names of its trainings, in order."""
+        return [name for name in ("autoencoder", "diffusion", "gan") if hasattr(self, name)]
+
+    @property
+    def begins_with(self) -> Init | None:
+        """Weights that its trainings begin with, if any."""
+        return getattr(self, "init", None)
+
+    def stage(self, name: str) -> Stage:
+        """The values of a training."""
+        return getattr(self, name)
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Preset:
+        """The grid must survive all halvings of the networks, and be no smaller than what losses and judges look at."""
+        size, stages = self.grid.size, [self.stage(name) for name in self.stages]
+        need = [prod(shrinks) for shrinks in zip((1, 1, 1), *(stage.network.shrink for stage in stages), strict=True)]
+        least = [1, 1, 1]
+        for stage in stages:
+            if isinstance(stage, SliceAutoencoder | StackAutoencoder):
+                least = [SSIM_WINDOW, SSIM_WINDOW, 1]
+            elif judge := getattr(stage, "discriminator", None):
+                least = [3 * 2**judge.layers] * 3
+            if isinstance(stage, StackAutoencoder):
+                self._stacks(stage)
+        if any(n % by for n, by in zip(size, need, strict=True)):
+            raise ValueError(f"grid.size {size} must be divisible by {need} (the networks halve it)")
+        if any(n < m for n, m in zip(size, least, strict=True)) or prod(size) < 2 * prod(need):
+            raise ValueError(
+                f"grid.size {size} must be at least {least}, and two voxels after all halvings ({need}); enlarge it, "
+                "or take fewer levels or layers"
+            )
+        return self
+
+    def _stacks(self, stage: StackAutoencoder) -> None:
+        """Windows and planes must survive the halvings, and the anchored latents must be among the latents."""
+        network, size = stage.network, self.grid.size[:2]
+        for name, plane in (("grid.size", size), ("autoencoder.crop", stage.crop or size)):
+            if any(n % network.shrink[0] for n in plane):
+                raise ValueError(
+                    f"{name} {plane} must be divisible by {network.shrink[0]} in the plane (the networks halve it)"
+                )
+            if any(n > most or n < SSIM_WINDOW for n, most in zip(plane, size, strict=True)):
+                raise ValueError(f"{name} {plane} must be {SSIM_WINDOW} at least, and within grid.size")
+        if (anchored := self.all_channels * network.parts**2) > network.latent_channels:
+            raise ValueError(
+                f"autoencoder.network.latent_channels must be {anchored} at least, not {network.latent_channels}: "
+                f"{self.all_channels} channels x network.parts {network.parts} x {network.parts}; raise it, or lower "
+                "network.parts"
+            )
+
+
+class CopyPaste(Preset):
+    """Preset of copy-paste, which has nothing else."""
+
+    model: Literal["copypaste"]
+
+
+class Lsgan(Preset):
     """Preset of the 3-D LSGAN."""
 
     model: Literal["lsgan"]
@@ -405,8 +555,15 @@ class Lsgan(CopyPaste):
     sampling: NoSampling
 
 
-class _Latent(CopyPaste):
+class _Latent(Preset):
     sampling: Sampling
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """`(Z, H, W, D)` of the latents of a volume."""
+        network = self.autoencoder.network
+        shape = (n // by for n, by in zip(self.grid.size, network.shrink, strict=True))
+        return network.latent_channels, *shape
 
     @model_validator(mode="after")
     def _chain(self) -> _Latent:
@@ -470,7 +627,7 @@ class Ldm3d(_Latent):
     diffusion: Annotated[VolumeDiffusion | MonaiDiffusion, Field(discriminator="kind")]
 
 
-SCHEMAS: dict[str, type[CopyPaste]] = {
+SCHEMAS: dict[str, type[Preset]] = {
     "sbldm": Sbldm,
     "sbldm_2d": Sbldm2d,
     "ldm3d": Ldm3d,
@@ -480,16 +637,20 @@ SCHEMAS: dict[str, type[CopyPaste]] = {
 }
 
 
-def check_preset(preset: Any, where: str, example: str) -> None:
-    """Make sure that a preset is whole, of plain values in their ranges, and fits its model.
+def check_preset(values: dict[str, Any], where: str) -> Preset:
+    """The preset of plain values, as `Preset.of`.
 
     Args:
-        preset: its values; `model` is one of `SCHEMAS`.
+        values: as they stand in a file.
         where: begin of the message, as in "FILE: ".
-        example: a file to look at.
 
     Raises:
-        InputError: names the first value that is wrong.
+        InputError: it is not whole, not of plain values in their ranges, or does not fit its model; the first value
+            that is wrong is named.
     """
-    refuse_expressions(preset, where, "a preset")
-    checked(SCHEMAS[preset["model"]], preset, where, f"see {example}")
+    refuse_expressions(values, where, "a preset")
+    values = FORMER | values
+    if (model := values["model"]) not in list(SCHEMAS):
+        raise InputError(f"{where}model: {model!r} is no name of a model; choose one of {', '.join(SCHEMAS)}.")
+    example = "presets/small.yaml" if model == "sbldm" else f"baselines/{model}.yaml"
+    return checked(SCHEMAS[model], values, where, f"see configs/{example}")

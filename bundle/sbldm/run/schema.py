@@ -10,10 +10,10 @@ import difflib
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from sbldm.run.errors import InputError, refused
 
@@ -27,6 +27,23 @@ class Values(BaseModel):
     """Base of all schemas: exact types (a whole number is no text), no unknown names, no NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _as_written(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """A whole number that stands for a float stays one, so that what is written again is what was read."""
+        valid = handler(given)
+        if isinstance(given, dict):
+            valid.__dict__.update({name: value for name, value in given.items() if valid.__dict__[name] == value})
+        return valid
+
+    def state(self) -> dict[str, Any]:
+        """Plain values for a file: those that were given, without defaults."""
+        return self.model_dump(exclude_unset=True)
+
+    def but(self, **values: Any) -> Self:
+        """A copy with other values, checked anew; a mapping takes a place as a whole. Raises pydantic's ValueError."""
+        return type(self).model_validate(self.state() | values)
 
 
 class _Loader(yaml.SafeLoader):

@@ -80,7 +80,7 @@ def blended(
     Returns:
         image `[C, X, Y, Z]`, and the weight `[X, Y, Z]` of what was drawn: where it is 0 the image is the canvas.
     """
-    weight, image, intensity = _weight(region, canvas), canvas.image.copy(), model.preset["intensity"]
+    weight, image, intensity = _weight(region, canvas), canvas.image.copy(), model.preset.intensity
     brain, tumour = (image != 0).any(axis=0), canvas.labels > 0
     changed = (weight > 0) & brain
     lost = np.minimum(weight, _soft(tumour, canvas.native.spacing)) if heal else None

@@ -78,14 +78,14 @@ def read_canvas(case: Case, model: Model, known: bool = False) -> Canvas:
         DataError: it cannot be read, or what pre-flight finds wrong with it.
     """
     preset = model.preset
-    source, grid = Source.from_config(**preset["data"]), WorkingGrid.from_config(**preset["grid"])
+    source, grid = Source.from_config(**dict(preset.data)), WorkingGrid.from_config(**dict(preset.grid))
     image, labels, affine = read_arrays(case, source, mask_needed=False)
     if image.shape[1:] != labels.shape:
         raise DataError(f"{case.mask}: {labels.shape} voxels where the image has {image.shape[1:]}.")
     if not known and (fault := scan_fault(image, affine)):
         raise DataError(f"{case.images[0]}: {fault}.")
     content = content_hash(image[0])
-    made = Gridded.of(image, labels, affine, len(source.labels), grid, preset["intensity"])
+    made = Gridded.of(image, labels, affine, len(source.labels), grid, preset.intensity)
     latents = model.encode(2 * np.concatenate([made.image, made.occupancy / np.float32(255)]) - 1)
     return Canvas(
         name=case.name,
@@ -97,7 +97,7 @@ def read_canvas(case: Case, model: Model, known: bool = False) -> Canvas:
         limits=np.array(made.intensities),
         latents=latents.cpu().numpy(),
         volume=model.decode(latents),
-        own=made.characteristics(labels, preset["intensity"]) if labels.any() else np.empty(0),
+        own=made.characteristics(labels, preset.intensity) if labels.any() else np.empty(0),
     )
 
 

@@ -117,9 +117,9 @@ class Canvases:
             raise InputError(f"--satellites {satellites}: second tumours are drawn on canvases; say --canvas as well.")
         if not where:
             return None
-        run, source = Run.at(run_dir), Source.from_config(**model.preset["data"])
+        run, source = Run.at(run_dir), Source.from_config(**dict(model.preset.data))
         cases = original_cases(run, "train") if where == "train" else find_cases(user_path(where), source)
-        sampler = model.sampler({"guidance": model.preset["regions"]["healing"]})
+        sampler = model.sampler({"guidance": model.preset.regions.healing})
         asked = str(int(keep or 0)) == "1", str(int(push or 0)) == "1", share
         return cls(cases, model, sampler, run.canvas, *asked, known=where == "train")
 
@@ -318,7 +318,7 @@ class Canvases:
 
     def _free(self, canvas: Canvas) -> np.ndarray:
         """Where a tumour may lie, `[X, Y, Z]` bool on the working grid: brain without a tumour that is kept."""
-        floor = 2 * self.model.preset["intensity"]["floor"] - 1
+        floor = 2 * self.model.preset.intensity.floor - 1
         free = canvas.volume[: len(canvas.image)].max(axis=0) > floor
         return free & ~_on_working(canvas.labels > 0, canvas) if canvas.labels.any() else free
 

@@ -128,7 +128,7 @@ class _Donors:
 
     def __init__(self, run: Run, model: Model) -> None:
         self.cases = {case.name: case for case in original_cases(run, "train")}
-        self.source, self.content = Source.from_config(**model.preset["data"]), model.lineage
+        self.source, self.content = Source.from_config(**dict(model.preset.data)), model.lineage
         self.volumes: dict[str, float] = {}
         for name, case in self.cases.items():
             _, labels, affine = read_arrays(case, self.source)

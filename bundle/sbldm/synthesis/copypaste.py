@@ -188,7 +188,7 @@ class _Training:
 
     def __init__(self, run: Run, data: str, own: str = "kept") -> None:
         preset, self.own = run.preset, own
-        self.source = Source.from_config(**preset["data"])
+        self.source = Source.from_config(**dict(preset.data))
         self.cases = {case.name: case for case in original_cases(run, "train", data)}
         self.sidecars = {case: read_sidecar(run.prepared, case) for case in self.cases}
         grids = {k: str([np.round(s["native"][part], 4) + 0.0 for part in GRID]) for k, s in self.sidecars.items()}

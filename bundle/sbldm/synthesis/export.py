@@ -46,8 +46,8 @@ def export_weights(run: Run, out: Path, data: str, licence: str, like: str | Pat
         StateError: a training is missing or unfinished, the gate has not measured the run yet, or so few cases were
             trained on that their means tell of each.
     """
-    preset = {key: value for key, value in run.preset.items() if key != "init"}  # it names a file of this machine
-    if not (preset.get("regions") or {}).get("whole"):
+    preset = run.preset
+    if not (regions := getattr(preset, "regions", None)) or not regions.whole:
         raise InputError(
             f"{run.folder}: regions.whole of its preset is 0: the network of one file must draw whole brains too; "
             "prepare with a preset that says so, as small does."
@@ -77,7 +77,7 @@ def export_weights(run: Run, out: Path, data: str, licence: str, like: str | Pat
         seen += Seen.from_state(before["seen"])
     header = {
         "format": FORMAT,
-        "preset": preset,
+        "preset": {k: v for k, v in preset.state().items() if k != "init"},  # which names a file of this machine
         "constants": {key: constants[key] for key in CONSTANTS}
         | {"tumours": _rounded(tumours), "grids": _grids(constants["grids"], like)},
         "ranges": {name: _outward(*limits) for name, limits in Gate.of_run(str(run.folder)).ranges.items()},

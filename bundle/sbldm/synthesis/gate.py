@@ -183,11 +183,11 @@ class Gate:
             held = Weights.read(weights)
             if switch == "off":
                 print("Warning: --gate off: implausible pairs will be written.")
-            grid = evaluation_grid(WorkingGrid.from_config(**held.preset["grid"]).spacing)
+            grid = evaluation_grid(WorkingGrid.from_config(**dict(held.preset.grid)).spacing)
             return cls(None, None, held.ranges, grid, switch == "on", within)
         if not kind_of(run.preset).conditional:
-            refuse_requests(run.preset["model"], (), {"tol": tolerance or None})
-        grid = evaluation_grid(WorkingGrid.from_config(**run.preset["grid"]).spacing)
+            refuse_requests(run.preset.model, (), {"tol": tolerance or None})
+        grid = evaluation_grid(WorkingGrid.from_config(**dict(run.preset.grid)).spacing)
         try:
             memory, tumours, ranges = _yardstick(run, grid)
         except (StateError, DataError) as error:

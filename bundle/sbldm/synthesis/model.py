@@ -22,8 +22,9 @@ from sbldm.run.device import choose_precision, fast_bfloat16
 from sbldm.run.errors import InputError, StateError
 from sbldm.run.files import reading, sha256
 from sbldm.run.folder import Run, within_regions
-from sbldm.run.limits import CLEANEST, NOISIEST
+from sbldm.run.limits import NOISIEST
 from sbldm.run.models import kind_of, refuse_requests
+from sbldm.run.preset import Preset, Sampling
 from sbldm.training.cases import measure_cases
 from sbldm.training.checkpoints import load_checkpoint, reading_checkpoint, require_same, unfinished
 from sbldm.training.latents import load_autoencoder
@@ -53,7 +54,7 @@ class Model:
 
     network: nn.Module
     autoencoder: SliceVAE | VolumeVAE | None
-    preset: dict[str, Any]
+    preset: Preset
     constants: dict[str, Any]
     sha256: str
     precision: str = "float32"
@@ -81,7 +82,7 @@ class Model:
             return cls._of_weights(Weights.read(weights), run, device, regions)
         stages = list(kind_of(run.preset).stages)
         if not stages:
-            raise StateError(f"{run.folder}: the model {run.preset['model']} has no network to load.")
+            raise StateError(f"{run.folder}: the model {run.preset.model} has no network to load.")
         if regions:
             within_regions(run.preset)  # says so when it has none
         last = "regions" if regions else stages[-1]
@@ -114,12 +115,11 @@ class Model:
         """A generator from one file; beside prepared cases its pairs have their grid and intensities."""
         trained = within_regions(weights.preset)
         if not regions:
-            trained |= {"sampling": weights.preset["sampling"]}
-        constants, grid = weights.constants, WorkingGrid.from_config(**trained["grid"])
+            trained = trained.model_copy(update={"sampling": weights.preset.sampling})
+        constants, grid = weights.constants, WorkingGrid.from_config(**dict(trained.grid))
         if run.preset_file.is_file():
             theirs, own = (
-                f"{', '.join(p['data']['channels'])} and {', '.join(p['data']['labels'])}"
-                for p in (trained, run.preset)
+                f"{', '.join(p.data.channels)} and {', '.join(p.data.labels)}" for p in (trained, run.preset)
             )
             if theirs != own:
                 raise InputError(
@@ -130,7 +130,7 @@ class Model:
             native, own = (NativeGrid.from_state(measured["grids"][name]) for name in ("native", "working"))
             placed = grid.placed(own.centre, own.direction)
             constants = constants | {"grids": {"native": native.state(), "working": placed.state()}}
-            if run.preset["intensity"]["percentiles"] == trained["intensity"]["percentiles"]:
+            if run.preset.intensity.percentiles == trained.intensity.percentiles:
                 constants |= {key: measured[key] for key in ("intensities", "written")}
         networks = []
         with reading(weights.path, "it is damaged; restore it from a copy", remove=False, error=InputError):
@@ -153,11 +153,11 @@ class Model:
         """
         given = {name: value for name, value in (overrides or {}).items() if value is not None}
         if self.autoencoder is None:
-            refuse_requests(self.preset["model"], (), {k: v for k, v in given.items() if k != "batch"})
+            refuse_requests(self.preset.model, (), {k: v for k, v in given.items() if k != "batch"})
             return OneStep(self.network.noise, given.get("batch", 1))
         if not self.conditional:
-            refuse_requests(self.preset["model"], (), {k: v for k, v in given.items() if k in ("guidance", "guide")})
-        return PairSampler(self.schedule, self.latent_shape, self.preset["sampling"], given, self.early)
+            refuse_requests(self.preset.model, (), {k: v for k, v in given.items() if k in ("guidance", "guide")})
+        return PairSampler(self.schedule, self.latent_shape, self.preset.sampling, given, self.early)
 
     @property
     def schedule(self) -> Schedule:
@@ -192,7 +192,7 @@ class Model:
     @property
     def intensities(self) -> dict[str, str]:
         """In what intensities its pairs are written, by channel."""
-        return describe_written(written_by(self.constants), self.preset["data"]["channels"])
+        return describe_written(written_by(self.constants), self.preset.data.channels)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -260,9 +260,7 @@ class PairSampler(Inferer):
     Args:
         schedule: forward process of the training.
         latent_shape: `(Z, H, W, D)`.
-        preset: sampling values of the preset: `sampler`, `steps`, `eta`, `guidance`; of solvers `spacing`, `sigma_min`;
-            with a guidance other than 1 `guide` (unasked in place of early where there are no early weights); and
-            `batch`, 1 unless given.
+        preset: `sampling` of the preset; unasked is the `guide` in place of early where there are no early weights.
         overrides: values that take their place (None leaves the preset's, as far as another sampler can take it).
         early: the network with its early weights, for a `guide` of that name.
 
@@ -274,7 +272,7 @@ class PairSampler(Inferer):
         self,
         schedule: Schedule,
         latent_shape: Sequence[int],
-        preset: dict[str, Any],
+        preset: Sampling,
         overrides: dict[str, Any] | None = None,
         early: nn.Module | None = None,
     ) -> None:
@@ -285,8 +283,8 @@ class PairSampler(Inferer):
             given = {"steps": schedule.steps, "eta": 1.0} | given
         elif given.get("sampler") in SOLVERS:
             given = {"eta": 0.0} | given
-        self.settings = preset | given
-        self.batch = self.settings.pop("batch", 1)
+        self.settings: dict[str, Any] = dict(preset) | given
+        self.batch = self.settings.pop("batch")
         self.schedule, self.latent_shape = schedule, tuple(latent_shape)
         sampler = self.settings["sampler"]
         if sampler not in SAMPLERS:
@@ -311,24 +309,21 @@ class PairSampler(Inferer):
             raise InputError(f"--eta {eta:g}: sampler {sampler} draws no fresh noise; leave it out, or take ddim.")
         if eta > 1 or (sampler == "ddpm" and eta < 1):
             raise InputError(f"--eta {eta:g}: must lie between 0 and 1, and be 1 (or left out) for sampler ddpm.")
-        for name, default in (("spacing", "karras"), ("sigma_min", CLEANEST)):
-            if sampler in SOLVERS:
-                self.settings.setdefault(name, default)
-            elif name in given:
-                solvers = ", ".join(SOLVERS)
-                option = f"--{name.replace('_', '-')} {given[name]}"
-                raise InputError(f"{option}: only for the samplers {solvers}, not {sampler}.")
-            else:
-                self.settings.pop(name, None)
         if sampler in SOLVERS:
             self._check_times()
+        else:
+            for name in ("spacing", "sigma_min"):
+                del self.settings[name]
+                if name in given:
+                    option = f"--{name.replace('_', '-')} {given[name]}"
+                    raise InputError(f"{option}: only for the samplers {', '.join(SOLVERS)}, not {sampler}.")
         if self.settings["guidance"] != 1:
             self._check_guide("guide" in given)
-        elif self.settings.pop("guide", None) and "guide" in given:
+        elif self.settings.pop("guide") and "guide" in given:
             raise InputError(f"--guide {given['guide']}: --guidance 1 leads away from nothing; ask for more.")
 
     def _check_guide(self, given: bool) -> None:
-        guide = self.settings.setdefault("guide", "unasked")
+        guide = self.settings["guide"]
         if guide == "early" and self.early is None and not given:
             # Few cases are learnt by heart before the share of the training after which early weights are kept.
             guide = self.settings["guide"] = "unasked"

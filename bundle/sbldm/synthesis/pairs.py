@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from sbldm.cases.export import body_of, native_brain, native_image, native_labels
 from sbldm.cases.geometry import NativeGrid, WorkingGrid, brain_centre
 from sbldm.cases.intensity import whole_numbers, written_by
+from sbldm.run.preset import Preset
 from sbldm.synthesis.model import Model
 from sbldm.tumour.characteristics import measure
 
@@ -47,7 +47,7 @@ def finish_pair(volume: np.ndarray, model: Model) -> Pair:
 
 def finish(
     volume: np.ndarray,
-    preset: Mapping[str, Any],
+    preset: Preset,
     native: NativeGrid,
     working: NativeGrid,
     limits: Sequence[Sequence[float]],
@@ -60,10 +60,10 @@ def finish(
         native, working: the grid to write in, and where the working grid lies in it.
         limits: `[C, 2]`, where the percentiles of the preset lie in what is written.
     """
-    channels, intensity = len(preset["data"]["channels"]), preset["intensity"]
+    channels, intensity = preset.image_channels, preset.intensity
     sound = bool(np.isfinite(volume).all())
     volume = ((np.nan_to_num(volume, nan=-1, posinf=-1, neginf=-1) + 1) / 2).clip(0, 1)
-    brain = native_brain(body_of(volume[:channels], intensity["floor"]), working, native)
+    brain = native_brain(body_of(volume[:channels], intensity.floor), working, native)
     labels, outside = native_labels(volume[channels:], brain, working, native)
     tumour = labels > 0
 

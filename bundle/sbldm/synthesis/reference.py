@@ -22,6 +22,7 @@ from sbldm.run.device import choose_device
 from sbldm.run.errors import StateError
 from sbldm.run.files import clear_partial, make_folder, read_json, sha256, write_json, write_nifti
 from sbldm.run.folder import Run
+from sbldm.run.preset import Preset
 from sbldm.run.progress import progress
 from sbldm.synthesis.pairs import Pair, finish
 from sbldm.training.cases import measure_cases
@@ -49,13 +50,13 @@ def reference_cases(run: Run, names: Sequence[str], kind: str) -> list[Case]:
     """
     preset, folder = run.preset, run.reference / kind
     network, device = None, choose_device()
-    made: dict[str, Any] = {"version": VERSION, "intensity": preset["intensity"]}
+    made: dict[str, Any] = {"version": VERSION, "intensity": preset.intensity.state()}
     if kind == "autoencoder":
         network = load_autoencoder(run, device)
         made["autoencoder_sha256"] = sha256(run.checkpoint("autoencoder"))
     _begin(folder, made, preset)
     written = measure_cases(run, read_lists(run.folder))["written"]
-    channels = len(preset["data"]["channels"])
+    channels = preset.image_channels
     missing = [name for name in names if not _mask(folder, name).is_file()]
     for name in progress(missing, f"Cases through {WAYS[kind]}", unit="case"):
         volume, sidecar = load_prepared(run.prepared, name)
@@ -67,14 +68,14 @@ def reference_cases(run: Run, names: Sequence[str], kind: str) -> list[Case]:
         for k in range(channels):
             write_nifti(folder / "imagesTr" / f"{name}_{k:04d}.nii.gz", pair.image[k], affine, scratch=folder)
         write_nifti(_mask(folder, name), pair.labels, affine, scratch=folder)  # last: it marks the case done
-    source = replace(Source.from_config(**preset["data"]), scheme="auto")  # the labels are ours
+    source = replace(Source.from_config(**dict(preset.data)), scheme="auto")  # the labels are ours
     return find_cases(folder, source, list(names)) if names else []
 
 
 def as_pair(
     volume: np.ndarray,
     sidecar: Mapping[str, Any],
-    preset: Mapping[str, Any],
+    preset: Preset,
     written: Sequence[Sequence[float] | None],
 ) -> tuple[Pair, np.ndarray]:
     """A prepared volume `[C + L, X, Y, Z]` in [-1, 1] as `finish_pair` would leave it, on the case's own grid.
@@ -96,7 +97,7 @@ def _mask(folder: Path, name: str) -> Path:
     return folder / "labelsTr" / f"{name}.nii.gz"
 
 
-def _begin(folder: Path, made: dict[str, Any], preset: dict[str, Any]) -> None:
+def _begin(folder: Path, made: dict[str, Any], preset: Preset) -> None:
     """An nnU-Net raw dataset; what was made in another way is removed."""
     mark = folder / "made.json"
     try:
@@ -108,8 +109,8 @@ def _begin(folder: Path, made: dict[str, Any], preset: dict[str, Any]) -> None:
     for part in ("imagesTr", "labelsTr"):
         make_folder(folder / part)
     clear_partial(folder)
-    labels = {"background": 0} | {name: k + 1 for k, name in enumerate(preset["data"]["labels"])}
-    images = {str(k): name.upper() for k, name in enumerate(preset["data"]["channels"])}
+    labels = {"background": 0} | {name: k + 1 for k, name in enumerate(preset.data.labels)}
+    images = {str(k): name.upper() for k, name in enumerate(preset.data.channels)}
     content = {"channel_names": images, "labels": labels, "numTraining": 0, "file_ending": ".nii.gz"}
     write_json(folder / "dataset.json", content)
     write_json(mark, made)

@@ -111,7 +111,7 @@ class PairRequests(Dataset):
             for row in self.asked:  # a contradiction shows before the first pair, not at the hundredth
                 self.tumours.complete(row, self.seed)
         else:
-            refuse_requests(model.preset["model"], asked)
+            refuse_requests(model.preset.model, asked)
         output.check_room(self.n, model.native.size)
         self.pending = [i for i in range(self.n) if not output.finished(self.seed + i)]
         self.canvases, self.places = canvases, {}

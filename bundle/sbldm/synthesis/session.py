@@ -201,11 +201,11 @@ class PairWriter:
             if "canvas" in row:
                 request[f"{REQUESTED}contrast"] = "" if row["contrast"] is None else row["contrast"]
         else:
-            request = {"requests": f"none: {self.model.preset['model']} takes none"}
+            request = {"requests": f"none: {self.model.preset.model} takes none"}
         settings = self.sampler.settings
         return {
             "seed": row["seed"],
-            "model": self.model.preset["model"],
+            "model": self.model.preset.model,
             **request,
             **{MEASURED + name: measured[name] for name in NAMES},
             **({f"{MEASURED}contrast": _contrast(pair, row["canvas"])} if "canvas" in row else {}),

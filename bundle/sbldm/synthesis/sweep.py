@@ -131,7 +131,7 @@ def draw_sweeps(
     """
     model = Model.load(str(run.folder), device, regions=canvas is not None, weights=weights)
     if not model.conditional:
-        refuse_requests(model.preset["model"], (), {"sweep": "asked for"})
+        refuse_requests(model.preset.model, (), {"sweep": "asked for"})
     sampler = model.sampler({"steps": steps, "batch": batch})
     folder, plan = run.evaluation / SWEEPS[canvas is not None], plan_sweeps(model.tumours)
     canvases, brain = Canvases.of_run(str(run.folder), canvas, model), None
@@ -141,7 +141,7 @@ def draw_sweeps(
         "checkpoint_sha256": model.sha256,
         "sampling": sampler.settings,
         "seed": seed,
-        "channels": list(model.preset["data"]["channels"]),
+        "channels": list(model.preset.data.channels),
         "intensities": model.intensities,
     }
     settings |= {"canvas": brain.name, "canvas_content": brain.content, "varied": VARIED} if brain else {}

@@ -11,6 +11,7 @@ from monai.engines import PrepareBatch
 
 from sbldm.diffusion import Schedule
 from sbldm.networks.request_picture import MARGIN_MM, RequestPicture
+from sbldm.run.preset import NoiseLevels
 
 __all__ = ["DiffusionBatch", "SliceBatch"]
 
@@ -61,7 +62,7 @@ class DiffusionBatch(PrepareBatch):
     def __init__(
         self,
         schedule: Schedule,
-        levels: dict[str, Any] | None = None,
+        levels: NoiseLevels | None = None,
         condition_dropout: float = 0.0,
         tumour: float | None = None,
         picture: RequestPicture | None = None,

@@ -12,7 +12,7 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from ignite.engine import Engine, Events
 
 from sbldm.run.errors import StateError
 from sbldm.run.files import atomic_path, check, clear_partial, read_rows, reading, write_csv
-from sbldm.run.folder import DEFAULTS, Run
+from sbldm.run.folder import Run
+from sbldm.run.preset import Preset
 from sbldm.training.handlers import losses_of
 
 __all__ = [
@@ -63,11 +64,11 @@ def load_checkpoint(path: Path, stage: str) -> dict[str, Any]:
         raise StateError(f"{path}: not a checkpoint of this program (format {FORMAT}); point --run at the right run.")
     with reading_checkpoint(path):
         check(content, {"stage": str, "preset": dict, "constants": dict})
-    content["preset"] = DEFAULTS | content["preset"]
+        content["preset"] = Preset.of(content["preset"])
     if content["stage"] != stage:
         raise StateError(
             f"{path}: this is the checkpoint of another training ({content['stage']} of the "
-            f"model {content['preset']['model']}), not of the {stage}; point --run at the right run."
+            f"model {content['preset'].model}), not of the {stage}; point --run at the right run."
         )
     with reading_checkpoint(path):
         check(content, BEST if path.name == "best.pt" else LAST)
@@ -122,30 +123,27 @@ def unfinished(run: Run, stage: str) -> str:
     if not os.path.lexists(path):
         return ""
     content = load_checkpoint(path, stage)
-    with reading_checkpoint(path):
-        check(content["preset"], {stage: {"iterations": int, "iterations_per_epoch": int}})
-    values = content["preset"][stage]
-    total = values["iterations"] // values["iterations_per_epoch"] * values["iterations_per_epoch"]
+    total = content["preset"].stage(stage).iterations
     return f"{content['iteration']} of {total} iterations" if content["iteration"] < total else ""
 
 
-def require_same(path: Path, content: dict[str, Any], preset: dict[str, Any], parts: tuple[str, ...]) -> None:
+def require_same(path: Path, content: dict[str, Any], preset: Preset, parts: Iterable[str]) -> None:
     """Refuse a checkpoint whose preset differs in one of `parts`; a `StateError` names model or part.
 
     A stage that two models have in common (`sbldm_2d` has SBLDM's autoencoder) may be copied from one to the other.
     """
-    held, wanted = content["preset"], DEFAULTS | preset
+    held = content["preset"]
     for part in parts:
-        if held.get(part) == wanted.get(part):
+        if getattr(held, part, None) == getattr(preset, part, None):
             continue
-        if held["model"] != wanted["model"]:
+        if held.model != preset.model:
             raise StateError(
-                f"{path}: this is a checkpoint of the model {held['model']}, and the run holds {wanted['model']}; "
+                f"{path}: this is a checkpoint of the model {held.model}, and the run holds {preset.model}; "
                 f"choose another --run, or remove {_made_from(path)} and train again."
             )
         raise StateError(
-            f"{path}: trained with the preset '{held.get('name')}' whose '{part}' differs from this run's "
-            f"('{wanted['name']}'); choose another --run, or remove {_made_from(path)} and train again."
+            f"{path}: trained with the preset '{held.name}' whose '{part}' differs from this run's "
+            f"('{preset.name}'); choose another --run, or remove {_made_from(path)} and train again."
         )
 
 
@@ -169,7 +167,7 @@ class RunCheckpoint:
         self,
         folder: str | Path,
         stage: str,
-        preset: dict[str, Any],
+        preset: Preset,
         constants: dict[str, Any],
         network: torch.nn.Module,
         evaluator: Engine | None,
@@ -212,7 +210,7 @@ class RunCheckpoint:
         row |= {name: self.spent[name] + clock() - self.started[name] for name, clock in CLOCKS.items()}
         self.losses.clear()
         self.history.append({k: round(v, 6) for k, v in row.items()})
-        common = {"format": FORMAT, "stage": self.stage, "preset": self.preset, "constants": self.constants}
+        common = {"format": FORMAT, "stage": self.stage, "preset": self.preset.state(), "constants": self.constants}
         if self.early and self.guide is None and engine.state.epoch >= self.early * engine.state.max_epochs:
             self.guide = {name: value.clone() for name, value in self.weights.state_dict().items()}
         if self.evaluator is None or scores["loss"] < self.best:
@@ -244,7 +242,7 @@ class RunCheckpoint:
         if not os.path.lexists(path):
             return 0
         content = load_checkpoint(path, self.stage)
-        require_same(path, content, self.preset, tuple(self.preset))
+        require_same(path, content, self.preset, type(self.preset).model_fields)
         if content["constants"] != self.constants:
             raise StateError(
                 f"{path}: trained on other cases or latents; choose another --run, or remove {_made_from(path)} and "

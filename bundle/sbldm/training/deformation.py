@@ -6,13 +6,13 @@ The changes are of the size by which healthy heads differ and in which cases are
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 
+from sbldm.run.preset import Diffusion
 from sbldm.tumour.characteristics import NAMES, measure, sphere_surface
 
 __all__ = ["copies_of_each", "deformed", "deformed_characteristics"]
@@ -25,14 +25,14 @@ BEND_MM = 1.5  # standard deviation of the displacement along each axis
 REACH_MM = 20.0  # of the Gaussian that smooths it: the field folds nowhere
 
 
-def copies_of_each(diffusion: Mapping[str, Any], cases: int) -> int:
+def copies_of_each(diffusion: Diffusion, cases: int) -> int:
     """How many copies of each of so many training cases a preset asks for: `deformed`, and `brains` in all with them.
 
     With ten cases and four copies each stage 2 begins to learn them by heart after 400 iterations, with 49 it does not
     within 1,200 (docs/ablation.md).
     """
-    least = math.ceil(diffusion.get("brains", 0) / max(cases, 1)) - 1
-    return max(diffusion.get("deformed", 0), min(least, MOST_COPIES))
+    least = math.ceil(diffusion.brains / max(cases, 1)) - 1
+    return max(diffusion.deformed, min(least, MOST_COPIES))
 
 
 def deformed(volume: np.ndarray, spacing: Sequence[float], rng: np.random.Generator) -> np.ndarray:

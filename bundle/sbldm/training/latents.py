@@ -18,6 +18,7 @@ from sbldm.networks import SliceVAE, VolumeVAE, build_autoencoder
 from sbldm.run.errors import StateError
 from sbldm.run.files import atomic_path, clear_partial, read_json, read_npz, sha256, write_csv, write_json
 from sbldm.run.folder import Run
+from sbldm.run.preset import Preset
 from sbldm.run.progress import progress
 from sbldm.training.cases import measure_cases
 from sbldm.training.checkpoints import load_checkpoint, reading_checkpoint, require_same, unfinished
@@ -85,9 +86,7 @@ class LatentStore:
     constants: dict[str, Any]
 
     @classmethod
-    def build(
-        cls, folder: str, preset: dict[str, Any], lists: dict[str, list[str]], device: torch.device
-    ) -> LatentStore:
+    def build(cls, folder: str, preset: Preset, lists: dict[str, list[str]], device: torch.device) -> LatentStore:
         """Encode what is missing, measure the constants, and score the reconstruction of the held-back cases.
 
         Raises:
@@ -99,9 +98,9 @@ class LatentStore:
             more = f"`sbldm train autoencoder --run {run.typed}` goes on"
             raise StateError(f"{run.folder / 'autoencoder'}: only {so_far} done; {more}.")
         fingerprint = sha256(run.checkpoint("autoencoder"))
-        made = {"autoencoder_sha256": fingerprint, "mirror": preset["mirror"], "latent": preset["diffusion"]["latent"]}
-        made["centred"] = preset["diffusion"].get("centred", "channel")
-        made["deformed"] = copies_of_each(preset["diffusion"], len(lists["train"]))
+        made = {"autoencoder_sha256": fingerprint, "mirror": preset.mirror, "latent": preset.diffusion.latent}
+        made["centred"] = preset.diffusion.centred
+        made["deformed"] = copies_of_each(preset.diffusion, len(lists["train"]))
         mark, finished = run.latents / "autoencoder.json", run.latents / "constants.json"
         held = _read(run, mark.name, {"autoencoder_sha256": str}) if os.path.lexists(mark) else made
         if other := [key for key in held if held[key] != made.get(key)]:
@@ -116,7 +115,7 @@ class LatentStore:
             write_json(mark, made)
             _encode_cases(run, preset, lists, network, device)
             write_json(finished, _measure_constants(run, preset, lists, fingerprint))
-        return cls(run, lists, preset["mirror"], _read(run, finished.name, CONSTANTS))
+        return cls(run, lists, preset.mirror, _read(run, finished.name, CONSTANTS))
 
     def dataset(self, role: str, seed: int, mode: str, repeats: int = 1) -> LatentDataset:
         """Latents of a role as a data set; mirrored and deformed brains only in training, each `repeats` times."""
@@ -134,11 +133,11 @@ class LatentStore:
 
 
 def _encode_cases(
-    run: Run, preset: dict[str, Any], lists: dict[str, list[str]], network: SliceVAE | VolumeVAE, device: torch.device
+    run: Run, preset: Preset, lists: dict[str, list[str]], network: SliceVAE | VolumeVAE, device: torch.device
 ) -> None:
     """Encode the cases that are missing; score the held-back ones and leave a table of that."""
-    images, scores = len(preset["data"]["channels"]), []
-    copies = copies_of_each(preset["diffusion"], len(lists["train"]))
+    images, scores = preset.image_channels, []
+    copies = copies_of_each(preset.diffusion, len(lists["train"]))
     for name in progress(lists["train"] + lists["validation"], "Encoding cases"):
         held_back, path = name in lists["validation"], run.latents / f"{name}.npz"
         if path.exists() and not held_back:
@@ -147,7 +146,7 @@ def _encode_cases(
         brains = [(volume, _characteristics(run, name))]
         if not held_back:
             brains += _deformed(preset, volume, sidecar, brains[0][1], copies)
-            if preset["mirror"]:
+            if preset.mirror:
                 brains += [(brain[:, ::-1], values * MIRRORED) for brain, values in brains]
         encoded = np.stack([network.encode_volume(brain, device) for brain, _ in brains])
         with atomic_path(path) as temporary:
@@ -167,10 +166,10 @@ def _characteristics(run: Run, name: str) -> np.ndarray:
 
 
 def _deformed(
-    preset: dict[str, Any], volume: np.ndarray, sidecar: dict[str, Any], values: np.ndarray, count: int
+    preset: Preset, volume: np.ndarray, sidecar: dict[str, Any], values: np.ndarray, count: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The deformed copies of a training case with their characteristics; none of a tumour that the grid loses."""
-    grid, images, copies = NativeGrid.from_state(sidecar["working"]), len(preset["data"]["channels"]), []
+    grid, images, copies = NativeGrid.from_state(sidecar["working"]), preset.image_channels, []
     for number in range(count):
         rng = np.random.default_rng([zlib.crc32(sidecar["case"].encode()), number])
         copy = deformed(volume, grid.spacing, rng)
@@ -197,9 +196,7 @@ def _encoded_anew(run: Run) -> str:
     return f"remove {folder} and run `{command}` again, which encodes the cases anew"
 
 
-def _measure_constants(
-    run: Run, preset: dict[str, Any], lists: dict[str, list[str]], fingerprint: str
-) -> dict[str, Any]:
+def _measure_constants(run: Run, preset: Preset, lists: dict[str, list[str]], fingerprint: str) -> dict[str, Any]:
     """Everything that synthesis needs beside the weights, measured on the training list, as plain values."""
     total, square, noise, count = 0.0, 0.0, 0.0, 0  # one case in memory at a time
     for name in lists["train"]:
@@ -208,14 +205,14 @@ def _measure_constants(
         noise, count = noise + np.exp(sides[:, 1]).mean(axis=(2, 3, 4)).sum(axis=0), count + len(sides)
     first, second, noise = total / count, square / count, noise / count
     mean = first.mean(axis=(1, 2, 3), keepdims=True)
-    if preset["diffusion"].get("centred", "channel") == "position":
+    if preset.diffusion.centred == "position":
         mean = gaussian_filter(first, (0, *[TEMPLATE_SIGMA] * 3), mode="nearest")
     variance = (second - 2 * mean * first + mean**2).mean(axis=(1, 2, 3))
     share = noise / (variance + noise)
     print(
         f"Latents: posterior noise is {100 * share.mean():.1f} % of their variance (training uses the mean by default)."
     )
-    if preset["diffusion"]["latent"] == "sample":
+    if preset.diffusion.latent == "sample":
         variance = variance + noise
     values = np.array([_characteristics(run, name) for name in lists["train"]])
     return {

@@ -18,11 +18,11 @@ from sbldm.networks import (
     build_denoiser,
     build_discriminator,
     build_generator,
-    latent_shape,
 )
 from sbldm.run.errors import InputError
 from sbldm.run.folder import PRESETS, load_preset
 from sbldm.run.models import kind_of
+from sbldm.run.preset import Preset
 from sbldm.run.room import gigabytes
 from sbldm.tumour.characteristics import NAMES
 
@@ -63,7 +63,7 @@ class LiveBytes(TorchDispatchMode):
         return out
 
 
-def training_bytes(preset: dict[str, Any], stage: str) -> int:
+def training_bytes(preset: Preset, stage: str) -> int:
     """Bytes of one iteration of a training in single precision, without what the device's libraries take themselves.
 
     Weights, gradients, both moments of Adam, the moving average where there is one, and every activation that the
@@ -86,11 +86,11 @@ def _peak(step: Step) -> int:
     return live.peak
 
 
-def _autoencoder(preset: dict[str, Any]) -> tuple[list[torch.nn.Module], list[Step]]:
+def _autoencoder(preset: Preset) -> tuple[list[torch.nn.Module], list[Step]]:
     """The networks of stage 1, and the loss of an iteration of each of its phases."""
-    values, network = preset["autoencoder"], build_autoencoder(preset)
+    values, network = preset.autoencoder, build_autoencoder(preset)
     if not isinstance(network, SliceVAE):
-        volumes = torch.zeros(values["batch_size"], network.in_channels, *preset["grid"]["size"])
+        volumes = torch.zeros(values.batch_size, network.in_channels, *preset.grid.size)
         discriminator = build_discriminator(preset, "autoencoder")
 
         def volume_step() -> torch.Tensor:
@@ -98,9 +98,8 @@ def _autoencoder(preset: dict[str, Any]) -> tuple[list[torch.nn.Module], list[St
             return drawn.square().mean() + discriminator(drawn)[-1].square().mean()
 
         return [network, discriminator], [volume_step]
-    depth = values.get("depth", 1)
-    plane = values.get("crop") or preset["grid"]["size"][:2]
-    slices = torch.zeros(values["batch_size"] * depth, network.in_channels, *plane)
+    depth, plane = values.depth, values.crop or preset.grid.size[:2]
+    slices = torch.zeros(values.batch_size * depth, network.in_channels, *plane)
     position = torch.zeros(len(slices), dtype=torch.long)
 
     def step() -> torch.Tensor:
@@ -111,22 +110,22 @@ def _autoencoder(preset: dict[str, Any]) -> tuple[list[torch.nn.Module], list[St
     return [network], [step]
 
 
-def _diffusion(preset: dict[str, Any]) -> tuple[list[torch.nn.Module], list[Step]]:
-    network, batch = build_denoiser(preset), preset["diffusion"]["batch_size"]
-    latents, times = torch.zeros(batch, *latent_shape(preset)), torch.zeros(batch)
+def _diffusion(preset: Preset) -> tuple[list[torch.nn.Module], list[Step]]:
+    network, batch = build_denoiser(preset), preset.diffusion.batch_size
+    latents, times = torch.zeros(batch, *preset.latent_shape), torch.zeros(batch)
     return [network], [lambda: network(latents, times, torch.zeros(batch, len(NAMES))).square().mean()]
 
 
-def _gan(preset: dict[str, Any]) -> tuple[list[torch.nn.Module], list[Step]]:
+def _gan(preset: Preset) -> tuple[list[torch.nn.Module], list[Step]]:
     network, discriminator = build_generator(preset), build_discriminator(preset, "gan")
-    noise = torch.zeros(preset["gan"]["batch_size"], network.noise)
+    noise = torch.zeros(preset.gan.batch_size, network.noise)
     return [network, discriminator], [lambda: discriminator(network(noise))[-1].square().mean()]
 
 
 PARTS = {"autoencoder": _autoencoder, "diffusion": _diffusion, "regions": _diffusion, "gan": _gan}
 
 
-def check_memory(preset: dict[str, Any], stage: str, device: torch.device, mixed: bool) -> None:
+def check_memory(preset: Preset, stage: str, device: torch.device, mixed: bool) -> None:
     """Make sure that a training fits into the memory that is free; without a word where nobody knows how much is.
 
     Args:
@@ -142,20 +141,20 @@ def check_memory(preset: dict[str, Any], stage: str, device: torch.device, mixed
     needed = training_bytes(preset, stage) * (HALVED if mixed else 1)
     if free is None or needed <= free:
         return
-    where = f"the {stage} of the preset '{preset['name']}' needs about {gigabytes(needed)} of memory to train"
+    where = f"the {stage} of the preset '{preset.name}' needs about {gigabytes(needed)} of memory to train"
     raise InputError(f"{where}, {gigabytes(free)} are free on {device.type}; {_mend(preset, free, mixed)}.")
 
 
-def _mend(preset: dict[str, Any], free: int, mixed: bool) -> str:
+def _mend(preset: Preset, free: int, mixed: bool) -> str:
     """What does fit: a preset of this program in a new run, else a smaller batch."""
     sizes = {}
     for name in sorted(path.stem for path in PRESETS.glob("*.yaml")):
         try:
-            other = load_preset(name, preset["model"])
+            other = load_preset(name, preset.model)
         except InputError:  # not every model has every preset
             continue
         sizes[name] = max(training_bytes(other, stage) for stage in kind_of(other).stages) * (HALVED if mixed else 1)
-    fitting = [name for name, needed in sizes.items() if needed <= free and name not in ("demo", preset["name"])]
+    fitting = [name for name, needed in sizes.items() if needed <= free and name not in ("demo", preset.name)]
     if not fitting:
         return "lower batch_size or the networks' channels in a preset of your own, or free memory"
     best = max(fitting, key=sizes.__getitem__)

@@ -17,6 +17,7 @@ from sbldm.networks import build_autoencoder, build_denoiser
 from sbldm.run.device import fast_bfloat16
 from sbldm.run.errors import InputError, StateError
 from sbldm.run.folder import Run
+from sbldm.run.preset import Preset
 from sbldm.training.checkpoints import RunCheckpoint, load_checkpoint, require_same, unfinished
 from sbldm.training.data import Continuing
 from sbldm.training.memory import check_memory
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 
-def read_run_lists(folder: str, preset: dict[str, Any]) -> dict[str, list[str]]:
+def read_run_lists(folder: str, preset: Preset) -> dict[str, list[str]]:
     """The case lists of a run, after checking that no overlay has put another preset in place of the run's own.
 
     Raises:
@@ -43,23 +44,23 @@ def read_run_lists(folder: str, preset: dict[str, Any]) -> dict[str, list[str]]:
     run_folder = Run.at(folder)
     if run_folder.preset != preset:
         raise StateError(
-            f"{folder} was prepared with the preset '{run_folder.preset['name']}' and other values than those given; "
+            f"{folder} was prepared with the preset '{run_folder.preset.name}' and other values than those given; "
             "leave the preset out of the command, the run has it."
         )
     return read_lists(run_folder.folder)
 
 
-def new_autoencoder(preset: dict[str, Any]) -> torch.nn.Module:
+def new_autoencoder(preset: Preset) -> torch.nn.Module:
     """Stage 1 as its training begins: random, or with the weights of the preset's `init`."""
     return begin_with(build_autoencoder(preset), preset, "autoencoder")
 
 
-def new_denoiser(preset: dict[str, Any], constants: dict[str, Any]) -> torch.nn.Module:
+def new_denoiser(preset: Preset, constants: dict[str, Any]) -> torch.nn.Module:
     """Stage 2 as its training begins: random, or with the weights of the preset's `init`."""
     return begin_with(build_denoiser(preset, constants), preset, "network")
 
 
-def continued(run_dir: str, preset: dict[str, Any], constants: dict[str, Any]) -> torch.nn.Module:
+def continued(run_dir: str, preset: Preset, constants: dict[str, Any]) -> torch.nn.Module:
     """The denoiser of a preset with the weights of a run's stage 2; inputs that are new to it begin with weight 0.
 
     Raises:

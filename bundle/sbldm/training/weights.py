@@ -9,7 +9,6 @@ of the one that was fitted to cases, and the gate's ranges are rounded outward.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from torch import nn
 from sbldm.cases.identity import Seen
 from sbldm.run.errors import InputError, StateError
 from sbldm.run.files import BUNDLE, check, reading, sha256, user_path
-from sbldm.run.preset import check_preset
+from sbldm.run.preset import Preset, check_preset
 
 __all__ = ["CONSTANTS", "FORMAT", "SHIPPED", "Weights", "begin_with", "initial_constants"]
 
@@ -70,7 +69,7 @@ class Weights:
 
     path: Path
     sha256: str
-    preset: dict[str, Any]
+    preset: Preset
     constants: dict[str, Any]
     ranges: dict[str, tuple[float, float]]
     about: dict[str, Any]
@@ -99,22 +98,21 @@ class Weights:
                 for part in ("autoencoder", "network")
             }
             constants = header["constants"] | {"latent_mean": tensors["latent_mean"].tolist(), "content": {}}
-        check_preset(header["preset"], f"{path}: ", "configs/presets/small.yaml")
+        preset = check_preset(header["preset"], f"{path}: ")
         ranges = {name: tuple(limits) for name, limits in header["ranges"].items()}
         seen = Seen.from_state(header["seen"])
-        return cls(path, sha256(path), header["preset"], constants, ranges, header["about"], seen, states)
+        return cls(path, sha256(path), preset, constants, ranges, header["about"], seen, states)
 
     @property
-    def fine_tuning(self) -> dict[str, Any]:
+    def fine_tuning(self) -> Preset:
         """The preset of a run that goes on from these weights on cases of its own."""
+        stages = {name: self.preset.stage(name) for name in FINE_TUNING}
         changed = {
-            stage: self.preset[stage]
-            | values
-            | {"learning_rate": SLOWER * self.preset[stage]["learning_rate"], "warm_up": 20}
-            for stage, values in FINE_TUNING.items()
+            name: stage.but(**FINE_TUNING[name], learning_rate=SLOWER * stage.learning_rate, warm_up=20)
+            for name, stage in stages.items()
         }
         init = {"weights": "shipped" if self.path == SHIPPED else str(self.path.absolute()), "sha256": self.sha256}
-        return self.preset | changed | {"minutes": None, "init": init}
+        return self.preset.but(**changed, minutes=None, init=init)
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -122,22 +120,22 @@ class Weights:
         return self.about | {"weights_sha256": self.sha256, "seen": self.seen.state()}
 
 
-def _initial(preset: Mapping[str, Any]) -> Weights | None:
+def _initial(preset: Preset) -> Weights | None:
     """The weights that a preset's trainings begin with.
 
     Raises:
         StateError: they are not those any more with which the run was prepared.
     """
-    if not preset.get("init"):
+    if not (init := preset.begins_with):
         return None
     try:
-        held = Weights.read(preset["init"]["weights"])
+        held = Weights.read(init.weights)
     except InputError as error:
         raise StateError(
-            f"{preset['init']['weights']}: the weights that this run goes on from are not there any more, or damaged "
+            f"{init.weights}: the weights that this run goes on from are not there any more, or damaged "
             f"({error}) Put the file back."
         ) from None
-    if held.sha256 != preset["init"]["sha256"]:
+    if held.sha256 != init.sha256:
         raise StateError(
             f"{held.path}: is another file than when this run was prepared with --init; put the old one back, or "
             "prepare a new run."
@@ -145,14 +143,14 @@ def _initial(preset: Mapping[str, Any]) -> Weights | None:
     return held
 
 
-def begin_with(network: nn.Module, preset: Mapping[str, Any], part: str) -> nn.Module:
+def begin_with(network: nn.Module, preset: Preset, part: str) -> nn.Module:
     """A new network of a training (`part`: autoencoder or network), with the weights of the preset's `init` if any."""
     if held := _initial(preset):
         network.load_state_dict(held.states[part])
     return network
 
 
-def initial_constants(preset: Mapping[str, Any]) -> dict[str, Any]:
+def initial_constants(preset: Preset) -> dict[str, Any]:
     """What a training that goes on from weights keeps of them.
 
     How latents and requests are scaled, as the network has learned it, the tumours that can be asked for, and which
