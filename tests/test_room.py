@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import TINY, call, copy_run, one_line, snapshot
 
+from sbldm.cases.layouts import Source
 from sbldm.run.errors import InputError, OutputError, finish
 from sbldm.run.files import write_json
 from sbldm.run.room import check_room, free_bytes, gigabytes, lasting
@@ -17,7 +18,7 @@ from sbldm.synthesis.requests import count_pairs
 
 
 def dataset(root: Path, records: int = 0, seconds: float = 0.0) -> RawDataset:
-    opened = RawDataset.open(str(root), 501, "X", ["flair"], ["tumour"], np.eye(4), {}, {})
+    opened = RawDataset.open(str(root), 501, "X", Source(), np.eye(4), {}, {})
     for k in range(records):
         write_json(opened.folder / "records" / f"X_{k:06d}.json", {"seconds": seconds})
     return opened

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, StringConstraints, Tag, model_valida
 from pydantic import Discriminator as Discriminator_
 
 from sbldm.run.errors import InputError
-from sbldm.run.limits import CLEANEST, MOST_BATCH, NOISIEST
+from sbldm.run.limits import CLEANEST, MOST_BATCH, NOISIEST, Channel
 from sbldm.run.schema import Values, checked, refuse_expressions
 
 __all__ = [
@@ -41,7 +41,6 @@ Weight = Annotated[float, Field(ge=0, le=1e6)]
 Guidance = Annotated[float, Field(ge=0, le=1000)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Name = Annotated[str, StringConstraints(pattern=r"^[\w.+-]([\w .,()/+-]*[\w.)+-])?$", max_length=80)]
-Channel = Literal["flair", "t1", "t1ce", "t2"]
 TISSUES = ("necrotic", "oedema", "enhancing")
 Levels = Annotated[list[Width], Field(min_length=1, max_length=8)]
 
@@ -73,11 +72,15 @@ def _each_once(values: list[Any]) -> list[Any]:
 
 
 class Data(Values):
-    """Image channels, the labels with the tissues that each one joins, and what the numbers in the masks mean."""
+    """Image channels, the labels with the tissues that each one joins, and what the numbers in the masks mean.
+
+    With `regions` nnU-Net learns the nested regions of BraTS in place of the labels one by one.
+    """
 
     channels: Annotated[list[Channel], Field(min_length=1), AfterValidator(_each_once)]
     labels: Annotated[dict[Name, Annotated[Any, AfterValidator(_tissues)]], Field(min_length=1)]
     scheme: str | dict[int | str, str] = "auto"  # its words are checked where masks are read (`cases.labels`)
+    regions: bool = False
 
 
 class Grid(Values):

@@ -21,7 +21,7 @@ import torch
 from scipy import ndimage
 
 from sbldm.cases.geometry import to_native
-from sbldm.cases.layouts import Case, Source, find_cases
+from sbldm.cases.layouts import Case, find_cases
 from sbldm.cases.pipeline import original_cases
 from sbldm.networks.request_picture import MARGIN_MM, RequestPicture
 from sbldm.run.errors import DataError, InputError
@@ -117,7 +117,7 @@ class Canvases:
             raise InputError(f"--satellites {satellites}: second tumours are drawn on canvases; say --canvas as well.")
         if not where:
             return None
-        run, source = Run.at(run_dir), Source.from_config(**dict(model.preset.data))
+        run, source = Run.at(run_dir), model.source
         cases = original_cases(run, "train") if where == "train" else find_cases(user_path(where), source)
         sampler = model.sampler({"guidance": model.preset.regions.healing})
         asked = str(int(keep or 0)) == "1", str(int(push or 0)) == "1", share

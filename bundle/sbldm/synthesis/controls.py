@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sbldm.cases.layouts import Source, content_hash, read_arrays
+from sbldm.cases.layouts import content_hash, read_arrays
 from sbldm.cases.pipeline import original_cases
 from sbldm.run.device import choose_device
 from sbldm.run.errors import DataError, InputError, StateError
@@ -114,8 +114,7 @@ def _open(drawn: Manifest, kind: str, model: Model) -> RawDataset:
         root=str(root),
         dataset_id=number,
         name=name,
-        channels=[channel.lower() for channel in drawn.channels],
-        labels=drawn.labels,
+        source=model.source,
         affine=model.native.affine(),
         settings={"generator": "copypaste" if kind == "pasted" else "none", "control_of": dataset.name}
         | {"seed": settings["seed"], "canvases": settings["canvases"] | {"satellites": 0.0}},
@@ -128,7 +127,7 @@ class _Donors:
 
     def __init__(self, run: Run, model: Model) -> None:
         self.cases = {case.name: case for case in original_cases(run, "train")}
-        self.source, self.content = Source.from_config(**dict(model.preset.data)), model.lineage
+        self.source, self.content = model.source, model.lineage
         self.volumes: dict[str, float] = {}
         for name, case in self.cases.items():
             _, labels, affine = read_arrays(case, self.source)

@@ -285,8 +285,7 @@ def draw_pairs(
         root=str(run.raw),
         dataset_id=dataset_id or 502 + OWN.index(own),
         name=name or ("COPYPASTE" if own == "kept" else f"COPYPASTE_{own.upper()}"),
-        channels=training.source.channels,
-        labels=list(training.source.labels),
+        source=training.source,
         affine=training.native.affine(),
         settings={
             "generator": "copypaste",

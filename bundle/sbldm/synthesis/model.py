@@ -15,6 +15,7 @@ from torch import nn
 
 from sbldm.cases.geometry import NativeGrid, WorkingGrid
 from sbldm.cases.intensity import describe_written, written_by
+from sbldm.cases.layouts import Source
 from sbldm.cases.lists import read_lists
 from sbldm.diffusion import SAMPLERS, SOLVERS, SPACINGS, Noise, Schedule, guided, time_steps
 from sbldm.networks import SliceVAE, VolumeVAE, build_autoencoder, build_denoiser, build_generator
@@ -188,6 +189,11 @@ class Model:
     def working(self) -> NativeGrid:
         """Where the working grid lies in it."""
         return NativeGrid.from_state(self.constants["grids"]["working"])
+
+    @property
+    def source(self) -> Source:
+        """Channels and labels of its pairs."""
+        return Source.from_config(**dict(self.preset.data))
 
     @property
     def intensities(self) -> dict[str, str]:

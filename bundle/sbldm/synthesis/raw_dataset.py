@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from sbldm.cases.layouts import Source
 from sbldm.run.errors import DamagedError, InputError, OutputError, StateError
 from sbldm.run.files import clear_partial, make_folder, read_json, write_csv, write_json, write_nifti
 from sbldm.run.manifest import DRAWN_BY, GIVEN_UP, RECORD, Manifest
@@ -33,8 +34,7 @@ class RawDataset:
     Attributes:
         folder: of the dataset.
         prefix: of the pair names, followed by the seed.
-        channels: image channel names.
-        labels: label names, the first is number 1.
+        source: channels and labels.
         affine: voxel indices to RAS millimetres, for image and mask alike.
         settings: what all its pairs have in common, kept in `synthesis.json`.
         lineage: real cases that the pairs descend from and their content hashes, kept in `lineage.json`; a record that
@@ -44,8 +44,7 @@ class RawDataset:
 
     folder: Path
     prefix: str
-    channels: tuple[str, ...]
-    labels: tuple[str, ...]
+    source: Source
     affine: np.ndarray
     settings: dict[str, Any]
     lineage: dict[str, str]
@@ -57,8 +56,7 @@ class RawDataset:
         root: str,
         dataset_id: Any,
         name: str,
-        channels: Sequence[str],
-        labels: Sequence[str],
+        source: Source,
         affine: np.ndarray,
         settings: dict[str, Any],
         lineage: dict[str, str],
@@ -86,7 +84,7 @@ class RawDataset:
                 f"{folder}: holds pairs drawn with {key} = {held.get(key)}, now it is {settings.get(key)}; "
                 f"choose another --dataset (for example --dataset {int(dataset_id) + 1}) or remove the folder."
             )
-        return cls(folder, name, tuple(channels), tuple(labels), np.asarray(affine), settings, dict(lineage), origin)
+        return cls(folder, name, source, np.asarray(affine), settings, dict(lineage), origin)
 
     def begin(self) -> None:
         """Make the folders, and clear away partial files, damaged records, and own pairs without a record.
@@ -128,7 +126,7 @@ class RawDataset:
             size: of their native grid, voxels.
         """
         there = len(list((self.folder / "records").glob("*.json")))
-        a_pair = BLOCKS + float(np.prod(size)) * (A_VOXEL * len(self.channels) + A_LABEL)
+        a_pair = BLOCKS + float(np.prod(size)) * (A_VOXEL * len(self.source.channels) + A_LABEL)
         free = free_bytes(self.folder)
         if (needed := (n - there) * a_pair) > free:
             raise OutputError(
@@ -155,7 +153,7 @@ class RawDataset:
         """Whether the pair with this seed is there as a whole."""
         name, folder = self.name(seed), self.folder
         files = [folder / "records" / f"{name}.json", folder / "labelsTr" / f"{name}.nii.gz"]
-        files += [folder / "imagesTr" / f"{name}_{k:04d}.nii.gz" for k in range(len(self.channels))]
+        files += [folder / "imagesTr" / f"{name}_{k:04d}.nii.gz" for k in range(len(self.source.channels))]
         return all(path.is_file() for path in files) and _is_whole(files[0])
 
     def write(
@@ -187,12 +185,7 @@ class RawDataset:
             write_csv(self.folder / "manifest.csv", records)
         if given_up := _alike(sorted((self.folder / "records" / "given_up").glob("*.json")), GIVEN_UP):
             write_csv(self.folder / "given_up.csv", given_up)
-        labels = {"background": 0} | {name: k + 1 for k, name in enumerate(self.labels)}
-        channels = {str(k): name.upper() for k, name in enumerate(self.channels)}
-        write_json(
-            self.folder / "dataset.json",
-            {"channel_names": channels, "labels": labels, "numTraining": len(records), "file_ending": ".nii.gz"},
-        )
+        write_json(self.folder / "dataset.json", self.source.description(len(records)))
         return len(records)
 
 

@@ -109,8 +109,5 @@ def _begin(folder: Path, made: dict[str, Any], preset: Preset) -> None:
     for part in ("imagesTr", "labelsTr"):
         make_folder(folder / part)
     clear_partial(folder)
-    labels = {"background": 0} | {name: k + 1 for k, name in enumerate(preset.data.labels)}
-    images = {str(k): name.upper() for k, name in enumerate(preset.data.channels)}
-    content = {"channel_names": images, "labels": labels, "numTraining": 0, "file_ending": ".nii.gz"}
-    write_json(folder / "dataset.json", content)
+    write_json(folder / "dataset.json", Source.from_config(**dict(preset.data)).description(0))
     write_json(mark, made)
