@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -167,6 +167,10 @@ class Case:
     n_volumes: int | None = None
     hints: Mapping[Path, str] = field(default_factory=dict)
     problem: str = ""
+
+    def of_channel(self, k: int) -> Case:
+        """The case with its k-th image channel alone."""
+        return replace(self, images=self.images[k : k + 1], volume=self.volume[k : k + 1])
 
 
 def to_labels(raw: np.ndarray, case: Case, source: Source) -> np.ndarray:

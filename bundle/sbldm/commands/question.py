@@ -84,7 +84,7 @@ class Question(Scores):
         typer.Option(
             parser=words_or_commas,
             metavar="WORD,..",
-            help="Channels of the images, the first is looked at.",
+            help="Channels of the images; most scores look at the first.",
             show_default="flair",
             rich_help_panel=FOLDERS,
         ),

@@ -84,7 +84,6 @@ def _settings(asked: Question) -> Settings:
             "heldout": _cases("--heldout", asked.heldout, asked.heldout_cases, source),
         }
         origin = {}
-    source = replace(source, channels=source.channels[:1])
     if shared := {case.images[0] for case in real["train"]} & {case.images[0] for case in real["heldout"]}:
         raise InputError(f"--heldout: {min(shared)} is among the training cases too; a floor needs other cases.")
     groups = list(asked.scores or GROUPS)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +36,7 @@ from sbldm.evaluation.scoring import (
     score_slices,
     score_tumours,
 )
+from sbldm.evaluation.scoring_channels import score_channels, with_all
 from sbldm.evaluation.scoring_copies import score_copies
 from sbldm.evaluation.settings import GROUPS, Evaluation, Settings
 from sbldm.metrics.features import load_extractor
@@ -68,13 +70,15 @@ def evaluate(settings: Settings) -> Evaluation:
         workers(settings.workers, settings.features, str(device)) as pool,
     ):
         grid = evaluation_grid(common_spacing(settings.heldout))
-        cohorts = {role: _read(role, settings, grid, Path(images), pool, found) for role in ROLES}
+        first, *further = settings.source.channels
+        read = partial(_read, settings=settings, grid=grid, images=Path(images), pool=pool, found=found)
+        cohorts = {role: read(role) for role in ROLES}
         synthetic, train, heldout = (cohort.identities for cohort in cohorts.values())
         if repeated := synthetic & (train | heldout):
             found.remarks.append(f"{len(repeated)} synthetic pair(s) hold the very voxels of a real case.")
         if repeated := train & heldout:
             found.remarks.append(f"{len(repeated)} held-back case(s) are training cases too: every floor is too good.")
-        references = _read_references(settings, grid, Path(images), pool, found)
+        references = _read_references(settings, read, found)
         found.pairs = [{"pair": name} for name in cohorts["synthetic"].names]
         parts: dict[str, Callable[..., Iterator[Score]]] = {
             "similarity": partial(score_similarity, pool=pool, spacing=grid.spacing),
@@ -92,6 +96,19 @@ def evaluate(settings: Settings) -> Evaluation:
             enough = {kind: c for kind, c in references.items() if not _too_few(group, {kind: c})}
             sides = {"synthetic": cohorts["synthetic"], "floor": cohorts["train"], **enough}
             found.scores += score(found, sides, cohorts["heldout"])
+        if "channels" in settings.groups and further:
+            if reason := _too_few("channels", cohorts):
+                found.left_out.append(("channels", reason))
+            else:
+                silent = Evaluation()  # what is odd about the cases has been said
+                of_roles = {role: {first: c} for role, c in (cohorts | references).items()}
+                for k, name in enumerate(further, start=1):
+                    folder = make_folder(Path(images) / name)
+                    for role, of in of_roles.items():
+                        of[name] = read(role, channel=k, images=folder, found=silent)
+                of_roles = {role: with_all(of) for role, of in of_roles.items()}
+                of_roles["floor"], heldout = of_roles.pop("train"), of_roles.pop("heldout")
+                found.scores += score_channels(of_roles, heldout, pool)
         if "copies" in settings.groups:
             if reason := _too_few("copies", cohorts):
                 found.left_out.append(("copies", reason))
@@ -101,7 +118,8 @@ def evaluate(settings: Settings) -> Evaluation:
         score_requests(found, cohorts["synthetic"], settings.manifest)
     if "fit" in settings.groups:
         score_fit(found, cohorts, settings)
-    found.left_out += [(group, "not asked for (--scores).") for group in GROUPS if group not in settings.groups]
+    asked = {*settings.groups, *["channels"] * (len(settings.source.channels) == 1)}
+    found.left_out += [(group, "not asked for (--scores).") for group in GROUPS if group not in asked]
     found.provenance = {
         "made": time.strftime("%Y-%m-%d"),
         "minutes": round((time.time() - begun) / 60, 1),
@@ -124,16 +142,14 @@ def reference_names(train: Sequence[str], pairs: int) -> list[str]:
     return [train[k] for k in chosen(pairs, len(train))]
 
 
-def _read_references(
-    settings: Settings, grid: WorkingGrid, images: Path, pool: Workers, found: Evaluation
-) -> dict[str, Cohort]:
+def _read_references(settings: Settings, read: Callable[[str], Cohort], found: Evaluation) -> dict[str, Cohort]:
     """Describe what there is of the references; a sentence says why there is no more."""
     cohorts = {}
     for kind in REFERENCES:
         reason = settings.no_references.get(kind, "")
         if settings.references.get(kind):
             try:
-                cohorts[kind] = _read(kind, settings, grid, images, pool, found)
+                cohorts[kind] = read(kind)
                 continue
             except DataError as error:
                 reason = str(error)
@@ -142,10 +158,20 @@ def _read_references(
     return cohorts
 
 
-def _read(role: str, settings: Settings, grid: WorkingGrid, images: Path, pool: Workers, found: Evaluation) -> Cohort:
+def _read(
+    role: str,
+    settings: Settings,
+    grid: WorkingGrid,
+    images: Path,
+    pool: Workers,
+    found: Evaluation,
+    channel: int = 0,
+) -> Cohort:
     """Describe the cases of one role or reference, and remark on what is odd about them."""
     cases = settings.references[role] if role in REFERENCES else getattr(settings, role)
-    cohort = describe(role, cases, settings.source, grid, settings.cache, images, pool)
+    source = replace(settings.source, channels=settings.source.channels[channel : channel + 1])
+    alone = [case.of_channel(channel) for case in cases]
+    cohort = describe(role, alone, source, grid, settings.cache, images, pool)
     if other := sum(not np.allclose(spacing, grid.spacing, rtol=1e-3) for spacing in cohort.spacings):
         spacing = " x ".join(f"{s:g}" for s in grid.spacing)
         found.remarks.append(f"{other} of {len(cases)} {role} cases were resampled to {spacing} mm.")

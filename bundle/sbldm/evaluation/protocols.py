@@ -91,7 +91,7 @@ class Score:
 
     Attributes:
         protocol: name in `PROTOCOLS`, for example "mmd-laplace.heldout".
-        group: "similarity", "distribution", "tumours", "slices", "seam", "requests", "copies" or "fit".
+        group: as in `written.GROUPS`.
         value, low, high: the synthetic pairs' score and its 95 % interval.
         n: how many synthetic and real cases went in.
         floor, floor_low, floor_high: the same score of real cases against real cases; NaN where there is none.

@@ -27,7 +27,11 @@ from sbldm.tumour.characteristics import NAMES
 
 __all__ = [
     "LEAST",
+    "beside",
     "chosen",
+    "equal",
+    "finite",
+    "joined",
     "score_distribution",
     "score_fit",
     "score_requests",
@@ -38,7 +42,16 @@ __all__ = [
 ]
 
 # Cases on every side.
-LEAST = {"similarity": 2, "distribution": 10, "tumours": 5, "slices": 5, "seam": 5, "copies": 3, "requests": 3}
+LEAST = {
+    "similarity": 2,
+    "distribution": 10,
+    "channels": 10,
+    "tumours": 5,
+    "slices": 5,
+    "seam": 5,
+    "copies": 3,
+    "requests": 3,
+}
 FID_LEAST = 1000
 NAN = float("nan")
 PARTNERS = 10  # held-back cases that each case is compared with in all-pairs SSIM
@@ -60,7 +73,7 @@ def new_score(
     return Score(protocol, group, *value, n, *floor, floor_n, **more)
 
 
-def _beside(
+def beside(
     protocol: str,
     group: str,
     values: Mapping[str, Estimate | float],
@@ -119,7 +132,7 @@ def score_similarity(
     def score(name: str, of: Mapping[str, Cohort], other: Cohort, mean: Callable[[str], Estimate]) -> Score:
         decibel = name.startswith("psnr")  # of all cases, since they cost little
         n = {side: (len(c) if decibel else len(_compared(side, c)), len(other)) for side, c in of.items()}
-        return _beside(name, "similarity", {side: mean(side) for side in of}, n, unit="dB" if decibel else "")
+        return beside(name, "similarity", {side: mean(side) for side in of}, n, unit="dB" if decibel else "")
 
     yield score("psnr.random-pair.train", against_train, train, random_psnr)
     yield score("ssim.random-pair.train", against_train, train, lambda s: mean_estimate(ssim[f"random {s}"][:, 1]))
@@ -140,7 +153,7 @@ def score_similarity(
     jobs = {side: [(c.place(i), c.place(j)) for i, j in couples[side].reshape(-1, 2)] for side, c in sides.items()}
     diversity = _in_processes("MS-SSIM", _ms_ssim, jobs, pool)
     values = {side: mean_estimate(values[:, 0]) for side, values in diversity.items()}
-    yield _beside("ms-ssim.diversity", "similarity", values, {side: (len(some),) * 2 for side, some in couples.items()})
+    yield beside("ms-ssim.diversity", "similarity", values, {side: (len(some),) * 2 for side, some in couples.items()})
 
 
 def _strangers(rng: np.random.Generator, c: Cohort, train: Cohort) -> np.ndarray:
@@ -189,7 +202,7 @@ def _in_processes(
 # --- distribution, tumours, slices ------------------------------------------------------------------------------------
 
 
-def _equal(sides: Mapping[str, Cohort], tumour: bool = False) -> dict[str, np.ndarray]:
+def equal(sides: Mapping[str, Cohort], tumour: bool = False) -> dict[str, np.ndarray]:
     """Seeded choices of equally many cases of each side, as many scores depend on it; of those with a tumour."""
     rows = {
         side: np.flatnonzero(np.isfinite(c.tumours["volume_ml"])) if tumour else np.arange(len(c))
@@ -201,16 +214,16 @@ def _equal(sides: Mapping[str, Cohort], tumour: bool = False) -> dict[str, np.nd
 
 def score_distribution(found: Evaluation, sides: Mapping[str, Cohort], heldout: Cohort, fid: str) -> Iterator[Score]:
     """Feature vectors: synthetic, and as many training images, against held-back ones."""
-    rows = _equal(sides)
+    rows = equal(sides)
     n = {side: (len(some), len(heldout)) for side, some in rows.items()}
     planes = list(heldout.features)
 
     def score(name: str, values: Mapping[str, Estimate | float], **more: Any) -> Score:
-        return _beside(f"{name}.heldout", "distribution", values, n, **more)
+        return beside(f"{name}.heldout", "distribution", values, n, **more)
 
-    samples = {side: _joined(c, rows[side]) for side, c in sides.items()}
-    reference = _joined(heldout)
-    scale = distribution.Scale.of(_joined(sides["floor"]))  # of all training cases
+    samples = {side: joined(c, rows[side]) for side, c in sides.items()}
+    reference = joined(heldout)
+    scale = distribution.Scale.of(joined(sides["floor"]))  # of all training cases
     p = {side: distribution.permutation_p(reference, x, scale) for side, x in samples.items()}
     note = f"permutation p {p['synthetic']:.3f}; of the floor {p['floor']:.3f}"
     yield score(FIRST, {s: distribution.mmd(reference, x, scale) for s, x in samples.items()}, aim="low", note=note)
@@ -236,28 +249,28 @@ def score_distribution(found: Evaluation, sides: Mapping[str, Cohort], heldout: 
         found.left_out.append(("distribution.fid", reason))
 
 
-def _joined(c: Cohort, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+def joined(c: Cohort, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
     """Feature vectors `[N, D]`, the planes side by side."""
     return np.concatenate([features[rows] for features in c.features.values()], axis=1)
 
 
 def score_tumours(found: Evaluation, sides: Mapping[str, Cohort], heldout: Cohort) -> Iterator[Score]:
     """Each tumour measure, and where tumours lie, over cases with a tumour."""
-    rows = _equal(sides, tumour=True)
+    rows = equal(sides, tumour=True)
     with_tumour = np.isfinite(heldout.tumours["volume_ml"])
     for name in heldout.tumours:
-        reference = _finite(heldout.tumours[name][with_tumour])
-        samples = {side: _finite(c.tumours[name][rows[side]]) for side, c in sides.items()}
+        reference = finite(heldout.tumours[name][with_tumour])
+        samples = {side: finite(c.tumours[name][rows[side]]) for side, c in sides.items()}
         samples = _comparable(found, "tumours", name, reference, samples)
         compared = {side: tumours.compare(values, reference) for side, values in samples.items()}
         n = {side: (len(values), len(reference)) for side, values in samples.items()}
         for k, kind in enumerate(("w1", "ks") if samples else ()):
             values = {side: both[k] for side, both in compared.items()}
-            yield _beside(f"{kind}.{name}", "tumours", values, n, aim="low")
+            yield beside(f"{kind}.{name}", "tumours", values, n, aim="low")
     reference = heldout.heat[with_tumour]
     n = {side: (len(some), len(reference)) for side, some in rows.items()}
     values = {side: _place(c.heat[rows[side]], reference) for side, c in sides.items()}
-    yield _beside("tv.place", "tumours", values, n, aim="low")
+    yield beside("tv.place", "tumours", values, n, aim="low")
     for c in (sides["synthetic"], sides["floor"], heldout):
         found.arrays[f"heat.{c.role}"] = c.heat.mean(0)
         for name, measured in c.tumours.items():
@@ -295,7 +308,7 @@ def _comparable(
     return {}
 
 
-def _finite(values: np.ndarray) -> np.ndarray:
+def finite(values: np.ndarray) -> np.ndarray:
     """Without what a case does not have."""
     return values[np.isfinite(values)]
 
@@ -303,7 +316,7 @@ def _finite(values: np.ndarray) -> np.ndarray:
 def score_slices(found: Evaluation, sides: Mapping[str, Cohort], heldout: Cohort) -> Iterator[Score]:
     """Consistency from slice to slice."""
     measured = {side: c.slices for side, c in sides.items()}
-    yield from _effects(found, "slices", "{}.effect", measured, heldout.slices, _equal(sides))
+    yield from _effects(found, "slices", "{}.effect", measured, heldout.slices, equal(sides))
     for c in (sides["synthetic"], sides["floor"], heldout):
         found.arrays[f"curves.{c.role}"] = c.curves
         for name, measured in c.slices.items():
@@ -312,7 +325,7 @@ def score_slices(found: Evaluation, sides: Mapping[str, Cohort], heldout: Cohort
 
 def score_seam(found: Evaluation, sides: Mapping[str, Cohort], heldout: Cohort) -> Iterator[Score]:
     """How what was drawn fits into its brain, over cases with a tumour."""
-    measured, rows = {side: c.seams for side, c in sides.items()}, _equal(sides, tumour=True)
+    measured, rows = {side: c.seams for side, c in sides.items()}, equal(sides, tumour=True)
     yield from _effects(found, "seam", "seam.{}", measured, heldout.seams, rows)
     for c in (sides["synthetic"], sides["floor"], heldout):
         for name, values in c.seams.items():
@@ -329,14 +342,14 @@ def _effects(
 ) -> Iterator[Score]:
     """Measures that have no good value of their own, in SD of the held-back cases from their mean."""
     for name in heldout:
-        reference = _finite(heldout[name])
-        samples = {side: _finite(measures[name][rows[side]]) for side, measures in sides.items()}
+        reference = finite(heldout[name])
+        samples = {side: finite(measures[name][rows[side]]) for side, measures in sides.items()}
         if not (samples := _comparable(found, group, name, reference, samples)):
             continue
         values = {side: slices.effect_size(x, reference) for side, x in samples.items()}
         n = {side: (len(x), len(reference)) for side, x in samples.items()}
         note = f"mean {samples['synthetic'].mean():.3g}, held-back {reference.mean():.3g}"
-        yield _beside(title.format(name), group, values, n, note=note)
+        yield beside(title.format(name), group, values, n, note=note)
 
 
 def score_requests(found: Evaluation, synthetic: Cohort, manifest: Manifest | None) -> None:

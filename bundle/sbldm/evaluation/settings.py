@@ -16,7 +16,7 @@ from sbldm.run.manifest import Manifest
 
 __all__ = ["GROUPS", "Evaluation", "Settings"]
 
-GROUPS = ("similarity", "distribution", "tumours", "slices", "seam", "copies", "requests", "fit")
+GROUPS = ("similarity", "distribution", "channels", "tumours", "slices", "seam", "copies", "requests", "fit")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Settings:
 
     Attributes:
         synthetic, train, heldout: cases by role.
-        source: channels and labels; the first channel is looked at, all labels together are the tumour.
+        source: channels and labels; all scores but the group "channels" are of the first one, and all labels together
+            are the tumour.
         references: training cases by how they were brought through the path of the pairs (see `protocols.REFERENCES`
             and `reference_names`); a key may be missing.
         no_references: why, for a key that is missing, in one sentence.

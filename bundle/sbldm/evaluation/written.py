@@ -14,6 +14,7 @@ EVALUATE_AGAIN = "run `sbldm evaluate` again"
 
 GROUPS = {
     "distribution": "Do the images come from the same distribution?",
+    "channels": "Do the other channels look real, and do all fit each other?",
     "slices": "Do neighbouring slices fit together?",
     "seam": "Do tumours fit into their brains?",
     "tumours": "Are the tumours distributed like real ones?",
