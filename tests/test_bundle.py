@@ -10,17 +10,22 @@ import urllib.request
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from conftest import BUNDLE, copy_run, snapshot
-from monai.bundle import ConfigWorkflow, verify_metadata, verify_net_in_out
+from conftest import BUNDLE, call, copy_run, snapshot
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
 
-from sbldm.networks import StackVAE, build_autoencoder, build_denoiser
+from sbldm.networks import StackVAE, as_built, build_autoencoder, build_denoiser
+from sbldm.run import folder
 from sbldm.run.errors import StateError, mendable
-from sbldm.run.folder import load_preset
+from sbldm.run.folder import Run, load_preset
+from sbldm.run.models import MODELS, configs_of
+from sbldm.synthesis import Model
+from sbldm.training.checkpoints import load_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:No hash value provided")
 SCHEMA = Path(__file__).with_name("metadata_schema.json")
@@ -171,7 +176,7 @@ def test_properties(trained_run: Path, config: str, kind: str) -> None:
 def test_run_of_another_preset(trained_run: Path, config: str) -> None:
     """An overlay with another preset than the run's own is refused, and writes nothing."""
     before = snapshot(trained_run, but="")
-    flow = workflow(trained_run, config, "train", preset=load_preset("small"))
+    flow = workflow(trained_run, config, "train", preset=load_preset("demo"))
     flow.initialize()
     with pytest.raises(Exception) as caught:
         flow.run()
@@ -198,6 +203,79 @@ def test_training_by_monai(tmp_path: Path, trained_run: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert f"{run}/autoencoder: already trained (200 iterations)" in done.stdout
     assert snapshot(run) == before
+
+
+def train(run: Path, config: str, **values: Any) -> None:
+    """One training by MONAI's workflow."""
+    flow = workflow(run, config, "train", **values)
+    flow.initialize()
+    flow.run()
+    flow.finalize()
+
+
+def refused(run: Path, config: str, **values: Any) -> str:
+    """What is said of a training that does not begin."""
+    with pytest.raises(Exception) as caught:
+        train(run, config, **values)
+    return str(mendable(caught.value))
+
+
+def test_networks_are_blocks(tmp_path: Path, prepared_run: Path) -> None:
+    """Arguments of a network that are overridden hold for all steps after; what cannot be is refused, and why."""
+    preset, few = Run.at(prepared_run).preset, {"iterations": 20, "iterations_per_epoch": 10}
+    short = {stage: preset.stage(stage).but(**few).state() for stage in preset.stages}
+    run = copy_run(prepared_run, tmp_path, **short)
+    before = snapshot(run)
+    for name, value, said in (
+        (
+            "chanels",
+            [8, 16],
+            "network_def: SliceVAE got an unexpected keyword argument 'chanels'; known are in_channels, channels",
+        ),
+        ("in_channels", 3, "network_def::in_channels: follows from the run, 2; leave it out (free are: channels, "),
+        ("position_embedding", 1, "network_def: autoencoder.network.position_embedding: must not be 1"),
+        ("_target_", "sbldm.networks.StackVAE", "network_def: StackVAE got an unexpected keyword argument 'groups'"),
+    ):
+        assert said in refused(run, "train_autoencoder", **{f"network_def::{name}": value})
+    assert snapshot(run) == before
+
+    train(run, "train_autoencoder", **{"network_def::channels": [8, 16], "network_def::latent_channels": 2})
+    assert "'autoencoder' differs" in refused(run, "train_autoencoder", **{"network_def::channels": [4, 8]})
+    assert "2 channels need 1 strides, not 0" in refused(run, "train_diffusion", **{"network_def::strides": []})
+    train(run, "train_diffusion", **{"network_def::channels": [4, 8], "network_def::picture::_disabled_": False})
+    held = Run.at(run).preset
+    assert (held.autoencoder.network.channels, held.diffusion.network.channels) == ([8, 16], [4, 8])
+    assert held.diffusion.network.picture and held.latent_shape[0] == 2
+    for stage in held.stages:
+        assert load_checkpoint(Run.at(run).checkpoint(stage), stage)["preset"].stage(stage) == held.stage(stage)
+    assert call("train", "--run", run).stdout.count("already trained") == 2  # without a word of it
+    model = Model.load(str(run), torch.device("cpu"))
+    assert model.network.built["channels"] == [4, 8] and model.network.picture.std.min() < 1
+    drawn = model.sampler()(torch.zeros(1, 9), model.network, [0])
+    assert model.decode(drawn[0]).shape == (2, 24, 32, 16)
+
+
+def test_configs_of_another_kind(tmp_path: Path, prepared_run: Path) -> None:
+    """Those that the preset needs are named."""
+    run = copy_run(prepared_run, tmp_path, **{"autoencoder": load_preset("small").autoencoder.but(crop=None).state()})
+    said = refused(run, "train_autoencoder")
+    assert "autoencoder.kind of the preset 'tiny' is stack, and these configs are for slice; take --config_file" in said
+    assert said.endswith("'configs/train_autoencoder.yaml','configs/overlays/stacks.yaml']\", or call `sbldm train`.")
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [(m, n) for m in MODELS for n in ("demo", "small", "paper") if MODELS[m].stages]
+)
+def test_blocks_are_the_presets_networks(model: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configs of each training build what the preset says, so that nothing but an override is kept with the run."""
+    preset = load_preset(name, model)
+    monkeypatch.setattr(folder, "read_preset", lambda run_dir: preset)
+    for stage in preset.stages:
+        parser = ConfigParser()
+        parser.read_config([f"configs/{config}.yaml" for config in configs_of(preset, stage)])
+        parser["store"] = SimpleNamespace(constants={"normaliser": None})
+        with torch.device("meta"):
+            assert as_built(preset, stage, parser.get_parsed_content("network_def")) is preset
 
 
 def test_inference_by_monai(tmp_path: Path, trained_run: Path) -> None:

@@ -19,7 +19,7 @@ from test_synthesis import manifest
 
 from sbldm.cases.layouts import Source, find_cases, read_arrays
 from sbldm.cases.phantom import write_phantoms
-from sbldm.networks import RequestPicture
+from sbldm.networks import RequestPicture, build_denoiser
 from sbldm.run.errors import DataError
 from sbldm.run.files import read_json
 from sbldm.run.folder import load_preset, within_regions
@@ -48,13 +48,12 @@ class Exact:
     preset, sha256 = PRESET, "a1"
 
     def __init__(self, centres: int = 8) -> None:
-        picture = RequestPicture(PRESET.grid.fov_mm)
         rng = np.random.default_rng(0)
         tumours = np.tile(TUMOUR, (centres, 1))
         tumours[:, 3:6] += rng.normal(0, 15, (centres, 3))
         tumours[:, :2] *= np.exp(rng.normal(0, 0.2, (centres, 1))) ** [1, 2 / 3]
         self.tumours, self.normaliser = TumourModel.fit(tumours), Normaliser.fit(tumours)
-        picture.fit(self.normaliser)
+        picture = RequestPicture(PRESET.grid.fov_mm, self.normaliser.state())
         self.network = torch.nn.Linear(1, 1)
         self.network.picture, self.network.regions = picture, True
 
@@ -473,7 +472,9 @@ def test_regions_go_on_from_stage_2(taught_run: Path) -> None:
     """The first weights are those of stage 2, with nothing from the new input; stage 2 itself is left as it is."""
     whole, within = (load_checkpoint(taught_run / stage / "best.pt", stage) for stage in ("diffusion", "regions"))
     assert within["preset"] == whole["preset"] and within["constants"] == whole["constants"]
-    first = continued(str(taught_run), within_regions(whole["preset"]), whole["constants"]).state_dict()
+    network = build_denoiser(within_regions(whole["preset"]))
+    network.picture = RequestPicture(whole["preset"].grid.fov_mm, whole["constants"]["normaliser"])
+    first = continued(network, str(taught_run)).state_dict()
     for name, weights in whole["network"].items():
         grown = first[name]
         if name == "stem.weight":

@@ -15,6 +15,7 @@ from sbldm.diffusion import Schedule
 from sbldm.networks import LatentUNet, SliceVAE, build_autoencoder, build_denoiser
 from sbldm.networks.blocks import ResidualBlock
 from sbldm.networks.request_picture import RequestPicture
+from sbldm.run.errors import InputError
 from sbldm.run.folder import load_preset, within_regions
 from sbldm.run.preset import Preset
 from sbldm.training.batches import MARGIN_MM, DiffusionBatch
@@ -274,7 +275,7 @@ def test_anisotropic_strides(channels, strides, coarsest):
 def test_mismatched_strides():
     """One stride too few or too many is refused in plain words."""
     for strides in ([2], [2, 2, 2]):
-        with pytest.raises(ValueError, match=rf"3 levels need 2 strides, got {len(strides)}"):
+        with pytest.raises(InputError, match=rf"3 channels need 2 strides, not {len(strides)}"):
             LatentUNet(2, [8, 16, 24], strides)
 
 
@@ -328,8 +329,7 @@ NORMALISER = Normaliser(
 
 def request_picture() -> RequestPicture:
     """The picture with constants that no default could stand in for."""
-    picture = RequestPicture(FOV)
-    picture.fit(NORMALISER)
+    picture = RequestPicture(FOV, NORMALISER.state())
     return picture
 
 
@@ -418,7 +418,9 @@ def test_picture_s_constants_travel_with_the_weights():
     values = load_preset("demo").state()
     values["diffusion"]["network"] |= {"picture": True, "coordinates": True}
     preset = Preset.of(values)
-    trained = shaken(build_denoiser(preset, {"normaliser": NORMALISER.state()}))
+    trained = build_denoiser(preset)
+    trained.picture = RequestPicture(preset.grid.fov_mm, NORMALISER.state())
+    trained = shaken(trained)
     state = trained.state_dict()
     for name, wanted in (("mean", NORMALISER.mean), ("std", NORMALISER.std), ("fov_mm", preset.grid.fov_mm)):
         np.testing.assert_allclose(state[f"picture.{name}"], wanted, rtol=1e-6)
@@ -455,7 +457,7 @@ def test_outside_of_a_region_nothing_is_predicted():
     values = load_preset("demo").state()
     values["diffusion"]["network"]["picture"] = True
     preset = within_regions(Preset.of(values | {"regions": load_preset("small").regions}))
-    network = shaken(build_denoiser(preset, {"normaliser": NORMALISER.state()}))
+    network = shaken(build_denoiser(preset))
     x, time, asked = normal(1, 4, 12, 16, 16), torch.tensor([500.0]), request(25, (27.0, 14.0, -9.0))
     region = torch.zeros(1, 1, 12, 16, 16)
     region[..., 3:9, 4:10, 5:11] = 1

@@ -18,13 +18,14 @@ from sbldm.cases.identity import Seen, brightness_hash, coarse_hash
 from sbldm.cases.layouts import content_hash
 from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import read_sidecar
+from sbldm.networks import build_autoencoder, build_denoiser
 from sbldm.run.errors import InputError
 from sbldm.run.files import read_json
 from sbldm.run.folder import Run, load_preset
 from sbldm.run.manifest import Manifest
 from sbldm.synthesis.gate import Gate
 from sbldm.synthesis.model import Model
-from sbldm.training import new_autoencoder, new_denoiser
+from sbldm.training import begin_with
 from sbldm.training.checkpoints import load_checkpoint
 from sbldm.training.weights import Weights
 from sbldm.tumour.requests import TumourModel
@@ -169,7 +170,11 @@ def test_a_training_goes_on_from_it(handed_on: Path, phantom_cases: Path, tmp_pa
     assert preset.init.state() == {"weights": str(handed_on), "sha256": held.sha256}
     assert preset.diffusion.iterations == 400
     assert preset.diffusion.learning_rate == held.preset.diffusion.learning_rate / 4
-    for part, network in (("autoencoder", new_autoencoder(preset)), ("network", new_denoiser(preset, {}))):
+    for part, stage, build in (
+        ("autoencoder", "autoencoder", build_autoencoder),
+        ("network", "diffusion", build_denoiser),
+    ):
+        network = begin_with(build(preset), preset, stage)
         assert all(torch.equal(value, held.states[part][name]) for name, value in network.state_dict().items())
     short = {"iterations": 20, "iterations_per_epoch": 10, "warm_up": 5}
     stages = ("autoencoder", "diffusion", "regions")

@@ -13,7 +13,7 @@ from sbldm.cases.pipeline import check_same_data, is_prepared, prepare_run
 from sbldm.run.errors import InputError, StateError
 from sbldm.run.files import BUNDLE, user_path
 from sbldm.run.folder import Run, load_preset, within_regions
-from sbldm.run.models import configs_of, kind_of, refuse_requests
+from sbldm.run.models import configs_of, refuse_requests
 from sbldm.run.options import DATASET, Drawing, Preparation
 from sbldm.run.schema import refuse_expressions
 
@@ -63,7 +63,7 @@ def train(asked: Preparation, stage: str) -> None:
         raise StateError(
             f"{run.folder}: holds a run of the model {preset.model}, not of {asked.model}; choose another --run."
         )
-    stages = kind_of(preset).stages
+    stages = preset.stages
     if stage == "regions":
         within_regions(preset)  # says so when the preset has none
         _bundle(configs_of(preset, "regions"), "training", run, seed=asked.seed)

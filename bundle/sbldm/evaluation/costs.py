@@ -43,7 +43,6 @@ from sbldm.run.device import choose_device
 from sbldm.run.errors import DataError, InputError, OutputError, StateError
 from sbldm.run.files import read_json, sha256, user_path, write_json
 from sbldm.run.folder import Run
-from sbldm.run.models import kind_of
 from sbldm.run.preset import Preset
 from sbldm.run.workers import killed_with_parent
 from sbldm.synthesis.model import Model, Sampler
@@ -301,7 +300,7 @@ def measured(
     """
     with redirect_stdout(StringIO()):  # the other process names it
         device = choose_device(device_name)
-    path, stages = run.folder / COSTS_FILE, list(kind_of(run.preset).stages)
+    path, stages = run.folder / COSTS_FILE, run.preset.stages
     checkpoint = run.checkpoint(stages[-1]) if stages else None
     key = {
         "checkpoint_sha256": sha256(checkpoint) if checkpoint and checkpoint.is_file() else "",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import torch
 from monai.networks.nets import PatchDiscriminator
 from torch import nn
 
@@ -12,19 +11,22 @@ from sbldm.networks.latent_unet import LatentUNet, TiledUNet
 from sbldm.networks.monai_networks import MonaiUNet, MonaiVAE
 from sbldm.networks.request_picture import RequestPicture
 from sbldm.networks.slice_vae import SliceVAE, StackVAE, VolumeVAE
+from sbldm.run.errors import InputError
+from sbldm.run.folder import within_regions
 from sbldm.run.preset import Preset
 from sbldm.tumour.characteristics import NAMES
-from sbldm.tumour.normaliser import Normaliser
 
 __all__ = [
     "GanGenerator",
     "LatentUNet",
     "MonaiUNet",
     "MonaiVAE",
+    "RequestPicture",
     "SliceVAE",
     "StackVAE",
     "TiledUNet",
     "VolumeVAE",
+    "as_built",
     "build_autoencoder",
     "build_denoiser",
     "build_discriminator",
@@ -41,14 +43,11 @@ def build_autoencoder(preset: Preset) -> SliceVAE | VolumeVAE:
     return AUTOENCODERS[stage.kind](in_channels=preset.all_channels, **dict(stage.network))
 
 
-def build_denoiser(preset: Preset, constants: dict[str, Any] | None = None) -> nn.Module:
+def build_denoiser(preset: Preset) -> nn.Module:
     """Stage 2 as the preset describes it, conditioned on the nine characteristics or on nothing.
 
-    Its `forward(x, timesteps, context)` maps latents to latents; networks that take no requests ignore `context`.
-
-    Args:
-        preset: of the run.
-        constants: of the latent store, for a network that is to be trained; a trained one has them in its state.
+    Its `forward(x, timesteps, context)` maps latents to latents; networks that take no requests ignore `context`. How
+    requests are scaled lies in its weights, and for a training comes from the latent store (`RequestPicture`).
     """
     kind, values = preset.diffusion.kind, dict(preset.diffusion.network)
     if kind in ("stacked", "tiled"):
@@ -59,8 +58,6 @@ def build_denoiser(preset: Preset, constants: dict[str, Any] | None = None) -> n
         values["regions"] = True
     if values.pop("picture", False):
         values["picture"] = RequestPicture(preset.grid.fov_mm)
-        if constants:
-            values["picture"].fit(Normaliser.from_state(constants["normaliser"]))
     return DENOISERS[kind](latent_channels=preset.autoencoder.network.latent_channels, **values)
 
 
@@ -77,3 +74,36 @@ def build_discriminator(preset: Preset, stage: str) -> PatchDiscriminator:
     """
     values = preset.stage(stage).discriminator
     return PatchDiscriminator(3, values.channels, preset.all_channels, 1, num_layers_d=values.layers)
+
+
+BUILDERS = {
+    "autoencoder": build_autoencoder,
+    "diffusion": build_denoiser,
+    "regions": lambda preset: build_denoiser(within_regions(preset)),
+    "gan": build_generator,
+}
+
+
+def as_built(preset: Preset, stage: str, network: nn.Module) -> Preset:
+    """A preset with the values that the network of a training was built with, which are not its own (`--network_def`).
+
+    Raises:
+        InputError: no preset can say them: another class, an argument that follows from other values, no valid ones,
+            or the training goes on with the network of another stage.
+    """
+    with torch.device("meta"):
+        usual = BUILDERS[stage](preset)
+    if type(network) is not type(usual):
+        raise InputError(f"network_def: the run's preset asks for {type(usual).__name__}; leave _target_ as it is.")
+    changed = {name: value for name, value in network.built.items() if value != usual.built[name]}
+    if not changed:
+        return preset
+    values = preset.state()
+    free = type(preset.stage(stage).network).model_fields if stage != "regions" else {}
+    if fixed := [key for key in changed if key not in free]:
+        known = ", ".join(free) or "nothing, as it goes on with the network of stage 2"
+        raise InputError(
+            f"network_def::{fixed[0]}: follows from the run, {usual.built[fixed[0]]}; leave it out (free are: {known})."
+        )
+    values[stage]["network"] |= changed
+    return Preset.of(values, "network_def: ")

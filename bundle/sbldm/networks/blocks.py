@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from monai.networks.layers.factories import Conv
 from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import nn
 
+from sbldm.run.errors import InputError
+
 __all__ = [
+    "Built",
     "ChannelNorm",
     "ResidualBlock",
     "SinusoidalEmbedding",
@@ -17,6 +22,26 @@ __all__ = [
     "norm",
     "zero_initialised",
 ]
+
+
+class Built(nn.Module):
+    """A network that remembers the values it was built with (`built`, plain), so that a checkpoint can say them."""
+
+    built: dict[str, Any]
+
+    def __new__(cls, *args: Any, **values: Any) -> Self:
+        """Raises `InputError` for an argument that it does not have."""
+        network, known = super().__new__(cls), inspect.signature(cls.__init__)
+        names = [name for name in known.parameters if name != "self"]
+        try:
+            bound = known.bind(network, *args, **values)
+        except TypeError as error:
+            raise InputError(f"network_def: {cls.__name__} {error}; known are {', '.join(names)}.") from None
+        bound.apply_defaults()
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in bound.arguments.items()}
+        parts = {name: value is not None for name, value in plain.items() if isinstance(value, nn.Module | None)}
+        network.__dict__["built"] = {name: parts.get(name, plain[name]) for name in names}
+        return network
 
 
 def convolution(

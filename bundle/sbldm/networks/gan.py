@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from sbldm.networks.blocks import convolution
+from sbldm.networks.blocks import Built, convolution
 
 __all__ = ["GanGenerator"]
 
 
-class GanGenerator(nn.Module):
+class GanGenerator(Built):
     """From a noise vector to image and mask at once; it takes no requests.
 
     A linear layer to the coarsest grid, then per level [nearest x2, 3-wide convolution, batch norm, ReLU], the last one

@@ -6,19 +6,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from einops import rearrange
 from monai.networks.layers.factories import Conv
 from torch import nn
 
-from sbldm.networks.blocks import ResidualBlock, SinusoidalEmbedding, convolution, norm, zero_initialised
+from sbldm.networks.blocks import Built, ResidualBlock, SinusoidalEmbedding, convolution, norm, zero_initialised
+from sbldm.run.errors import InputError
 
 __all__ = ["LatentUNet", "TiledUNet"]
 
 
-class LatentUNet(nn.Module):
+class LatentUNet(Built):
     """Denoiser of latents `[B, Z, H, W, D]` (paper, sections 2.2 and 2.3).
 
     Per level `num_res_blocks` residual blocks on the way down, as many on the way up, each of which takes one skip;
@@ -35,13 +35,13 @@ class LatentUNet(nn.Module):
         condition_size: numbers in a condition vector, 0 for a network that takes no requests.
         embedding: size of the joint embedding of time and condition.
         groups: groups of the group norms.
-        spatial_dims: 3, or 2 for latents `[B, Z, H, W]`.
         picture: draws the request into the latent grid, as an input channel; None for none.
         coordinates: three input channels say where in the field of view a latent lies, from -1 to 1.
         regions: an input channel says which latents are to be drawn; the others are known and stay as they are.
     """
 
     ends = ("stem", "out")  # first and last layers
+    spatial_dims = 3
 
     def __init__(
         self,
@@ -52,14 +52,15 @@ class LatentUNet(nn.Module):
         condition_size: int = 9,
         embedding: int = 256,
         groups: int = 32,
-        spatial_dims: int = 3,
         picture: nn.Module | None = None,
         coordinates: bool = False,
         regions: bool = False,
     ) -> None:
         super().__init__()
+        spatial_dims = self.spatial_dims
         if len(strides) != len(channels) - 1:
-            raise ValueError(f"{len(channels)} levels need {len(channels) - 1} strides, got {len(strides)}.")
+            needed = len(channels) - 1
+            raise InputError(f"network_def: {len(channels)} channels need {needed} strides, not {len(strides)}.")
 
         def block(c_in: int, c_out: int) -> ResidualBlock:
             return ResidualBlock(spatial_dims, c_in, c_out, embedding, groups)
@@ -161,8 +162,7 @@ class TiledUNet(LatentUNet):
     network. Arguments as for `LatentUNet`, whose strides are then those of the plane.
     """
 
-    def __init__(self, latent_channels: int = 6, **options: Any) -> None:
-        super().__init__(latent_channels, **options, spatial_dims=2)
+    spatial_dims = 2
 
     def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
         """As `LatentUNet.forward`: `[B, Z, H, W, D]` to `[B, Z, H, W, D]`."""

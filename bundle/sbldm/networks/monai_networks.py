@@ -8,6 +8,7 @@ import torch
 from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
 from torch import nn
 
+from sbldm.networks.blocks import Built
 from sbldm.networks.slice_vae import VolumeVAE
 
 __all__ = ["MonaiUNet", "MonaiVAE"]
@@ -59,7 +60,7 @@ class MonaiVAE(VolumeVAE):
         return self.network.decode(z)
 
 
-class MonaiUNet(nn.Module):
+class MonaiUNet(Built):
     """`DiffusionModelUNet` in 3-D, with attention on its last level; it takes no requests.
 
     Args:

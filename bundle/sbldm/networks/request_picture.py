@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,18 +27,18 @@ class RequestPicture(nn.Module):
 
     Args:
         fov_mm: field of view of the working grid along L, P, S, whose centre is the origin of the characteristics.
+        normaliser: state of that of the condition vectors, for a training; a trained network has it in its weights.
     """
 
-    def __init__(self, fov_mm: Sequence[float]) -> None:
+    def __init__(self, fov_mm: Sequence[float], normaliser: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.register_buffer("fov_mm", torch.tensor([float(f) for f in fov_mm]))
         self.register_buffer("mean", torch.zeros(len(NAMES)))
         self.register_buffer("std", torch.ones(len(NAMES)))
-
-    def fit(self, normaliser: Normaliser) -> None:
-        """Take over the constants of the condition vectors."""
-        self.mean.copy_(torch.from_numpy(normaliser.mean))
-        self.std.copy_(torch.from_numpy(normaliser.std))
+        if normaliser:
+            known = Normaliser.from_state(normaliser)
+            self.mean.copy_(torch.from_numpy(known.mean))
+            self.std.copy_(torch.from_numpy(known.std))
 
     def coordinates(self, shape: Sequence[int]) -> torch.Tensor:
         """Centres of the cells of a latent grid `(H, W, D)`: `[3, H, W, D]` in mm along R, A, S."""

@@ -12,13 +12,13 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from sbldm.networks.blocks import ResidualBlock, SinusoidalEmbedding, convolution, zero_initialised
+from sbldm.networks.blocks import Built, ResidualBlock, SinusoidalEmbedding, convolution, zero_initialised
 from sbldm.run.errors import InputError
 
 __all__ = ["SliceVAE", "StackVAE", "VolumeVAE", "cell_means"]
 
 
-class _VAE(nn.Module):
+class _VAE(Built):
     """The network of both classes below, in two or three dimensions."""
 
     ends: tuple[str, ...] = ("encoder_in.conv1", "encoder_in.skip", "to_posterior", "to_slice")  # first and last layers
@@ -183,12 +183,12 @@ class StackVAE(SliceVAE):
         """Encode stacks of `depth` slices `[B * depth, C, H, W]`: mean and log-variance `[B, Z, H/f, W/f, depth/a]`.
 
         Raises:
-            InputError: slices cannot share latents by the aggregation, as where single ones are given.
+            InputError: slices cannot share latents by the aggregation.
         """
         if depth % self.aggregation:
             raise InputError(
-                f"stacks of {depth} slices: latents of this preset are shared by {self.aggregation} neighbouring ones; "
-                "lay configs/overlays/stacks.yaml over common.yaml and train_autoencoder.yaml, or call `sbldm train`."
+                f"stacks of {depth} slices: latents are shared by {self.aggregation} neighbouring ones; let depth be a "
+                "multiple."
             )
         e = self._embed(position)
         h = self.encoder_in(nn.functional.pixel_unshuffle(x, self.patch), e)

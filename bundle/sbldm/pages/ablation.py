@@ -41,7 +41,7 @@ from sbldm.run.errors import InputError, SbldmError, StateError
 from sbldm.run.files import atomic_path, make_folder, write_csv
 from sbldm.run.folder import Run
 from sbldm.run.manifest import Manifest
-from sbldm.run.preset import Preset, check_preset
+from sbldm.run.preset import Preset
 from sbldm.run.workers import killed_with_parent
 from sbldm.training.checkpoints import read_history, unfinished
 from sbldm.training.deformation import copies_of_each
@@ -85,7 +85,7 @@ def changed(preset: Preset, changes: dict[str, Any]) -> Preset:
                 raise InputError(f"{key}: the preset has no {part}.")
             place = place[part]
         place[last] = value
-    return check_preset(values, f"{', '.join(changes)}: ")
+    return Preset.of(values, f"{', '.join(changes)}: ")
 
 
 def main_table(rows: list[dict[str, Any]]) -> str:

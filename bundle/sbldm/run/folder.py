@@ -15,10 +15,10 @@ from sbldm.run.errors import InputError, StateError
 from sbldm.run.files import BUNDLE, atomic_path, user_path
 from sbldm.run.limits import MOST_MINUTES
 from sbldm.run.models import MODELS, check_model
-from sbldm.run.preset import SCHEMAS, Preset, RegionsDiffusion, RegionsNetwork, check_preset
+from sbldm.run.preset import SCHEMAS, Preset, RegionsDiffusion, RegionsNetwork
 from sbldm.run.schema import nearest, read_yaml
 
-__all__ = ["PRESETS", "Run", "load_preset", "read_preset", "read_regions_preset", "within_regions"]
+__all__ = ["PRESETS", "Run", "load_preset", "read_preset", "within_regions"]
 
 PRESETS = BUNDLE / "configs" / "presets"
 BASELINES = PRESETS.parent / "baselines"
@@ -42,7 +42,7 @@ def load_preset(name_or_path: str, model: str = "", minutes: float | None = None
         preset = _whole(path, _read_file(path))
     else:
         path, preset = _named(name_or_path, wanted, "--preset ")
-    preset = check_preset(preset, f"{path}: ")
+    preset = Preset.of(preset, f"{path}: ")
     if preset.model != (model or preset.model):
         raise InputError(f"--model {model}: {path} is a preset of the model {preset.model}.")
     return preset if minutes is None else _scaled(preset, minutes)
@@ -144,11 +144,6 @@ def within_regions(preset: Preset) -> Preset:
     network = RegionsNetwork(**dict(preset.diffusion.network))
     stage = RegionsDiffusion(**dict(preset.diffusion) | own | {"network": network})
     return preset.model_copy(update={"diffusion": stage, "sampling": preset.sampling.but(guidance=values.guidance)})
-
-
-def read_regions_preset(run_dir: str | Path) -> Preset:
-    """`within_regions` of a run's preset; what the config of that training calls."""
-    return within_regions(Run.at(run_dir).preset)
 
 
 def read_preset(run_dir: str | Path) -> Preset:

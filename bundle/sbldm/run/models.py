@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from sbldm.run.errors import InputError
-from sbldm.run.preset import Preset
+from sbldm.run.preset import Preset, Stage
 
-__all__ = ["MODELS", "SAMPLING", "ModelKind", "check_model", "configs_of", "kind_of", "refuse_requests"]
+__all__ = ["MODELS", "SAMPLING", "ModelKind", "check_model", "configs_of", "refuse_requests", "settings_of"]
 
 STAGE_1, STAGE_2 = ("common", "train_autoencoder"), ("common", "train_diffusion")
 # What can be asked of a drawing in place of the preset.
 SAMPLING = ("sampler", "steps", "spacing", "sigma_min", "eta", "guidance", "guide")
-OVERLAYS = {  # of stage 1, by its kind
-    "slice": (),
-    "stack": ("overlays/stacks",),
-    "volume": ("overlays/adversary", "baselines/volumes"),
-    "monai": ("overlays/adversary", "baselines/volumes"),
+VOLUMES = ("overlays/adversary", "baselines/volumes")
+OVERLAYS = {  # of a stage, by its kind
+    ("autoencoder", "stack"): ("overlays/stacks",),
+    ("autoencoder", "volume"): VOLUMES,
+    ("autoencoder", "monai"): (*VOLUMES, "baselines/monai_autoencoder"),
+    ("diffusion", "tiled"): ("overlays/tiles",),
+    ("diffusion", "volume"): ("baselines/volume_denoiser",),
+    ("diffusion", "monai"): ("baselines/monai_denoiser",),
 }
 
 
@@ -61,17 +64,28 @@ def check_model(name: str) -> str:
     return name or "sbldm"
 
 
-def kind_of(preset: Preset) -> ModelKind:
-    """The model that a preset describes."""
-    return MODELS[preset.model]
-
-
 def configs_of(preset: Preset, stage: str) -> tuple[str, ...]:
     """The configs that wire a training of a preset, each laid over those before it."""
     if stage == "regions":
         return REGIONS
-    configs = MODELS[preset.model].stages[stage]
-    return configs + OVERLAYS[preset.autoencoder.kind] if stage == "autoencoder" else configs
+    kind = getattr(preset.stage(stage), "kind", "")
+    return MODELS[preset.model].stages[stage] + OVERLAYS.get((stage, kind), ())
+
+
+def settings_of(preset: Preset, stage: str, kind: str) -> Stage:
+    """The values of a training, for configs that wire one `kind` of it.
+
+    Raises:
+        InputError: the preset has another kind; its configs are named.
+    """
+    settings = preset.stage(stage)
+    if (own := getattr(settings, "kind", kind)) != kind:
+        files = ",".join(f"'configs/{config}.yaml'" for config in configs_of(preset, stage))
+        raise InputError(
+            f"{stage}.kind of the preset '{preset.name}' is {own}, and these configs are for {kind}; take "
+            f'--config_file "[{files}]", or call `sbldm train`.'
+        )
+    return settings
 
 
 def refuse_requests(model: str, asked: Sequence[Mapping[str, float]], values: Mapping[str, Any] | None = None) -> None:

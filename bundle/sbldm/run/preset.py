@@ -27,10 +27,8 @@ __all__ = [
     "RegionsNetwork",
     "Sampling",
     "Stage",
-    "check_preset",
 ]
 
-FORMER = {"model": "sbldm", "minutes": None}  # of presets from before there were other models
 SSIM_WINDOW = 11  # of the loss of stage 1
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -303,9 +301,8 @@ class StackAutoencoder(Autoencoder):
             raise ValueError(f"depth {self.depth} must be a multiple of network.aggregation {self.network.aggregation}")
         if self.anchor_weight and not self.network.parts:
             raise ValueError("anchor_weight must be 0 where network.parts is 0: no latents are anchored then")
-        factor = self.network.patch * 2 ** (len(self.network.channels) - 1)
-        if self.network.parts and factor % self.network.parts:
-            raise ValueError(f"network.parts {self.network.parts} must divide the {factor} pixels of a cell's side")
+        if self.network.parts and (side := self.network.shrink[0]) % self.network.parts:
+            raise ValueError(f"network.parts {self.network.parts} must divide the {side} pixels of a cell's side")
         return self
 
 
@@ -469,16 +466,19 @@ class Preset(Values):
     mirror: bool
 
     @staticmethod
-    def of(values: dict[str, Any]) -> Preset:
-        """The preset of plain values.
+    def of(values: dict[str, Any], where: str = "") -> Preset:
+        """The preset of plain values, as they stand in a file; `where` begins a message, as in "FILE: ".
 
         Raises:
-            ValueError: they are no preset (`check_preset` says it in words).
+            InputError: it is not whole, not of plain values in their ranges, or does not fit its model; the first value
+                that is wrong is named.
         """
-        values = FORMER | values
-        if values["model"] not in list(SCHEMAS):
-            raise ValueError(f"model {values['model']!r} is unknown")
-        return SCHEMAS[values["model"]].model_validate(values)
+        refuse_expressions(values, where, "a preset")
+        values = {"model": "sbldm", "minutes": None} | values  # of presets from before there were other models
+        if (model := values["model"]) not in list(SCHEMAS):
+            raise InputError(f"{where}model: {model!r} is no name of a model; choose one of {', '.join(SCHEMAS)}.")
+        example = "presets/small.yaml" if model == "sbldm" else f"baselines/{model}.yaml"
+        return checked(SCHEMAS[model], values, where, f"see configs/{example}")
 
     @property
     def image_channels(self) -> int:
@@ -638,22 +638,3 @@ SCHEMAS: dict[str, type[Preset]] = {
     "lsgan": Lsgan,
     "copypaste": CopyPaste,
 }
-
-
-def check_preset(values: dict[str, Any], where: str) -> Preset:
-    """The preset of plain values, as `Preset.of`.
-
-    Args:
-        values: as they stand in a file.
-        where: begin of the message, as in "FILE: ".
-
-    Raises:
-        InputError: it is not whole, not of plain values in their ranges, or does not fit its model; the first value
-            that is wrong is named.
-    """
-    refuse_expressions(values, where, "a preset")
-    values = FORMER | values
-    if (model := values["model"]) not in list(SCHEMAS):
-        raise InputError(f"{where}model: {model!r} is no name of a model; choose one of {', '.join(SCHEMAS)}.")
-    example = "presets/small.yaml" if model == "sbldm" else f"baselines/{model}.yaml"
-    return checked(SCHEMAS[model], values, where, f"see configs/{example}")

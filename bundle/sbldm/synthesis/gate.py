@@ -28,7 +28,7 @@ from sbldm.run.errors import DataError, InputError, StateError
 from sbldm.run.files import read_json, write_json
 from sbldm.run.folder import Run
 from sbldm.run.manifest import OVERRIDDEN
-from sbldm.run.models import kind_of, refuse_requests
+from sbldm.run.models import MODELS, refuse_requests
 from sbldm.run.progress import progress
 from sbldm.synthesis.pairs import OUTSIDE, Pair
 from sbldm.synthesis.reference import as_pair
@@ -185,7 +185,7 @@ class Gate:
                 print("Warning: --gate off: implausible pairs will be written.")
             grid = evaluation_grid(WorkingGrid.from_config(**dict(held.preset.grid)).spacing)
             return cls(None, None, held.ranges, grid, switch == "on", within)
-        if not kind_of(run.preset).conditional:
+        if not MODELS[run.preset.model].conditional:
             refuse_requests(run.preset.model, (), {"tol": tolerance or None})
         grid = evaluation_grid(WorkingGrid.from_config(**dict(run.preset.grid)).spacing)
         try:

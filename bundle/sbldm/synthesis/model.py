@@ -24,7 +24,7 @@ from sbldm.run.errors import InputError, StateError
 from sbldm.run.files import reading, sha256
 from sbldm.run.folder import Run, within_regions
 from sbldm.run.limits import NOISIEST
-from sbldm.run.models import kind_of, refuse_requests
+from sbldm.run.models import MODELS, refuse_requests
 from sbldm.run.preset import Preset, Sampling
 from sbldm.training.cases import measure_cases
 from sbldm.training.checkpoints import load_checkpoint, reading_checkpoint, require_same, unfinished
@@ -81,7 +81,7 @@ class Model:
         run = Run.at(run_dir)
         if weights:
             return cls._of_weights(Weights.read(weights), run, device, regions)
-        stages = list(kind_of(run.preset).stages)
+        stages = run.preset.stages
         if not stages:
             raise StateError(f"{run.folder}: the model {run.preset.model} has no network to load.")
         if regions:
@@ -144,7 +144,7 @@ class Model:
     @property
     def conditional(self) -> bool:
         """Whether it can be asked for a tumour."""
-        return kind_of(self.preset).conditional
+        return MODELS[self.preset.model].conditional
 
     def sampler(self, overrides: dict[str, Any] | None = None) -> Sampler:
         """What draws latents (or a GAN's noise) for it; `overrides` take the place of the preset's sampling values.

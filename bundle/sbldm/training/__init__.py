@@ -15,13 +15,12 @@ from sbldm.training.optimizers import build_optimizer
 from sbldm.training.session import (
     MixedPrecision,
     continued,
-    new_autoencoder,
-    new_denoiser,
     read_run_lists,
     run,
     validation_loss,
     warm_up_then_cosine,
 )
+from sbldm.training.weights import begin_with
 
 __all__ = [
     "Adversary",
@@ -44,14 +43,13 @@ __all__ = [
     "SliceValidation",
     "VaeGanLoss",
     "VolumeDataset",
+    "begin_with",
     "build_optimizer",
     "choose_device",
     "choose_precision",
     "clip_before_steps",
     "continued",
     "measure_cases",
-    "new_autoencoder",
-    "new_denoiser",
     "read_run_lists",
     "run",
     "validation_loss",

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from sbldm.run.errors import StateError
+from sbldm.run.errors import InputError, StateError
 from sbldm.run.files import atomic_path, check, clear_partial, read_rows, reading, write_csv
 from sbldm.run.folder import Run
 from sbldm.run.preset import Preset
@@ -38,6 +38,7 @@ __all__ = [
 FORMAT = 2  # raise it when networks, constants or the process of older checkpoints are not those of this program
 BEST = {"network": dict}
 LAST = {"states": dict, "epoch": int, "iteration": int, "best": float, "history": [dict]}
+LATER = {"autoencoder": ("diffusion", "regions"), "diffusion": ("regions",)}  # stages that do not touch one before
 CLOCKS = {"seconds": time.monotonic, "cpu_seconds": time.process_time}  # the second heeds no other work beside
 
 
@@ -64,7 +65,10 @@ def load_checkpoint(path: Path, stage: str) -> dict[str, Any]:
         raise StateError(f"{path}: not a checkpoint of this program (format {FORMAT}); point --run at the right run.")
     with reading_checkpoint(path):
         check(content, {"stage": str, "preset": dict, "constants": dict})
-        content["preset"] = Preset.of(content["preset"])
+        try:
+            content["preset"] = Preset.of(content["preset"])
+        except InputError as error:
+            raise ValueError from error  # is damage here
     if content["stage"] != stage:
         raise StateError(
             f"{path}: this is the checkpoint of another training ({content['stage']} of the "
@@ -242,7 +246,8 @@ class RunCheckpoint:
         if not os.path.lexists(path):
             return 0
         content = load_checkpoint(path, self.stage)
-        require_same(path, content, self.preset, type(self.preset).model_fields)
+        later = LATER.get(self.stage, ())
+        require_same(path, content, self.preset, [part for part, _ in self.preset if part not in later])
         if content["constants"] != self.constants:
             raise StateError(
                 f"{path}: trained on other cases or latents; choose another --run, or remove {_made_from(path)} and "

@@ -21,7 +21,6 @@ from sbldm.networks import (
 )
 from sbldm.run.errors import InputError
 from sbldm.run.folder import PRESETS, load_preset
-from sbldm.run.models import kind_of
 from sbldm.run.preset import Preset
 from sbldm.run.room import gigabytes
 from sbldm.tumour.characteristics import NAMES
@@ -153,7 +152,7 @@ def _mend(preset: Preset, free: int, mixed: bool) -> str:
             other = load_preset(name, preset.model)
         except InputError:  # not every model has every preset
             continue
-        sizes[name] = max(training_bytes(other, stage) for stage in kind_of(other).stages) * (HALVED if mixed else 1)
+        sizes[name] = max(training_bytes(other, stage) for stage in other.stages) * (HALVED if mixed else 1)
     fitting = [name for name, needed in sizes.items() if needed <= free and name not in ("demo", preset.name)]
     if not fitting:
         return "lower batch_size or the networks' channels in a preset of your own, or free memory"

@@ -13,7 +13,7 @@ from monai.inferers import SimpleInferer
 from torch.optim.lr_scheduler import LambdaLR
 
 from sbldm.cases.lists import read_lists
-from sbldm.networks import build_autoencoder, build_denoiser
+from sbldm.networks import as_built
 from sbldm.run.device import fast_bfloat16
 from sbldm.run.errors import InputError, StateError
 from sbldm.run.folder import Run
@@ -21,13 +21,10 @@ from sbldm.run.preset import Preset
 from sbldm.training.checkpoints import RunCheckpoint, load_checkpoint, require_same, unfinished
 from sbldm.training.data import Continuing
 from sbldm.training.memory import check_memory
-from sbldm.training.weights import begin_with
 
 __all__ = [
     "MixedPrecision",
     "continued",
-    "new_autoencoder",
-    "new_denoiser",
     "read_run_lists",
     "run",
     "validation_loss",
@@ -50,20 +47,11 @@ def read_run_lists(folder: str, preset: Preset) -> dict[str, list[str]]:
     return read_lists(run_folder.folder)
 
 
-def new_autoencoder(preset: Preset) -> torch.nn.Module:
-    """Stage 1 as its training begins: random, or with the weights of the preset's `init`."""
-    return begin_with(build_autoencoder(preset), preset, "autoencoder")
-
-
-def new_denoiser(preset: Preset, constants: dict[str, Any]) -> torch.nn.Module:
-    """Stage 2 as its training begins: random, or with the weights of the preset's `init`."""
-    return begin_with(build_denoiser(preset, constants), preset, "network")
-
-
-def continued(run_dir: str, preset: Preset, constants: dict[str, Any]) -> torch.nn.Module:
-    """The denoiser of a preset with the weights of a run's stage 2; inputs that are new to it begin with weight 0.
+def continued(network: torch.nn.Module, run_dir: str) -> torch.nn.Module:
+    """The denoiser of regions with the weights of a run's stage 2; inputs that are new to it begin with weight 0.
 
     Raises:
+        InputError: it is another network than that of stage 2.
         StateError: stage 2 is not trained, not to its end, or with another preset.
     """
     run = Run.at(run_dir)
@@ -72,7 +60,7 @@ def continued(run_dir: str, preset: Preset, constants: dict[str, Any]) -> torch.
     require_same(path, content, run.preset, ("data", "grid", "intensity", "mirror", "autoencoder", "diffusion"))
     if so_far := unfinished(run, "diffusion"):
         raise StateError(f"{path}: only {so_far} done; `sbldm train --run {run_dir}` goes on.")
-    network = build_denoiser(preset, constants)
+    as_built(run.preset, "regions", network)
     state = network.state_dict()
     for name, weights in content["network"].items():
         if weights.shape == state[name].shape:
@@ -149,6 +137,8 @@ def run(
     device = next(network.parameters()).device
     mixed = getattr(getattr(trainer, "inferer", None), "switch", "") == "auto" and fast_bfloat16(device)
     check_memory(checkpoint.preset, checkpoint.stage, device, mixed)
+    if (held := Run.at(checkpoint.folder.parent)).preset != checkpoint.preset:
+        held.save_preset(checkpoint.preset)  # with the network that was asked for, for all steps after this
     sampler.start = done * batch_size
     trainer.run()
     said = f"validation loss {checkpoint.best:.4f}" if math.isfinite(checkpoint.best) else "of the last epoch"

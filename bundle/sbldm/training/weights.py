@@ -18,9 +18,10 @@ from safetensors import safe_open
 from torch import nn
 
 from sbldm.cases.identity import Seen
+from sbldm.networks import as_built
 from sbldm.run.errors import InputError, StateError
 from sbldm.run.files import BUNDLE, check, reading, sha256, user_path
-from sbldm.run.preset import Preset, check_preset
+from sbldm.run.preset import Preset
 
 __all__ = ["CONSTANTS", "FORMAT", "SHIPPED", "Weights", "begin_with", "initial_constants"]
 
@@ -98,7 +99,7 @@ class Weights:
                 for part in ("autoencoder", "network")
             }
             constants = header["constants"] | {"latent_mean": tensors["latent_mean"].tolist(), "content": {}}
-        preset = check_preset(header["preset"], f"{path}: ")
+        preset = Preset.of(header["preset"], f"{path}: ")
         ranges = {name: tuple(limits) for name, limits in header["ranges"].items()}
         seen = Seen.from_state(header["seen"])
         return cls(path, sha256(path), preset, constants, ranges, header["about"], seen, states)
@@ -143,10 +144,16 @@ def _initial(preset: Preset) -> Weights | None:
     return held
 
 
-def begin_with(network: nn.Module, preset: Preset, part: str) -> nn.Module:
-    """A new network of a training (`part`: autoencoder or network), with the weights of the preset's `init` if any."""
+def begin_with(network: nn.Module, preset: Preset, stage: str) -> nn.Module:
+    """A new network of a training, with the weights of the preset's `init` if any.
+
+    Raises:
+        InputError: it is another network than theirs.
+    """
     if held := _initial(preset):
-        network.load_state_dict(held.states[part])
+        if as_built(preset, stage, network) != preset:
+            raise InputError(f"network_def: the run goes on from {held.path}, whose network it is; leave it out.")
+        network.load_state_dict(held.states["autoencoder" if stage == "autoencoder" else "network"])
     return network
 
 
