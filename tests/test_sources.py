@@ -57,8 +57,8 @@ def foreign(drawn_run: Path, tmp_path: Path) -> Path:
 def test_real_cases_are_those_of_the_run(drawn_run, real):
     lists = read_json(drawn_run / "lists.json")
     assert list(real.train) == lists["train"] and list(real.test) == lists["validation"]
-    assert real.dataset_json["channel_names"] == {"0": "FLAIR"}
-    assert real.dataset_json["labels"] == {"background": 0, "whole tumour": 1}
+    assert real.source.description(9)["channel_names"] == {"0": "FLAIR"}
+    assert real.source.description(9)["labels"] == {"background": 0, "whole tumour": 1}
     image = np.asarray(nib.load(real.train[lists["train"][0]].images[0]).dataobj, np.float32)
     assert real.content[lists["train"][0]] == content_hash(image)
     assert real.spacings == {(4.0, 4.0, 4.0)}
