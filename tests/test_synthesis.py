@@ -494,7 +494,8 @@ def decoded(*parts: np.ndarray, brightness: float = 0.6, brain: np.ndarray | Non
 def model(labels: int = 1, intensities: tuple[float, float] = (100.0, 1000.0)) -> SimpleNamespace:
     """What `finish_pair` asks of a model."""
     preset = load_preset("small", "copypaste").but(
-        data={"channels": ["flair"], "labels": dict.fromkeys("abc"[:labels], "all")}
+        data={"channels": ["flair"], "labels": dict.fromkeys("abc"[:labels], "all")},
+        intensity={"percentiles": [0.5, 99.8], "floor": 0.1},
     )
     return SimpleNamespace(preset=preset, native=NATIVE, working=WORKING, constants={"intensities": [intensities]})
 
