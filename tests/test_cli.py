@@ -23,10 +23,8 @@ from nnunet_integration.options import HIGHEST_FOLD
 from sbldm.cli import app
 from sbldm.commands import pairs
 from sbldm.diffusion import SAMPLERS, SPACINGS
-from sbldm.evaluation.settings import GROUPS
 from sbldm.run import options
 from sbldm.run.models import SAMPLING
-from sbldm.synthesis.copypaste import OWN
 from sbldm.tumour.requests import PARTS
 
 ROOT = Path(__file__).parents[1]
@@ -123,7 +121,6 @@ print([name for name in {heavy} if name in sys.modules])
 def test_choices_are_those_of_the_libraries() -> None:
     """They are written down twice, as help is not to load the libraries."""
     assert get_args(options.Sampler) == tuple(SAMPLERS) and get_args(options.Spacing) == tuple(SPACINGS)
-    assert get_args(options.Own) == tuple(OWN) and get_args(options.Group) == tuple(GROUPS)
     assert set(options.Drawing().sampling) == set(SAMPLING) and set(options.Drawing().request) == set(PARTS)
     assert HIGHEST_FOLD == FOLDS - 1
 
@@ -167,7 +164,7 @@ def test_the_shell_completes() -> None:
         ("synth --tol -1", "--tol -1: write per cent of the volume and mm of the centre, as in 20,10."),
         (
             "evaluate --scores fit,looks",
-            "--scores fit,looks: looks is none of similarity, distribution, tumours, slices, ",
+            "--scores fit,looks: looks is none of similarity, distribution, channels, ",
         ),
         ("evaluate --fid 2", "--fid 2: choose one of 1, force."),
         ("nnunet eval --shard 5/4", "--shard 5/4: i must be from 1 to k."),

@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
+from sbldm.run.limits import Group
 from sbldm.run.options import (
     DATASET,
     LABELS,
     RUN,
     DatasetOption,
     Fid,
-    Group,
     MovedOption,
     Words,
     WorkersOption,

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from sbldm.cases.layouts import Case, Source
 from sbldm.evaluation.protocols import Score
 from sbldm.run.files import atomic_path, write_csv, write_json
+from sbldm.run.limits import Group
 from sbldm.run.manifest import Manifest
 
 __all__ = ["GROUPS", "Evaluation", "Settings"]
 
-GROUPS = ("similarity", "distribution", "channels", "tumours", "slices", "seam", "copies", "requests", "fit")
+GROUPS = get_args(Group)
 
 
 @dataclass(frozen=True)

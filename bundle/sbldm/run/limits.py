@@ -1,4 +1,4 @@
-"""What is taken at all: image channels by name, and the largest numbers; more is a slip of the hand, said at once."""
+"""What is taken at all: words to choose from, and the largest numbers; more is a slip of the hand, said at once."""
 
 from typing import Literal
 
@@ -13,9 +13,19 @@ __all__ = [
     "MOST_SEED",
     "NOISIEST",
     "Channel",
+    "Group",
+    "Guide",
+    "Own",
+    "Sampler",
+    "Spacing",
 ]
 
 Channel = Literal["flair", "t1", "t1ce", "t2"]
+Sampler = Literal["ddim", "ddpm", "dpm_solver", "unipc", "heun"]
+Spacing = Literal["karras", "logsnr"]  # of the times of the solvers
+Guide = Literal["early", "unasked"]  # what guidance leads away from
+Own = Literal["kept", "healed"]  # what becomes of a receiver's own tumour
+Group = Literal["similarity", "distribution", "channels", "tumours", "slices", "seam", "copies", "requests", "fit"]
 
 LARGEST = 1e6  # of a request, in ml, mm2 or mm: keeps the arithmetic finite
 MOST_SEED = 2**32 - 1  # torch heeds no more

@@ -26,6 +26,10 @@ from sbldm.run.limits import (
     MOST_PROCESSES,
     MOST_SEED,
     NOISIEST,
+    Guide,
+    Own,
+    Sampler,
+    Spacing,
 )
 from sbldm.run.models import MODELS
 
@@ -35,13 +39,8 @@ LABELS = "What the numbers in the masks mean: auto, brats21, brats23, brats24, p
 
 ModelName = Literal[tuple(MODELS)]
 Stage = Literal[("all", *dict.fromkeys(stage for model in MODELS.values() for stage in model.stages), "regions")]
-Sampler = Literal["ddim", "ddpm", "dpm_solver", "unipc", "heun"]
-Spacing = Literal["karras", "logsnr"]
-Guide = Literal["early", "unasked"]
-Own = Literal["kept", "healed"]
 Switch = Literal["on", "off"]
 Fid = Literal["1", "force"]
-Group = Literal["similarity", "distribution", "tumours", "slices", "seam", "copies", "requests", "fit"]
 
 
 class Wrong(typer.BadParameter):

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, StringConstraints, Tag, model_valida
 from pydantic import Discriminator as Discriminator_
 
 from sbldm.run.errors import InputError
-from sbldm.run.limits import CLEANEST, MOST_BATCH, NOISIEST, Channel
+from sbldm.run.limits import CLEANEST, MOST_BATCH, NOISIEST, Channel, Guide, Sampler, Spacing
 from sbldm.run.schema import Values, checked, refuse_expressions
 
 __all__ = [
@@ -418,13 +418,13 @@ class MonaiDiffusion(Diffusion):
 class Sampling(Values):
     """How latents are drawn."""
 
-    sampler: Literal["ddim", "ddpm", "dpm_solver", "unipc", "heun"]
+    sampler: Sampler
     steps: Count
-    spacing: Literal["karras", "logsnr"] = "karras"  # of the times of dpm_solver, unipc and heun
+    spacing: Spacing = "karras"  # of the times of dpm_solver, unipc and heun
     sigma_min: Annotated[float, Field(gt=0, lt=NOISIEST)] = CLEANEST  # whence these leap to the clean sample
     eta: Share
     guidance: Guidance
-    guide: Literal["early", "unasked"] = "unasked"  # what guidance leads away from
+    guide: Guide = "unasked"  # what guidance leads away from
     batch: Annotated[int, Field(ge=1, le=MOST_BATCH)] = 1  # drawn at once; the last ones are filled up to it
 
 

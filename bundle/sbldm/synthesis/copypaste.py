@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from scipy import ndimage
@@ -33,6 +33,7 @@ from sbldm.cases.pipeline import original_cases
 from sbldm.cases.prepare import read_sidecar
 from sbldm.run.errors import DataError, InputError
 from sbldm.run.folder import Run
+from sbldm.run.limits import Own
 from sbldm.run.manifest import MEASURED
 from sbldm.run.progress import Progress
 from sbldm.synthesis.healing import heal, rise
@@ -42,7 +43,7 @@ from sbldm.tumour.characteristics import measure, to_dict
 
 __all__ = ["OWN", "draw_pairs", "paste_tumour"]
 
-OWN = ("kept", "healed")  # what becomes of the receiver's own tumour
+OWN = get_args(Own)
 
 SCALE = (0.75, 1.25)
 TURN = 20.0  # degrees about each axis, at most
