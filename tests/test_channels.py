@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sbldm.cases.layouts import Source, find_cases
 from sbldm.cases.phantom import write_phantoms
@@ -14,6 +15,8 @@ from sbldm.evaluation.evaluate import evaluate
 from sbldm.evaluation.protocols import Score
 from sbldm.evaluation.settings import Settings
 from sbldm.metrics.channels import channel_fit
+from sbldm.pages.sheets import OUTLINES, contact_sheet
+from sbldm.synthesis import RawDataset
 
 N = 10
 
@@ -84,3 +87,24 @@ def test_one_channel_has_no_such_scores(tmp_path: Path) -> None:
     found = evaluate(settings)
     assert not [name for name, _ in found.left_out if name == "channels"]
     assert not [score for score in found.scores if score.group == "channels"]
+
+
+def test_contact_sheet_of_channels_and_tissues(tmp_path: Path) -> None:
+    """A row for each plane of the first channel and one for each further one; each tissue has an outline of its own."""
+    labels = {"necrotic": "necrotic", "oedema": "oedema", "enhancing": "enhancing"}
+    source = Source.from_config(["flair", "t1"], labels, regions=True)
+    output = RawDataset.open(str(tmp_path), 501, "X", source, np.eye(4), {"seed": 0}, {})
+    output.begin()
+    image, mask = np.zeros((2, 40, 40, 40), np.int16), np.zeros((40, 40, 40), np.uint8)
+    image[:, 4:36, 4:36, 4:36] = 500
+    for k, edge in enumerate((8, 12, 16), start=1):
+        mask[edge : 40 - edge, edge : 40 - edge, edge : 40 - edge] = k
+    for seed in range(2):
+        output.write(seed, image, mask, {"seed": seed, "redrawn": 0, "seconds": 1.0})
+    assert output.compile() == 2
+    contact_sheet(output.folder, tmp_path / "sheet.png")
+    picture = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")).astype(int)
+    assert picture.shape[0] / picture.shape[1] == pytest.approx(4 * 1.8 / (2 * 1.7), rel=0.01)
+    for colour in OUTLINES:
+        wanted = np.array([int(colour[k : k + 2], 16) for k in (1, 3, 5)])
+        assert (np.abs(picture - wanted).sum(axis=2) < 40).sum() > 100, colour

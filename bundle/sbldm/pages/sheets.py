@@ -16,6 +16,8 @@ from sbldm.tumour.characteristics import NAMES
 
 __all__ = ["contact_sheet", "request_plot", "show_pairs", "summarise"]
 
+OUTLINES = ("#ff9d3b", "#4fc3f7", "#f06292")  # of the first label, the second, the third
+
 
 def show_pairs(dataset: Path) -> None:
     """Write what people look at when a raw dataset of a run is filled: datasheet, contact sheet, how requests were met.
@@ -34,29 +36,33 @@ def show_pairs(dataset: Path) -> None:
 def contact_sheet(dataset: Path, path: Path, most: int = 8) -> None:
     """Draw the first pairs of a raw dataset in three planes through the tumour's centre, the mask as an outline.
 
-    A brain without a tumour is cut through its own centre.
+    Below them come the other image channels in the axial plane, and where there are several labels the outline of each
+    (`OUTLINES`, in their order). A brain without a tumour is cut through its own centre.
     """
-    names = [pair.name for pair in Manifest(dataset).pairs[:most]]
-    figure = Figure(figsize=(1.7 * len(names), 5.4), facecolor="black")
-    axes = figure.subplots(3, len(names), squeeze=False)
+    manifest = Manifest(dataset)
+    names, channels = [pair.name for pair in manifest.pairs[:most]], len(manifest.channels)
+    planes = [(2, 0), (1, 0), (0, 0), *((2, k) for k in range(1, channels))]  # axis that is cut, channel
+    figure = Figure(figsize=(1.7 * len(names), 1.8 * len(planes)), facecolor="black")
+    axes = figure.subplots(len(planes), len(names), squeeze=False)
     for column, name in zip(axes.T, names, strict=True):
-        file = nib.as_closest_canonical(read_nifti(dataset / "imagesTr" / f"{name}_0000.nii.gz", DRAWN_BY))
-        label = nib.as_closest_canonical(read_nifti(dataset / "labelsTr" / f"{name}.nii.gz", DRAWN_BY))
-        image, mask = file.get_fdata(), label.get_fdata() > 0
-        box = tuple(slice(b.min(), b.max() + 1) for b in np.nonzero(image))
-        shown = mask if mask.any() else image > 0
+        files = [dataset / "imagesTr" / f"{name}_{k:04d}.nii.gz" for k in range(channels)]
+        files = [nib.as_closest_canonical(read_nifti(file, DRAWN_BY)) for file in files]
+        label = nib.as_closest_canonical(read_nifti(dataset / "labelsTr" / f"{name}.nii.gz", DRAWN_BY)).get_fdata()
+        images, spacing = [file.get_fdata() for file in files], files[0].header.get_zooms()
+        box = tuple(slice(b.min(), b.max() + 1) for b in np.nonzero(images[0]))
+        shown = label > 0 if label.any() else images[0] > 0
         centre = np.rint(np.mean(np.nonzero(shown), axis=1)).astype(int)
-        top = np.percentile(image[image > 0], 99.8)
-        spacing = file.header.get_zooms()
-        for axis, panel in zip((2, 1, 0), column, strict=True):
+        tops = [np.percentile(image[image > 0], 99.8) for image in images]
+        for (axis, k), panel in zip(planes, column, strict=True):
             across = [a for a in range(3) if a != axis]
             cut = tuple(centre[axis] if a == axis else box[a] for a in range(3))
             aspect = spacing[across[1]] / spacing[across[0]]
-            panel.imshow(image[cut].T, cmap="gray", vmin=0, vmax=top, origin="lower", aspect=aspect)
-            if mask[cut].any():
-                panel.contour(mask[cut].T, levels=[0.5], colors="#ff9d3b", linewidths=0.8)
+            panel.imshow(images[k][cut].T, cmap="gray", vmin=0, vmax=tops[k], origin="lower", aspect=aspect)
+            for number in np.unique(label[cut][label[cut] > 0]).astype(int):
+                outline = {"levels": [0.5], "colors": OUTLINES[(number - 1) % len(OUTLINES)], "linewidths": 0.8}
+                panel.contour((label[cut] == number).T, **outline)
             panel.axis("off")
-        volume = mask.sum() * np.prod(spacing) / 1000
+        volume = (label > 0).sum() * np.prod(spacing) / 1000
         column[0].set_title(f"{name.rsplit('_', 1)[-1]}: {volume:.0f} ml", color="white", fontsize=8)
     figure.subplots_adjust(0.005, 0.005, 0.995, 0.95, 0.02, 0.02)
     with atomic_path(path) as temporary:
