@@ -216,7 +216,9 @@ def write_jobs(pool: Pool, jobs: Sequence[dict[str, Any]]) -> list[Path]:
     for job in jobs:
         if old := held.get(job["job"]):
             # Where the pairs lie may change, what they are may not (see `Pool.check_pairs`). Older jobs lack some keys.
-            if changed := [key for key in job if key != "pairs" and (old.get(key) or []) != (job[key] or [])]:
+            # Regions are a matter of the scores: a job from before there were any keeps what it has.
+            fixed = [key for key in job if key != "pairs" and (key != "regions" or key in old)]
+            if changed := [key for key in fixed if (old.get(key) or []) != (job[key] or [])]:
                 raise StateError(
                     f"{root / job['job']}: was queued with other values of {', '.join(changed)}; choose another --out, "
                     "or remove this folder to run it anew."

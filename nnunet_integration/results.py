@@ -73,7 +73,8 @@ class ArmResults:
     def load(cls, folders: list[Path]) -> ArmResults:
         """Read the jobs of one arm; the test cases of all must be the same."""
         jobs = [read_job(folder) for folder in folders]
-        regions = jobs[0].get("regions") or {}
+        known = [job.get("regions") or {} for job in jobs]  # jobs from before there were regions have none
+        regions = [name for name in known[0] if all(name in own for own in known)]
         columns = {f"{metric} {region}": float for region in regions for metric in METRICS}
         tables = [_rows(folder, "scores.csv", SCORES | columns) for folder in folders]
         cases = [row["case"] for row in tables[0]]

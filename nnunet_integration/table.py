@@ -97,7 +97,7 @@ def table_rows(results: Results) -> list[dict[str, Any]]:
                     spreads = mean_and_spreads(scores[metric])
                     row |= {f"{region}: {metric}_{key}": value for key, value in spreads.items()}
                 against = dict.fromkeys(("difference", "low", "high"), "")
-                if base is not None and arm is not base:
+                if base is not None and arm is not base and region in base.regions:
                     against = paired_difference(scores["dsc"], base.regions[region]["dsc"])
                 row |= {f"{region}: {key}": value for key, value in against.items()}
             row |= {"minutes": arm.minutes.mean(), "peak_gb": arm.peak_gb.max(), "lineage": arm.jobs[0]["lineage"]}
@@ -110,7 +110,7 @@ def write_table(results: Results, answers: Sequence[str] = ()) -> tuple[Path, Pa
     rows = table_rows(results)
     plain = [{key: _plain(value) for key, value in row.items()} for row in rows]
     csv_path, md_path = results.folder / "table2.csv", results.folder / "table2.md"
-    write_csv(csv_path, plain)
+    write_csv(csv_path, plain, list(dict.fromkeys(key for row in plain for key in row)))
     with atomic_path(md_path) as temporary:
         temporary.write_text(markdown(results, rows, answers))
     return csv_path, md_path
@@ -190,7 +190,7 @@ def markdown(results: Results, rows: list[dict[str, Any]], answers: Sequence[str
             "(none of them is tested on; `lineage.json` of its pairs says which data), so a gain is not one of these "
             "alone."
         )
-    if any(key.endswith(": dsc_mean") for key in rows[0]):
+    if any(key.endswith(": dsc_mean") for row in rows for key in row):
         page.append(
             "- **Regions**: the whole tumour is every label, the tumour core all but oedema. In the tumour ΔDSC has "
             "its interval alone: no p, no verdict."
@@ -244,15 +244,17 @@ def _section(rows: list[dict[str, Any]], baseline: str) -> list[str]:
 
 def _regions(rows: list[dict[str, Any]], baseline: str) -> list[str]:
     """The scores of the nested regions, the whole tumour first; nothing where there is but one."""
-    regions = [key.removesuffix(": dsc_mean") for key in rows[0] if key.endswith(": dsc_mean")]
-    if not regions:
+    named = (key.removesuffix(": dsc_mean") for row in rows for key in row if key.endswith(": dsc_mean"))
+    if not (regions := list(dict.fromkeys(named))):
         return []
     lines = [f"| arm | region | DSC | IoU | HD95 (mm) | NSD 1 mm | ΔDSC against {baseline} |", "|---" * 7 + "|"]
     for row in rows:
-        for region in ("whole tumour", *regions):
-            start = f"{region}: "
-            own = {k.removeprefix(start): v for k, v in row.items() if k.startswith(start)} or row
+        for region in ("", *regions):
+            start = f"{region}: " if region else ""
+            own = {k.removeprefix(start): v for k, v in row.items() if k.startswith(start)}
+            if not own:  # of an arm from before there were regions
+                continue
             scores = " | ".join(_spread(own, metric, 1 if metric == "hd95_mm" else 3) for metric in METRICS)
             shown = "-" if own["difference"] == "" else interval(own)
-            lines.append(f"| {row['arm']} | {region} | {scores} | {shown} |")
+            lines.append(f"| {row['arm']} | {region or 'whole tumour'} | {scores} | {shown} |")
     return [*lines, ""]

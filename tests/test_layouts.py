@@ -213,6 +213,16 @@ def test_what_we_write_we_read(tmp_path, labels, regions):
     assert read_row(case, asked)[: 1 + len(labels)] == [*range(1 + len(labels))]
 
 
+def test_a_scheme_that_contradicts_our_own_names(tmp_path):
+    """What was said with --labels is not passed over because the names of the data set are those asked for."""
+    dataset(tmp_path, Source.from_config(["flair"], TISSUES_APART).description(1))
+    save(tmp_path / "imagesTr/x_0000.nii.gz", image(7))
+    save(tmp_path / "labelsTr/x.nii.gz", mask(1, 2, 3))
+    scheme = {1: "cavity", 2: "oedema", 3: "enhancing"}
+    with pytest.raises(InputError, match="calls label 1 necrotic, --labels cavity"):
+        find_cases(tmp_path, Source.from_config(["flair"], TISSUES_APART, scheme))
+
+
 def test_nnunet_cannot_give_what_it_lacks(tmp_path):
     dataset(tmp_path, {"channel_names": {"0": "flair"}, "labels": {"background": 0, "whole tumour": 1}})
     save(tmp_path / "imagesTr/x_0000.nii.gz", image(1))

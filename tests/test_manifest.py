@@ -59,6 +59,15 @@ def test_what_a_dataset_does_not_say(tmp_path: Path) -> None:
     assert not manifest.is_ours and not manifest.has_settings and not manifest.has_lineage
 
 
+def test_what_a_reader_needs(tmp_path: Path) -> None:
+    """An empty cell is named before it is missed, and of how many were drawn nothing is said then."""
+    manifest = _manifest(tmp_path, seconds="", redrawn="")
+    assert manifest.drawn is None
+    manifest.need("seed")
+    with pytest.raises(DamagedError, match="line 2: a cell of the column seconds is missing"):
+        manifest.need("seed", "seconds")
+
+
 def test_gate_and_nearness(tmp_path: Path) -> None:
     """What the gate said of a pair, and whether somebody looked how near it is to a training case."""
     manifest = _manifest(tmp_path, gate="OVERRIDDEN: too small", near_copy="1", satellite_ml="2.5")

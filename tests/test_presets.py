@@ -317,6 +317,20 @@ def test_hand_edited_preset(tmp_path: Path, prepared_run: Path) -> None:
     assert snapshot(run) == before
     with pytest.raises(StateError, match="put the values back"):
         assert Run.at(run).preset
+    Run.at(run).save_preset(load_preset("fast"))  # whose networks the old grid would not fit
+    with pytest.raises(StateError, match="its grid and intensity differ from what the cases were prepared with"):
+        assert Run.at(run).preset
+
+
+def test_a_default_that_is_written_out_is_the_same(tmp_path: Path, prepared_run: Path) -> None:
+    """Cases that were prepared without saying `regions: false` are those of a preset that says so."""
+    run = Run.at(copy_run(prepared_run, tmp_path))
+    preset = run.preset
+    said = preset.but(data=preset.data.state() | {"regions": False})
+    assert said == preset and said.state() != preset.state() and said.data.equals(preset.data.state())
+    assert not preset.data.equals(preset.data.state() | {"regions": True}) and not preset.grid.equals({"size": 3})
+    run.save_preset(said)
+    assert run.preset == preset
 
 
 @pytest.mark.parametrize(("part", "value"), [("mirror", True), ("diffusion", {"latent": "sample"})])

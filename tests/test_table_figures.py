@@ -170,6 +170,21 @@ def test_regions_have_their_own_rows(tmp_path):
     assert shown.endswith("| +0.050 [+0.050, +0.050] |") and f"{base.mean() - 0.15:.3f}" in shown
 
 
+def test_regions_of_some_arms_alone(tmp_path):
+    """Arms from before there were regions have no rows of them, and nobody is compared with what is not there."""
+    dsc = np.random.default_rng(0).uniform(0.6, 0.9, 12)
+    for seed in range(3):
+        write_job(tmp_path, "real+aug", dsc, seed=seed, regions={"tumour core": 0.1} if seed == 1 else None)
+        write_job(tmp_path, "real+sbldm+aug", dsc, seed=seed, pairs=10, regions={"tumour core": 0.1})
+    results = finish(tmp_path)
+    rows = {row["arm"]: row for row in table_rows(results)}
+    assert "tumour core: dsc_mean" not in rows["real+aug"] and rows["real+sbldm+aug"]["tumour core: difference"] == ""
+    csv_path, md_path = write_table(results)
+    assert md_path.read_text().count("| tumour core |") == 1 and "real+aug | tumour core" not in md_path.read_text()
+    with open(csv_path, newline="") as file:
+        assert [row["tumour core: dsc_mean"] != "" for row in csv.DictReader(file)] == [False, True]
+
+
 def test_arm_that_loses_nothing(tmp_path):
     write_job(tmp_path, "real", [0.7, 0.5])
     write_job(tmp_path, "real+aug", [0.7, 0.4])

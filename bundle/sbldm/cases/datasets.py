@@ -80,7 +80,7 @@ def _values(path: Path, labels: Any, values: dict[int, str | None], source: Sour
 
     Labels that are those asked for, by name and number, are ours; which of its tissues stands for one does not matter.
     """
-    if labels in ({"background": 0} | asked for asked in source.written_labels):
+    if source.scheme == "auto" and labels in ({"background": 0} | asked for asked in source.written_labels):
         return {k: None if tissues == "all" else tissues[0] for k, tissues in enumerate(source.labels.values(), 1)}
     if source.scheme != "auto":
         chosen = scheme_values(source.scheme)

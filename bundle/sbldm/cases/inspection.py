@@ -70,7 +70,7 @@ DOUBTS = {
     "outlier": "nothing, the preparation clips it; or mend the voxel",
     "flat": "put the MRI in place of what looks like a mask",
     "channels": "put each channel's own image there",
-    "registration": "register the channels to each other, and strip the skull from all alike",
+    "registration": "register the channels to each other, and strip the skull from all alike (background 0)",
     "background": "skull-strip it and set what is no brain to 0",
     "brain_volume": "skull-strip it, or write the affine in millimetres",
     "brain_extent": "skull-strip it, set stray voxels to 0, or write the affine in millimetres",
@@ -350,9 +350,9 @@ def inspect_case(case: Case, source: Source) -> Inspection:
         brightness = brightness or brightness_hash(volume)
         alone.append(volume != 0)
         brain |= alone[-1]
-        both = np.count_nonzero(alone[0] & alone[-1])
-        overlap = 2 * both / max(1, np.count_nonzero(alone[0]) + np.count_nonzero(alone[-1]))
-        if overlap < MIN_OVERLAP:
+        sizes = np.count_nonzero(alone[0]), np.count_nonzero(alone[-1])
+        overlap = 2 * np.count_nonzero(alone[0] & alone[-1]) / max(1, sum(sizes))
+        if min(sizes) and overlap < MIN_OVERLAP:
             what = f"{channel} overlaps {source.channels[0]} by a DSC of {overlap:.2f}; {MIN_OVERLAP:g} is the least"
             found("registration", path, what)
     if useless():

@@ -153,11 +153,13 @@ def prepare_cases(
     Raises:
         StateError: a case in `folder` was prepared with other values.
     """
-    settings = {"data": data.state(), "grid": grid.state(), "intensity": intensity.state()}
+    parts = {"data": data, "grid": grid, "intensity": intensity}
+    settings = {key: part.state() for key, part in parts.items()}
     clear_partial(folder)
     held = {case.name: known_sidecar(folder, case.name) for case in cases}
     for name, sidecar in held.items():
-        if sidecar and (sidecar["settings"], sidecar.get("version", 1)) != (settings, VERSION):
+        same = sidecar and all(part.equals(sidecar["settings"].get(key)) for key, part in parts.items())
+        if sidecar and not (same and sidecar.get("version", 1) == VERSION):
             raise StateError(
                 f"{folder / name}.json: prepared with other settings, or by another version; choose another --run or "
                 f"remove {folder}."

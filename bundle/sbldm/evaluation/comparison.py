@@ -91,7 +91,7 @@ def _drawing(entry: Entry) -> dict[str, Any]:
     pairs, drawn = manifest.pairs, manifest.drawn
     seconds = [pair.seconds for pair in pairs if pair.seconds is not None]
     found = {"pairs": len(pairs), "seconds": float(np.median(seconds)) if seconds else None}
-    if entry.model == "copypaste" or any(pair.redrawn is None for pair in pairs):
+    if entry.model == "copypaste" or drawn is None:
         return found | {"drawn": None, "refused": None, "overridden": 0}  # there is no gate, or no record of it
     return found | {"drawn": drawn, "refused": drawn - len(pairs), "overridden": len(manifest.overridden)}
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -23,6 +23,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from sbldm.cases.geometry import WorkingGrid
+from sbldm.cases.layouts import Case
 from sbldm.evaluation.cohort import Cohort, describe, workers
 from sbldm.evaluation.protocols import REFERENCES, Score
 from sbldm.evaluation.scoring import (
@@ -100,15 +101,10 @@ def evaluate(settings: Settings) -> Evaluation:
             if reason := _too_few("channels", cohorts):
                 found.left_out.append(("channels", reason))
             else:
-                silent = Evaluation()  # what is odd about the cases has been said
-                of_roles = {role: {first: c} for role, c in (cohorts | references).items()}
-                for k, name in enumerate(further, start=1):
-                    folder = make_folder(Path(images) / name)
-                    for role, of in of_roles.items():
-                        of[name] = read(role, channel=k, images=folder, found=silent)
-                of_roles = {role: with_all(of) for role, of in of_roles.items()}
-                of_roles["floor"], heldout = of_roles.pop("train"), of_roles.pop("heldout")
-                found.scores += score_channels(of_roles, heldout, pool)
+                try:
+                    found.scores += _channels(first, further, cohorts | references, settings, read, pool, Path(images))
+                except DataError as error:  # of a further channel: the scores of the first one stand
+                    found.left_out.append(("channels", str(error)))
         if "copies" in settings.groups:
             if reason := _too_few("copies", cohorts):
                 found.left_out.append(("copies", reason))
@@ -135,6 +131,37 @@ def evaluate(settings: Settings) -> Evaluation:
         **settings.origin,
     }
     return found
+
+
+def _channels(
+    first: str,
+    further: Sequence[str],
+    cohorts: Mapping[str, Cohort],
+    settings: Settings,
+    read: Callable[..., Cohort],
+    pool: Workers,
+    images: Path,
+) -> list[Score]:
+    """The scores of all channels; a `DataError` where too few cases have them all, or a file cannot be read."""
+    odd = Evaluation()
+    by_role = {role: {first: cohort} for role, cohort in cohorts.items()}
+    for k, name in enumerate(further, start=1):
+        for role, of_role in by_role.items():
+            of_role[name] = read(role, channel=k, images=make_folder(images / name), found=odd)
+    by_role = {role: with_all(of_role) for role, of_role in by_role.items()}
+    if reason := _too_few("channels", {role: of_role[first] for role, of_role in by_role.items()}):
+        raise DataError(" ".join([reason, *dict.fromkeys(odd.remarks)]))
+    cases = {role: _cases(role, settings) for role in by_role}
+    files = {role: {case.name: case for case in found} for role, found in cases.items()} | {
+        "floor": {case.name: case for case in cases["train"]}
+    }
+    by_role["floor"], heldout = by_role.pop("train"), by_role.pop("heldout")
+    return list(score_channels(by_role, heldout, files, pool))
+
+
+def _cases(role: str, settings: Settings) -> Sequence[Case]:
+    """The files of a role or reference."""
+    return settings.references[role] if role in REFERENCES else getattr(settings, role)
 
 
 def reference_names(train: Sequence[str], pairs: int) -> list[str]:
@@ -168,7 +195,7 @@ def _read(
     channel: int = 0,
 ) -> Cohort:
     """Describe the cases of one role or reference, and remark on what is odd about them."""
-    cases = settings.references[role] if role in REFERENCES else getattr(settings, role)
+    cases = _cases(role, settings)
     source = replace(settings.source, channels=settings.source.channels[channel : channel + 1])
     alone = [case.of_channel(channel) for case in cases]
     cohort = describe(role, alone, source, grid, settings.cache, images, pool)

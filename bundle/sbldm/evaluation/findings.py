@@ -34,6 +34,7 @@ CENTRE_LIMITS = (15.0, 30.0)  # median distance, mm
 
 SUBJECTS = {
     "distribution": "whether the images look like real ones",
+    "channels": "whether the image channels fit each other",
     "slices": "whether neighbouring slices fit together",
     "seam": "whether tumours fit into their brains",
     "tumours": "whether the tumours are distributed like real ones",
@@ -70,7 +71,7 @@ def summarise(content: Mapping[str, Any]) -> list[Finding]:
         content: of `evaluation.json`: scores, left_out and provenance.
 
     Returns:
-        A statement for each of `SUBJECTS`, then the advice.
+        A statement for each of `SUBJECTS` (of channels where there are several), then the advice.
     """
     rules: dict[str, Callable[[Mapping[str, Score]], Finding]] = {
         "distribution": _images,
@@ -83,10 +84,10 @@ def summarise(content: Mapping[str, Any]) -> list[Finding]:
     found = []
     for group in (name for name in GROUPS if name in rules):
         chosen = {score.protocol: score for score in scores if score.group == group}
+        reasons = [sentence(why) for key, why in content["left_out"] if group_of(key) == group]
         if chosen:
             found.append(rules[group](chosen))
-        else:
-            reasons = [sentence(why) for key, why in content["left_out"] if group_of(key) == group]
+        elif reasons or group != "channels":  # which nobody misses where there is but one
             found.append(_unseen(group, *reasons))
     return [*found, _advice({finding.group: finding.mark for finding in found})]
 
@@ -208,6 +209,11 @@ def _explained(differ: Sequence[Score]) -> str:
 
 
 STATEMENTS = {  # of the groups with many measures
+    "channels": {
+        "good": "The image channels fit each other as real ones do.",
+        "differ": "The image channels do not fit each other as real ones do: {} differ{}.",
+        "unclear": "No two image channels were found not to fit each other",
+    },
     "slices": {
         "good": "Neighbouring slices fit together as in real images: no measure differs much.",
         "differ": "Neighbouring slices do not fit together as in real images: {} differ{}.",
@@ -226,10 +232,13 @@ STATEMENTS = {  # of the groups with many measures
 }
 
 
+IN_SD = {"tumours": "w1.", "channels": "channel.fit."}  # how the scores of a group begin that are in SD
+
+
 def _of_measures(group: str, found: Mapping[str, Score]) -> Finding:
     """Many measures in standard deviations: bad when one surely differs much, or half of them differ."""
     worse, statements = "more" if group == "tumours" else "either", STATEMENTS[group]
-    scores = [score for name, score in found.items() if group != "tumours" or name.startswith("w1.")]
+    scores = [score for name, score in found.items() if name.startswith(IN_SD.get(group, ""))]
     standings = [_standing(score, LARGE_SD, worse) for score in scores]
     differ = [score for score, standing in zip(scores, standings, strict=True) if "worse" in standing]
     unclear = standings.count("unclear")
@@ -432,6 +441,7 @@ def _advice(marks: Mapping[str, Mark]) -> Finding:
     """What this means for training a segmentation network."""
     names = {
         "distribution": "images",
+        "channels": "fit of the channels",
         "slices": "stacking of slices",
         "seam": "seams",
         "tumours": "tumours",

@@ -378,7 +378,8 @@ def score_requests(found: Evaluation, synthetic: Cohort, manifest: Manifest | No
     for k, pair in asked.items():
         found.pairs[k] |= {REQUESTED + name: pair.requested[name] for name in NAMES}
         found.pairs[k] |= {"extrapolated": pair.extrapolated, "redrawn": pair.redrawn}
-    found.remarks.append(f"{drawn} pairs were drawn and {len(pairs)} accepted ({100 * len(pairs) / drawn:.0f} %).")
+    if drawn is not None:
+        found.remarks.append(f"{drawn} pairs were drawn and {len(pairs)} accepted ({100 * len(pairs) / drawn:.0f} %).")
     if given_up := len(manifest.given_up):
         found.remarks.append(f"{given_up} more requests were never met and given up: the scores know the others.")
     for part, beyond in (("", False), (".extrapolated", True)):

@@ -8,16 +8,17 @@ from itertools import combinations
 
 import numpy as np
 
-from sbldm.evaluation.cohort import Cohort, read_image
+from sbldm.cases.layouts import Case
+from sbldm.evaluation.cohort import Cohort
 from sbldm.evaluation.protocols import Score
 from sbldm.evaluation.scoring import beside, equal, finite, joined
 from sbldm.metrics import distribution, slices, tumours
 from sbldm.metrics.channels import channel_fit
+from sbldm.metrics.volumes import read_channel
+from sbldm.run.errors import DataError
 from sbldm.run.workers import Workers
 
 __all__ = ["score_channels", "with_all"]
-
-Place = tuple[str, int]
 
 
 def with_all(cohorts: Mapping[str, Cohort]) -> dict[str, Cohort]:
@@ -31,21 +32,28 @@ def _only(c: Cohort, rows: list[int]) -> Cohort:
     return replace(
         c,
         names=[c.names[k] for k in rows],
-        rows=c.rows[rows],
         features={plane: features[rows] for plane, features in c.features.items()},
         tumours={name: values[rows] for name, values in c.tumours.items()},
     )
 
 
 def score_channels(
-    sides: Mapping[str, Mapping[str, Cohort]], heldout: Mapping[str, Cohort], pool: Workers
+    sides: Mapping[str, Mapping[str, Cohort]],
+    heldout: Mapping[str, Cohort],
+    files: Mapping[str, Mapping[str, Case]],
+    pool: Workers,
 ) -> Iterator[Score]:
     """Each channel but the first against the held-back cases, all channels at once, and how they fit in pairs.
 
     Args:
         sides: "synthetic", "floor" and references -> channel -> cohort, see `with_all`.
         heldout: channel -> cohort.
+        files: the same sides and "heldout" -> name -> case with all channels: how channels fit is measured on the
+            files, as each cohort puts every image around its own brain.
         pool: see `cohort.workers`.
+
+    Raises:
+        DataError: two channels of a case have no voxel of brain in common, or another shape.
     """
     channels = list(heldout)
     alone = {channel: {side: of[channel] for side, of in sides.items()} for channel in channels}
@@ -63,11 +71,12 @@ def score_channels(
     together = {side: np.concatenate([joined(c) for c in of.values()], axis=1) for side, of in sides.items()}
     reference = np.concatenate([joined(c) for c in heldout.values()], axis=1)
     yield from _alike("all_channels", together, reference, alone[channels[0]])
-    for first, second in combinations(channels, 2):
-        couples = {side: _couples(of[first], of[second]) for side, of in (*sides.items(), ("heldout", heldout))}
-        places = [couple for found in couples.values() for couple in found]
-        fits = iter(pool.map(_fit, places, f"Fit of {first} and {second}"))
-        measured = {side: np.array([next(fits) for _ in found]) for side, found in couples.items()}
+    for i, j in combinations(range(len(channels)), 2):
+        first, second = channels[i], channels[j]
+        cases = {side: [files[side][n] for n in of[first].names] for side, of in (*sides.items(), ("heldout", heldout))}
+        couples = [(case, i, j) for chosen in cases.values() for case in chosen]
+        fits = iter(pool.map(_fit, couples, f"Fit of {first} and {second}"))
+        measured = {side: np.array([next(fits) for _ in chosen]) for side, chosen in cases.items()}
         reference = measured.pop("heldout")
         values = {side: slices.effect_size(x, reference) for side, x in measured.items()}
         n = {side: (len(x), len(reference)) for side, x in measured.items()}
@@ -88,10 +97,10 @@ def _alike(
     yield beside(f"channel.kid.{name}", "channels", values, n, aim="low")
 
 
-def _couples(first: Cohort, second: Cohort) -> list[tuple[Place, Place]]:
-    """Where the two channels of each case lie."""
-    return [(first.place(k), second.place(k)) for k in range(len(first))]
-
-
-def _fit(couple: tuple[Place, Place]) -> float:
-    return channel_fit(*map(read_image, couple))
+def _fit(couple: tuple[Case, int, int]) -> float:
+    """How two channels of a case fit, by their files."""
+    case, i, j = couple
+    try:
+        return channel_fit(*(read_channel(case, k)[0] for k in (i, j)))
+    except ValueError as error:
+        raise DataError(f"{case.images[j]}: {error}") from None

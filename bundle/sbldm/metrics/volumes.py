@@ -25,6 +25,7 @@ __all__ = [
     "Volume",
     "common_spacing",
     "evaluation_grid",
+    "read_channel",
     "read_volume",
     "spacing_of",
     "to_volume",
@@ -105,7 +106,7 @@ def read_volume(case: Case, source: Source, grid: WorkingGrid) -> Volume:
     Raises:
         DataError: a file cannot be read, holds NaN, no brain, or image and mask differ in shape; the file is named.
     """
-    image, affine = _read(case, 0)
+    image, affine = read_channel(case, 0)
     if not np.isfinite(image).all():
         raise DataError(f"{case.images[0]}: holds voxels that are no numbers; left out.")
     brain = image != 0
@@ -157,7 +158,12 @@ def to_volume(name: str, image: np.ndarray, mask: np.ndarray | None, affine: np.
     return Volume(name, content, array, mask, grid.spacing, characteristics)
 
 
-def _read(case: Case, channel: int) -> tuple[np.ndarray, np.ndarray]:
+def read_channel(case: Case, channel: int) -> tuple[np.ndarray, np.ndarray]:
+    """One image channel `[X, Y, Z]` float32 as stored, and its 4x4 affine.
+
+    Raises:
+        DataError: the file cannot be read, or holds no three axes.
+    """
     path, index = case.images[channel], case.volume[channel]
     with reading(path, MEND, remove=False, error=DataError):
         file = load_image(path)

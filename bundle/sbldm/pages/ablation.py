@@ -196,10 +196,10 @@ class Ablation:
         changes = dict(self.plan["variants"][name] or {})
         share, run = changes.pop("budget", 1.0), self._folder(name)
         if not (run.folder / "preset.yaml").is_file():
-            self._begin(run, changed(self.base.preset, (self.plan.get("common") or {}) | changes))
+            self._begin(run, changed(self.base.preset, self._with_common(changes)))
         if "budget" in self.plan:
             self._train(name, run, changes, share)
-        every = (self.plan.get("common") or {}) | changes  # a trained model has its own preset: it is told these
+        every = self._with_common(changes)  # a trained model has its own preset: it is told these
         asked = {k.removeprefix("sampling."): v for k, v in every.items() if k.startswith("sampling.")}
         sampling = [f"--{name.replace('_', '-')}={value}" for name, value in asked.items()]
         drawn = f"--n={self.plan.get('pairs', 50)}", "--gate=off"
@@ -210,6 +210,10 @@ class Ablation:
             folders = f"--out={run.evaluation}", f"--cache={self.out / 'cache'}", *own
             self._call("evaluate", f"--run={run.folder}", f"--scores={scores}", "--workers=1", *folders)
         return run
+
+    def _with_common(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """The values of a variant after those that all variants have, so that a whole part of its own is not mended."""
+        return {k: v for k, v in (self.plan.get("common") or {}).items() if k not in changes} | changes
 
     def _train(self, name: str, run: Run, changes: dict[str, Any], share: float) -> None:
         """Both stages of a variant, within its budget."""
@@ -261,13 +265,14 @@ class Ablation:
 
     def _row(self, name: str, run: Run) -> dict[str, Any]:
         scores = json.loads((run.evaluation / "evaluation.json").read_text())["scores"]
-        pairs = Manifest(next(run.raw.iterdir())).pairs
+        manifest = Manifest(next(run.raw.iterdir()))
+        manifest.need("seconds")
         histories = [read_history(run, stage)[-1] for stage in STAGES]
         return {
             "variant": name,
             "iterations": [int(last["iteration"]) for last in histories],
             "minutes": sum(float(last["cpu_seconds"]) for last in histories) / 60,
-            "seconds": statistics.median(pair.seconds for pair in pairs),
+            "seconds": statistics.median(pair.seconds for pair in manifest.pairs),
             "scores": {s["protocol"]: (s["value"], s["low"], s["high"]) for s in scores},
             "floors": {s["protocol"]: s["floor"] for s in scores},
         }

@@ -148,7 +148,8 @@ def _checks(manifest: Manifest) -> list[str]:
     canvas = bool(pairs[0].canvas)
     what = "tumours are nearer to a training tumour" if canvas else "pairs are nearer to a training case"
     found = [
-        f"- {manifest.drawn} pairs were drawn, {len(pairs)} accepted, {len(manifest.given_up)} requests given up; "
+        f"- {manifest.drawn or 'An unknown number of'} pairs were drawn, {len(pairs)} accepted, "
+        f"{len(manifest.given_up)} requests given up; "
         "every refusal and its reason stands in `manifest.csv` or `given_up.csv`.",
     ]
     if not elsewhere:

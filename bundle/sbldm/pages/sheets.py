@@ -91,6 +91,7 @@ def request_plot(manifest: Manifest, path: Path) -> None:
 def summarise(manifest: Manifest) -> str:
     """One line on how well the tumours drawn match the ones asked for, over all pairs of a manifest."""
     asked, drawn = (dict(zip(NAMES, manifest.values(kind, NAMES).T, strict=True)) for kind in (REQUESTED, MEASURED))
+    manifest.need("seconds")
     seconds = [pair.seconds for pair in manifest.pairs]
     error = np.median(np.abs(drawn["volume_ml"] / asked["volume_ml"] - 1))
     distance = np.median(np.sqrt(sum((drawn[n] - asked[n]) ** 2 for n in ("x_mm", "y_mm", "z_mm"))))

@@ -22,6 +22,7 @@ __all__ = ["PRESETS", "Run", "load_preset", "read_preset", "within_regions"]
 
 PRESETS = BUNDLE / "configs" / "presets"
 BASELINES = PRESETS.parent / "baselines"
+PREPARED_WITH = ("data", "grid", "intensity")  # parts of a preset that each prepared case keeps
 KINDS = ("kind", "sampler")  # what tells apart mappings with other names in them
 NAMED_BY_USERS = ("labels", "scheme")  # mappings whose names are no names of ours
 
@@ -255,10 +256,10 @@ class Run:
         """Each prepared case says with which values it was made; a hand-edited preset is not believed against it."""
         for path in sorted(self.prepared.glob("*.json")):
             try:
-                settings = json.loads(path.read_text())["settings"]
-                parts = [part for part, values in settings.items() if preset.but(**{part: values}) != preset]
+                settings = {part: json.loads(path.read_text())["settings"][part] for part in PREPARED_WITH}
             except (OSError, ValueError, KeyError, TypeError):  # said where that case is needed
                 continue
+            parts = [part for part, values in settings.items() if not getattr(preset, part).equals(values)]
             if parts:
                 raise StateError(
                     f"{self.preset_file}: its {' and '.join(parts)} differ from what the cases were prepared with "

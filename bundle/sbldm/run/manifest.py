@@ -213,7 +213,7 @@ class Manifest:
 
     @property
     def labels(self) -> list[str]:
-        """Names of the labels from 1 on."""
+        """Names of the labels from 1 on, or of the regions where it is region-based."""
         return [name for name in self.description["labels"] if name != "background"]
 
     @cached_property
@@ -224,9 +224,17 @@ class Manifest:
         return [int(row["attempts"]) for row in rows]
 
     @property
-    def drawn(self) -> int:
-        """How many were drawn, with those that were refused."""
-        return len(self.pairs) + sum(pair.redrawn or 0 for pair in self.pairs) + sum(self.given_up)
+    def drawn(self) -> int | None:
+        """How many were drawn, with those that were refused; None where the table does not say so of every pair."""
+        redrawn = [pair.redrawn for pair in self.pairs]
+        return None if None in redrawn else len(redrawn) + sum(redrawn) + sum(self.given_up)
+
+    def need(self, *names: str) -> None:
+        """Make sure that every pair says these of itself, by the names of `PairRecord`."""
+        with reading(self.file, ANEW, remove=False):
+            for line, pair in enumerate(self.pairs, 2):
+                if missing := [name for name in names if getattr(pair, name) in (None, "")]:
+                    raise Misfit(f"line {line}: a cell of the column {missing[0]} is missing")
 
     @property
     def overridden(self) -> list[PairRecord]:

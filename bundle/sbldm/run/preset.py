@@ -506,15 +506,15 @@ class Preset(Values):
 
     @model_validator(mode="after")
     def _sizes(self) -> Preset:
-        """The grid must survive all halvings of the networks, and be no smaller than what losses and judges look at."""
+        """The grid must survive all halvings of the networks, and be no smaller than losses and discriminators need."""
         size, stages = self.grid.size, [self.stage(name) for name in self.stages]
         need = [prod(shrinks) for shrinks in zip((1, 1, 1), *(stage.network.shrink for stage in stages), strict=True)]
         least = [1, 1, 1]
         for stage in stages:
             if isinstance(stage, SliceAutoencoder | StackAutoencoder):
                 least = [SSIM_WINDOW, SSIM_WINDOW, 1]
-            elif judge := getattr(stage, "discriminator", None):
-                least = [3 * 2**judge.layers] * 3
+            elif discriminator := getattr(stage, "discriminator", None):
+                least = [3 * 2**discriminator.layers] * 3
             if isinstance(stage, StackAutoencoder):
                 self._stacks(stage)
         if any(n % by for n, by in zip(size, need, strict=True)):

@@ -45,6 +45,13 @@ class Values(BaseModel):
         """A copy with other values, checked anew; a mapping takes a place as a whole. Raises pydantic's ValueError."""
         return type(self).model_validate(self.state() | values)
 
+    def equals(self, values: Any) -> bool:
+        """Whether plain values are these, whichever of them are defaults."""
+        try:
+            return type(self).model_validate(values) == self
+        except ValueError:
+            return False
+
 
 class _Loader(yaml.SafeLoader):
     """YAML whose numbers are those of YAML 1.2 (`5e-3` is one, `1:30` is none, `010` is 10), each key once."""

@@ -19,7 +19,7 @@ from sbldm.cases.pipeline import original_cases
 from sbldm.run.device import choose_device
 from sbldm.run.errors import DataError, InputError, StateError
 from sbldm.run.folder import Run
-from sbldm.run.manifest import MEASURED, Manifest, PairRecord
+from sbldm.run.manifest import MEASURED, REQUESTED, Manifest, PairRecord
 from sbldm.run.progress import progress
 from sbldm.synthesis.canvas import Canvas
 from sbldm.synthesis.canvases import Canvases
@@ -60,6 +60,8 @@ def draw_controls(run: Run, dataset_id: int, show: Callable[[Path], None], weigh
     settings = drawn.settings
     if "canvases" not in settings:
         raise InputError(f"--dataset {dataset_id}: its pairs are not on canvases, which these controls are for.")
+    drawn.need("seed", "canvas", "canvas_content")
+    drawn.values(REQUESTED, ["volume_ml"])
     model = Model.load(str(run.folder), choose_device(), regions=True, weights=weights or None)
     if settings.get("checkpoint_sha256") != model.sha256:
         raise StateError(
