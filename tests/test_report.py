@@ -139,7 +139,8 @@ def finding(group: str, scores: Sequence[Score], **more: Any) -> Finding:
 def test_all_as_real() -> None:
     """Seven statements and the advice, all good, in the order of the tables; numbers with n and floor."""
     found = summarise(content(everything()))
-    assert [f.group for f in found] == [*(g for g in GROUPS if g in SUBJECTS), "advice"] and len(found) == 8
+    groups = [g for g in GROUPS if g in SUBJECTS and g != "channels"]  # of which there is but one
+    assert [f.group for f in found] == [*groups, "advice"] and len(found) == 8
     assert {f.mark for f in found} == {"good"}
     first, *_, counted, advice = ("\n".join((f.statement, *f.evidence)).replace("\u00a0", " ") for f in found)
     one = "0.0040 [-0.0060, 0.0140], n = 100 / 30"
@@ -148,6 +149,15 @@ def test_all_as_real() -> None:
     assert "0 of 100 tumours were found to be copies of training tumours (excess DSC beyond 0.871)" in counted
     assert "[0.0, 3.6] %; an honest generator: 0.1 %" in counted
     assert "No score here measures whether the pairs help." in advice
+
+
+@pytest.mark.parametrize(("value", "mark"), [(-9.0, "bad"), (0.0, "good")])
+def test_channels_that_do_not_fit_are_said(value: float, mark: str) -> None:
+    """With several channels there is a statement more, and the advice counts it."""
+    fit = Score("channel.fit.flair-t1", "channels", value, value - 0.2, value + 0.2, (30, 30), 0, -0.2, 0.2, (30, 30))
+    found = {f.group: f for f in summarise(content([*everything(), fit]))}
+    assert found["channels"].mark == mark and ("do not fit" in found["channels"].statement) == (mark == "bad")
+    assert ("fit of the channels" in " ".join(found["advice"].evidence)) and len(found) == 9
 
 
 @pytest.mark.parametrize(("margin", "expected"), [(0.501, "alike"), (0.499, "unclear")])

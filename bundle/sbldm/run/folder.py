@@ -256,7 +256,8 @@ class Run:
         """Each prepared case says with which values it was made; a hand-edited preset is not believed against it."""
         for path in sorted(self.prepared.glob("*.json")):
             try:
-                settings = {part: json.loads(path.read_text())["settings"][part] for part in PREPARED_WITH}
+                settings = json.loads(path.read_text())["settings"]
+                settings = {part: settings[part] for part in PREPARED_WITH}
             except (OSError, ValueError, KeyError, TypeError):  # said where that case is needed
                 continue
             parts = [part for part, values in settings.items() if not getattr(preset, part).equals(values)]
