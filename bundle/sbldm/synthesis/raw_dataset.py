@@ -199,11 +199,16 @@ def _is_whole(path: Path) -> bool:
 
 
 def _alike(paths: Sequence[Path], form: dict[str, Any]) -> list[dict[str, Any]]:
-    """Records that make one table; a `DamagedError` names the first that has other entries than the one before."""
+    """Records that make one table, in which cells that those of an older version lack are empty.
+
+    Raises:
+        DamagedError: one has an entry that the fullest lacks; it is named.
+    """
     records = [read_json(path, form, DRAWN_BY) for path in paths]
+    columns = max(records, key=len, default={})
     for path, record in zip(paths, records, strict=True):
-        if odd := set(record) ^ set(records[0]):
+        if odd := set(record) - set(columns):
             raise DamagedError(
                 f"{path}: damaged ({min(odd)} is not in all records); remove the odd one and {DRAWN_BY}."
             )
-    return records
+    return [dict.fromkeys(columns, "") | record for record in records]
