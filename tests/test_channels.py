@@ -12,7 +12,7 @@ from PIL import Image
 from sbldm.cases.layouts import Source, find_cases
 from sbldm.cases.phantom import write_phantoms
 from sbldm.evaluation.evaluate import evaluate
-from sbldm.evaluation.protocols import Score
+from sbldm.evaluation.protocols import Score, protocol
 from sbldm.evaluation.settings import Settings
 from sbldm.metrics.channels import channel_fit
 from sbldm.pages.sheets import OUTLINES, contact_sheet
@@ -68,6 +68,7 @@ def test_each_channel_has_its_scores(scores: dict[str, Score]) -> None:
         "channel.contrast.t1",
         "channel.fit.flair-t1",
     }
+    assert protocol("channel.fit.flair-t1ce")["title"] == "FLAIR and T1CE: how the two channels fit each other"
     for score in scores.values():
         assert score.group == "channels" and score.n == score.floor_n == (N, N)
         assert np.isfinite([score.value, score.floor]).all()

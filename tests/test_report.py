@@ -509,6 +509,15 @@ def test_alone(tmp_path: Path) -> None:
         write_report(tmp_path, None)
 
 
+def test_every_group_has_its_section(tmp_path: Path) -> None:
+    """Each with a link, a heading and a lead, those that not every evaluation has too."""
+    fit = Score("channel.fit.flair-t1", "channels", -2.7, -4.8, -2.1, (10, 10), -0.6, -1.6, 0.3, (10, 10))
+    made = content([*everything(), fit], dataset=str(tmp_path / "gone"), synthetic="X")
+    page = Page(write_report(write_evaluation(tmp_path / "out", made), None))
+    assert set(GROUPS) <= set(page.values("id")) and all(question in page.text for question in GROUPS.values())
+    assert "FLAIR and T1: how the two channels fit each other" in page.text
+
+
 def test_missing_figures_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once, and only where a group has scores."""
     out = write_evaluation(tmp_path / "out", content(tumours(0.2, 0.2, 0.2, 0.2)), ["tumours", "fit"])

@@ -6,9 +6,11 @@ import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import yaml
+
+from sbldm.run.limits import Channel
 
 __all__ = ["PROTOCOLS", "REFERENCES", "REFERENCES_EXPLAINED", "Score", "Side", "protocol"]
 
@@ -60,6 +62,7 @@ MEASURES = {
     "step": "step around the tumour",
     "noise": "grain around the tumour",
     "texture": "grain of the tumour",
+    **{channel: channel.upper() for channel in get_args(Channel)},
 }
 
 PROTOCOLS: dict[str, dict[str, str]] = yaml.safe_load((Path(__file__).parent / "protocols.yaml").read_text())
@@ -80,7 +83,8 @@ def protocol(name: str) -> dict[str, str]:
         raise KeyError(f"{name}: {len(fitting)} protocols fit this name")
     known, measure = fitting[0]
     measure, _, part = measure.partition(".")
-    words = MEASURES.get(measure, measure.replace("_", " ")) + (f" ({part})" if part else "")
+    words = " and ".join(MEASURES.get(one, one.replace("_", " ")) for one in measure.split("-"))
+    words += f" ({part})" if part else ""
     title = PROTOCOLS[known]["title"].format(words)
     return {"title": title[0].upper() + title[1:], "text": PROTOCOLS[known]["text"]}
 
