@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sbldm.diffusion import Schedule
 from sbldm.networks import LatentUNet, SliceVAE, build_autoencoder, build_denoiser
 from sbldm.networks.blocks import ResidualBlock
+from sbldm.networks.latent_unet import one_hot
 from sbldm.networks.request_picture import RequestPicture
 from sbldm.run.errors import InputError
 from sbldm.run.folder import load_preset, within_regions
@@ -240,6 +241,27 @@ def test_no_request_is_the_null_condition_row_by_row():
         network.null_condition += 1
         assert (network(x, time, None) - free).abs().max() > 0.01 * free.std()
         torch.testing.assert_close(network(x, time, asked), full)
+
+
+def test_one_hot_known_answer():
+    """Twelve bits of nine numbers: x, y, z below or above the mean, volume and sphericity in thirds of a normal."""
+    conditions = torch.zeros(2, 9)
+    conditions[0, [0, 2, 3, 4, 5]] = torch.tensor([-1.0, 0.0, 0.5, -0.5, 2.0])
+    conditions[1, [0, 2, 3, 4, 5]] = torch.tensor([1.0, -0.44, -0.5, 0.0, -3.0])
+    bits = [[0, 1, 1, 0, 0, 1, 1, 0, 0, 0, 1, 0], [1, 0, 0, 1, 1, 0, 0, 0, 1, 1, 0, 0]]
+    assert one_hot(conditions).tolist() == bits
+    shares = one_hot(normal(3000, 9)).mean(0)
+    assert shares == pytest.approx([1 / 2] * 6 + [1 / 3] * 6, abs=0.03)
+
+
+def test_denoiser_of_bits_knows_bins_alone():
+    """A request moves it when it changes the bin; no request is the null condition still."""
+    network = shaken(LatentUNet(4, [8, 16], [2], 1, embedding=16, groups=4, one_hot=True)).eval()
+    x, time, request = normal(1, 4, 8, 8, 8), torch.tensor([10]), torch.full((1, 9), 0.2)
+    drawn = network(x, time, request)
+    assert torch.equal(network(x, time, request + 0.1), drawn)
+    assert not torch.equal(network(x, time, request + 0.3), drawn)
+    assert torch.equal(network(x, time, request.fill_(torch.nan)), network(x, time))
 
 
 def test_null_condition_learns_from_absent_rows_alone():

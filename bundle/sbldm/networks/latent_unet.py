@@ -14,8 +14,13 @@ from torch import nn
 
 from sbldm.networks.blocks import Built, ResidualBlock, SinusoidalEmbedding, convolution, norm, zero_initialised
 from sbldm.run.errors import InputError
+from sbldm.tumour.characteristics import NAMES
 
-__all__ = ["LatentUNet", "TiledUNet"]
+__all__ = ["LatentUNet", "TiledUNet", "one_hot"]
+
+# The journal paper's bits. Conditions are standardised, so the mean parts two bins, and three hold a third each of a
+# normal distribution.
+BINS = {"x_mm": (0.0,), "y_mm": (0.0,), "z_mm": (0.0,), "volume_ml": (-0.43, 0.43), "sphericity": (-0.43, 0.43)}
 
 
 class LatentUNet(Built):
@@ -38,6 +43,7 @@ class LatentUNet(Built):
         picture: draws the request into the latent grid, as an input channel; None for none.
         coordinates: three input channels say where in the field of view a latent lies, from -1 to 1.
         regions: an input channel says which latents are to be drawn; the others are known and stay as they are.
+        one_hot: condition vectors are embedded as twelve bits (`one_hot`), as numbers otherwise.
     """
 
     ends = ("stem", "out")  # first and last layers
@@ -55,6 +61,7 @@ class LatentUNet(Built):
         picture: nn.Module | None = None,
         coordinates: bool = False,
         regions: bool = False,
+        one_hot: bool = False,
     ) -> None:
         super().__init__()
         spatial_dims = self.spatial_dims
@@ -68,10 +75,11 @@ class LatentUNet(Built):
         self.time = SinusoidalEmbedding(channels[0], embedding)
         self.condition = None
         if condition_size:
-            widths = nn.Linear(condition_size, embedding), nn.Linear(embedding, embedding)
+            size = sum(len(edges) + 1 for edges in BINS.values()) if one_hot else condition_size
+            widths = nn.Linear(size, embedding), nn.Linear(embedding, embedding)
             self.condition = nn.Sequential(widths[0], nn.SiLU(), widths[1])
             self.null_condition = nn.Parameter(torch.zeros(embedding))
-        self.picture, self.coordinates, self.regions = picture, coordinates, regions
+        self.picture, self.coordinates, self.regions, self.one_hot = picture, coordinates, regions, one_hot
         inputs = latent_channels + (picture is not None) + spatial_dims * coordinates + regions
         self.stem = convolution(spatial_dims, inputs, channels[0])
 
@@ -105,7 +113,8 @@ class LatentUNet(Built):
             return e + self.null_condition
         context = context.reshape(context.shape[0], -1)
         absent = context.isnan().any(dim=1, keepdim=True)
-        condition = self.condition(context.nan_to_num().to(e.dtype))
+        given = one_hot(context) if self.one_hot else context
+        condition = self.condition(given.nan_to_num().to(e.dtype))
         return e + torch.where(absent, self.null_condition.to(condition.dtype), condition)
 
     def _with_maps(
@@ -171,6 +180,18 @@ class TiledUNet(LatentUNet):
         return rearrange(
             super().forward(plane, timesteps, context), "b z (r h) (c w) -> b z h w (r c)", r=rows, c=columns
         )
+
+
+def one_hot(conditions: torch.Tensor) -> torch.Tensor:
+    """Condition vectors `[B, K]` as bits `[B, 12]`: x, y, z in two bins each, volume and sphericity in three.
+
+    The code of the journal paper (CMIG 123:102532, 2025) asks for tumours in this way, as numbers need more cases.
+    """
+    bits = []
+    for name, edges in BINS.items():
+        place = torch.bucketize(conditions[:, NAMES.index(name)].contiguous(), conditions.new_tensor(edges), right=True)
+        bits.append(nn.functional.one_hot(place, len(edges) + 1))
+    return torch.cat(bits, dim=1).to(conditions.dtype)
 
 
 def tiles(height: int, width: int, depth: int) -> tuple[int, int]:

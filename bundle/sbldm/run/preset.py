@@ -235,6 +235,7 @@ class StackedNetwork(LatentNetwork):
 
     picture: bool = False
     coordinates: bool = False
+    one_hot: bool = False  # requests as twelve bits, as in the journal paper, in place of numbers
 
 
 class RegionsNetwork(StackedNetwork):
