@@ -3,8 +3,11 @@
 # Variables of the environment play no part, but for DEVICE (cpu, cuda:1), PRECISION (auto, float32) and PYTHON.
 export DEVICE PRECISION
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-DEMO := runs/demo
+asked := $(if $(filter command,$(firstword $(origin PRESET))),$(PRESET))
+several := $(filter multimodal%,$(asked))
+DEMO := runs/$(if $(several),multimodal_demo,demo)
 ready := .venv/.installed
+comma := ,
 sbldm := .venv/bin/python -m sbldm
 
 # Each value is quoted as it was typed, whatever it holds (blanks, quotes, #, $); an empty one is as if left out.
@@ -31,15 +34,16 @@ $(ready): pyproject.toml
 	  { echo "Error: Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv .venv && .venv/bin/pip install -q --disable-pip-version-check -e '.[dev]' && touch $@
 install: $(ready) ## set up .venv (every other target does this by itself)
-demo: $(ready) ## fresh clone, no data: phantom cases -> both trainings -> pairs -> report -> a small Table 2
-	$(sbldm) phantom --out $(DEMO)/cases --n 30
+demo: $(ready) ## fresh clone, no data: phantom cases -> trainings -> pairs -> report -> a small Table 2 (PRESET=multimodal: 4 channels)
+	$(if $(asked:multimodal%=),$(error PRESET=$(asked): the demo has multimodal alone; leave it out for FLAIR))
+	$(sbldm) phantom --out $(DEMO)/cases --n 30 $(if $(several),--channels flair$(comma)t1$(comma)t1ce$(comma)t2)
 	@seq -f 'Phantom_%03g' 20 29 > $(DEMO)/test_cases.txt
-	$(sbldm) prepare $(DEMO)/cases --run $(DEMO) --preset demo --validation-cases $(DEMO)/test_cases.txt
+	$(sbldm) prepare $(DEMO)/cases --run $(DEMO) --preset $(if $(several),multimodal_demo,demo) --validation-cases $(DEMO)/test_cases.txt
 	$(sbldm) train --run $(DEMO)
 	@{ echo volume_ml; seq 24 3 81; } > $(DEMO)/requests.csv  # after so short a training smaller ones come out empty
 	$(sbldm) synth --run $(DEMO) --requests $(DEMO)/requests.csv
 	$(sbldm) report --run $(DEMO)
-	$(sbldm) nnunet eval --run $(DEMO) --arms "real real+aug synth synth+aug real+synth real+synth+aug"
+	$(sbldm) nnunet eval --run $(DEMO) --arms "$(if $(several),real+aug real+synth+aug,real real+aug synth synth+aug real+synth real+synth+aug)"
 	@echo; echo "Look at $(DEMO)/figures/ and $(DEMO)/evaluation/Dataset501_SBLDM/report.html"
 test: $(ready) ## the test suite
 	.venv/bin/python -m pytest -m "not slow"

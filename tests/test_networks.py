@@ -16,6 +16,7 @@ from sbldm.networks import LatentUNet, SliceVAE, build_autoencoder, build_denois
 from sbldm.networks.blocks import ResidualBlock
 from sbldm.networks.latent_unet import one_hot
 from sbldm.networks.request_picture import RequestPicture
+from sbldm.networks.slice_vae import StackVAE, as_labels, as_regions
 from sbldm.run.errors import InputError
 from sbldm.run.folder import load_preset, within_regions
 from sbldm.run.preset import Preset
@@ -241,6 +242,35 @@ def test_no_request_is_the_null_condition_row_by_row():
         network.null_condition += 1
         assert (network(x, time, None) - free).abs().max() > 0.01 * free.std()
         torch.testing.assert_close(network(x, time, asked), full)
+
+
+def test_labels_as_nested_regions_known_answer():
+    """Necrotic, oedema, enhancing as whole tumour, core, enhancing, and back; what reaches out of a region is cut."""
+    shares = torch.tensor([0.2, 0.3, 0.4])
+    slices = torch.cat([torch.full((1,), 0.7), 2 * shares - 1]).view(1, 4, 1, 1).expand(2, 4, 3, 3)
+    regions = as_regions(slices, (2, 1, 3))
+    assert regions[0, :, 0, 0].tolist() == pytest.approx([0.7, 2 * 0.9 - 1, 2 * 0.6 - 1, 2 * 0.4 - 1])
+    assert torch.allclose(as_labels(regions, (2, 1, 3)), slices, atol=1e-6)
+    assert as_regions(slices, ()) is slices and as_labels(slices, ()) is slices
+    torn = as_labels(torch.tensor([0.7, -1, 1, 0.0]).view(1, 4, 1, 1), (2, 1, 3))
+    assert torn.flatten().tolist() == pytest.approx([0.7, -1, -1, -1]), "no core outside of the tumour"
+    drawn = as_labels(normal(50, 4, 3, 3).clamp(-1, 1), (2, 1, 3))
+    assert ((drawn[:, 1:] + 1) / 2).sum(1).max() <= 1 + 1e-6, "labels share a voxel, they do not overlap"
+
+
+@pytest.mark.parametrize("kind", [SliceVAE, StackVAE])
+def test_volumes_hold_labels_whatever_the_network_takes(kind, monkeypatch):
+    """A network of nested regions gets regions and gives labels; with an encoder and decoder that keep, the same."""
+    values = {"in_channels": 4, "channels": [8, 16], "latent_channels": 4, "nested": [2, 1, 3]}
+    network = kind(**values, **({"aggregation": 1} if kind is StackVAE else {"groups": 4})).eval()
+    seen = []
+    monkeypatch.setattr(network, "encode", lambda x, *_: (seen.append(x) or x.permute(0, 1, 2, 3), x))
+    monkeypatch.setattr(network, "decode", lambda z, *_: seen[0])
+    shares = np.random.default_rng(0).dirichlet(np.ones(4), (6, 6, 5))[..., :3].transpose(3, 0, 1, 2)
+    volume = np.concatenate([np.zeros((1, 6, 6, 5)), 2 * shares - 1]).astype(np.float32)
+    network.encode_volume(volume, torch.device("cpu"))
+    assert seen[0][2, 1, 4, 3].item() == pytest.approx(2 * shares[:, 4, 3, 2].sum() - 1, abs=1e-6)
+    assert network.decode_volume(torch.zeros(4, 3, 3, 5)) == pytest.approx(volume, abs=1e-5)
 
 
 def test_one_hot_known_answer():

@@ -55,7 +55,7 @@ class Source:
         if twice := [tissue for tissue, count in joined.items() if count > 1]:
             raise InputError(f"labels: {join(twice)} stands in more than one label; labels must not overlap.")
         if self.region_based:
-            self._class_order()
+            _ = self.nested_order
 
     @classmethod
     def from_config(
@@ -115,7 +115,7 @@ class Source:
         content: dict[str, Any] = {"channel_names": {str(k): name.upper() for k, name in enumerate(self.channels)}}
         content["labels"] = {"background": 0} | self.written_labels[self.region_based]
         if self.region_based:
-            content["regions_class_order"] = self._class_order()
+            content["regions_class_order"] = self.nested_order
         return content | {"numTraining": count, "file_ending": ".nii.gz"}
 
     @property
@@ -124,15 +124,20 @@ class Source:
         nested = {name: numbers if len(numbers) > 1 else numbers[0] for name, numbers in self.nested.items()}
         return {name: k for k, name in enumerate(self.labels, start=1)}, nested
 
-    def _class_order(self) -> list[int]:
-        """The label that each region holds beyond the smaller ones; an `InputError` where it is not one."""
+    @property
+    def nested_order(self) -> list[int]:
+        """The label that each of the `nested` regions holds beyond the smaller ones: from the outermost inwards.
+
+        Raises:
+            InputError: a region holds more than one.
+        """
         regions, order = list(self.nested.values()), []
         for k, numbers in enumerate(regions):
             own = set(numbers) - set().union(*regions[k + 1 :])
             if len(own) != 1:
                 raise InputError(
                     f"regions: {join(self.nested)} do not tell the labels {join(self.labels)} apart; ask for the "
-                    f"tissues {join(TISSUES)} one by one, or leave `regions` out."
+                    f"tissues {join(TISSUES)} one by one, or leave `regions` (and `nested`) out."
                 )
             order += own
         return order

@@ -27,6 +27,7 @@ TOLERANCE = 0.01  # relative; what deviates less counts as reproduced
 VARIANTS = (  # method, model, preset, sampling in place of the preset's
     ("SBLDM, DDIM 50", "sbldm", "paper", {}),
     ("SBLDM, preset `fast`", "sbldm", "fast", {}),
+    ("SBLDM, four channels, three tissues", "sbldm", "paper_multimodal", {}),
     ("SBLDM, DDPM 1000", "sbldm", "paper", {"sampler": "ddpm", "steps": 1000, "eta": 1.0}),
     ("SBLDM, 2-D diffusion", "sbldm_2d", "paper", {}),
     ("3D-LDM, as reported", "ldm3d", "paper", {}),

@@ -6,6 +6,7 @@ import torch
 from monai.networks.nets import PatchDiscriminator
 from torch import nn
 
+from sbldm.cases.case import Source
 from sbldm.networks.gan import GanGenerator
 from sbldm.networks.latent_unet import LatentUNet, TiledUNet
 from sbldm.networks.monai_networks import MonaiUNet, MonaiVAE
@@ -31,6 +32,7 @@ __all__ = [
     "build_denoiser",
     "build_discriminator",
     "build_generator",
+    "nested_labels",
 ]
 
 AUTOENCODERS = {"slice": SliceVAE, "stack": StackVAE, "volume": VolumeVAE, "monai": MonaiVAE}
@@ -40,7 +42,20 @@ DENOISERS = {"stacked": LatentUNet, "tiled": TiledUNet, "volume": LatentUNet, "m
 def build_autoencoder(preset: Preset) -> SliceVAE | VolumeVAE:
     """Stage 1 as the preset describes it: one input channel per image channel and per label."""
     stage = preset.autoencoder
-    return AUTOENCODERS[stage.kind](in_channels=preset.all_channels, **dict(stage.network))
+    values = dict(stage.network)
+    if stage.kind in ("slice", "stack"):
+        values["nested"] = nested_labels(preset)
+    return AUTOENCODERS[stage.kind](in_channels=preset.all_channels, **values)
+
+
+def nested_labels(preset: Preset) -> list[int]:
+    """The labels that the slice VAE takes as nested regions, from the outermost inwards; none without `nested`.
+
+    Raises:
+        InputError: the labels of the preset make up no nested regions.
+    """
+    asked = preset.autoencoder.nested and len(preset.data.labels) > 1
+    return Source.from_config(**dict(preset.data)).nested_order if asked else []
 
 
 def build_denoiser(preset: Preset) -> nn.Module:

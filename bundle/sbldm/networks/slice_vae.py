@@ -15,7 +15,7 @@ from torch import nn
 from sbldm.networks.blocks import Built, ResidualBlock, SinusoidalEmbedding, convolution, zero_initialised
 from sbldm.run.errors import InputError
 
-__all__ = ["SliceVAE", "StackVAE", "VolumeVAE", "cell_means"]
+__all__ = ["SliceVAE", "StackVAE", "VolumeVAE", "as_labels", "as_regions", "cell_means"]
 
 
 class _VAE(Built):
@@ -90,6 +90,8 @@ class SliceVAE(_VAE):
         latent_channels: channels of a slice's latents.
         position_embedding: size of the slice position embedding, 0 for the ablation without it.
         groups: groups of the group norms.
+        nested: labels from the outermost inwards that enter and leave as nested regions, see `as_regions`; volumes hold
+            labels still.
     """
 
     def __init__(
@@ -99,13 +101,15 @@ class SliceVAE(_VAE):
         latent_channels: int = 6,
         position_embedding: int = 32,
         groups: int = 32,
+        nested: Sequence[int] = (),
     ) -> None:
         super().__init__(2, in_channels, channels, latent_channels, position_embedding, groups)
+        self.nested = tuple(nested)
 
     @torch.no_grad()
     def encode_volume(self, volume: np.ndarray, device: torch.device, chunk: int = 16) -> np.ndarray:
         """Encode `[C + L, X, Y, Z]` in chunks of slices: mean and log-variance, `[2, latent, X/f, Y/f, Z]`."""
-        slices = torch.from_numpy(np.ascontiguousarray(volume.transpose(3, 0, 1, 2)))
+        slices = as_regions(torch.from_numpy(np.ascontiguousarray(volume.transpose(3, 0, 1, 2))), self.nested)
         parts = [
             torch.stack(self.encode(part.to(device), _positions(i * chunk, part, device))).cpu()
             for i, part in enumerate(slices.split(chunk))
@@ -120,7 +124,7 @@ class SliceVAE(_VAE):
             self.decode(part, _positions(i * chunk, part, part.device)).float().clamp(-1, 1).cpu()
             for i, part in enumerate(slices.split(chunk))
         ]
-        return torch.cat(parts).permute(1, 2, 3, 0).numpy()
+        return as_labels(torch.cat(parts), self.nested).permute(1, 2, 3, 0).numpy()
 
 
 class StackVAE(SliceVAE):
@@ -137,7 +141,7 @@ class StackVAE(SliceVAE):
     autoencoder stores anatomy as white noise of low amplitude, which diffusion learns last.
 
     Args:
-        in_channels, channels, latent_channels, position_embedding: as for `SliceVAE`.
+        in_channels, channels, latent_channels, position_embedding, nested: as for `SliceVAE`.
         aggregation: slices that share latents; it must divide the slices of a volume.
         parts: into how many parts a side of a cell is divided for the anchored latents, `in_channels * parts**2` of
             them; 0: no latents are anchored.
@@ -157,8 +161,9 @@ class StackVAE(SliceVAE):
         latent_noise: float = 0.0,
         patch: int = 1,
         parts: int = 0,
+        nested: Sequence[int] = (),
     ) -> None:
-        super().__init__(in_channels * patch**2, channels, latent_channels, position_embedding, groups=0)
+        super().__init__(in_channels * patch**2, channels, latent_channels, position_embedding, 0, nested)
         self.in_channels, self.patch, self.factor = in_channels, patch, self.factor * patch
         last, along_z = channels[-1], (1, 1, aggregation)
         self.aggregation, self.latent_noise = aggregation, latent_noise
@@ -235,6 +240,7 @@ class StackVAE(SliceVAE):
     def encode_volume(self, volume: np.ndarray, device: torch.device) -> np.ndarray:
         """Encode `[C + L, X, Y, Z]`, all slices at once: mean and log-variance, `[2, latent, X/f, Y/f, Z/a]`."""
         slices = torch.from_numpy(np.ascontiguousarray(volume.transpose(3, 0, 1, 2))).to(device)
+        slices = as_regions(slices, self.nested)
         return torch.cat(self.encode(slices, _positions(0, slices, device), len(slices))).cpu().numpy()
 
     @torch.no_grad()
@@ -242,8 +248,33 @@ class StackVAE(SliceVAE):
         """Decode latents `[latent, X/f, Y/f, Z/a]`, all slices at once: `[C + L, X, Y, Z]` in [-1, 1]."""
         depth = latents.shape[-1] * self.aggregation
         position = torch.arange(depth, device=latents.device)
-        drawn = self.decode(latents[None], position, depth).float()
-        return drawn.clamp(-1, 1).cpu().permute(1, 2, 3, 0).numpy()
+        drawn = self.decode(latents[None], position, depth).float().clamp(-1, 1).cpu()
+        return as_labels(drawn, self.nested).permute(1, 2, 3, 0).numpy()
+
+
+def as_regions(slices: torch.Tensor, nested: Sequence[int]) -> torch.Tensor:
+    """Slices `[B, C + L, ...]` in [-1, 1] with their L labels as nested regions, the largest first.
+
+    Each region is a label and all that lie further inward: with `nested` (2, 1, 3) of necrotic, oedema and enhancing
+    tissue (labels 1, 2, 3) the whole tumour, the tumour core, the enhancing tumour. With none: the slices as they are.
+    """
+    if not nested:
+        return slices
+    images, labels = slices.tensor_split([-len(nested)], dim=1)
+    inwards = (labels[:, [k - 1 for k in nested]] + 1) / 2
+    regions = inwards.flip(1).cumsum(1).flip(1).clamp(max=1)
+    return torch.cat([images, 2 * regions - 1], dim=1)
+
+
+def as_labels(slices: torch.Tensor, nested: Sequence[int]) -> torch.Tensor:
+    """The way back from `as_regions`: what a region holds beyond the next smaller one; no two labels overlap."""
+    if not nested:
+        return slices
+    images, regions = slices.tensor_split([-len(nested)], dim=1)
+    regions = ((regions + 1) / 2).cummin(dim=1).values  # none reaches out of the larger one
+    inwards = regions - torch.cat([regions[:, 1:], torch.zeros_like(regions[:, :1])], dim=1)
+    labels = inwards[:, [nested.index(k) for k in range(1, 1 + len(nested))]]
+    return torch.cat([images, 2 * labels - 1], dim=1)
 
 
 def cell_means(slices: torch.Tensor, shape: Sequence[int], parts: int) -> torch.Tensor:

@@ -285,7 +285,7 @@ class Preparation:
     ] = None
     run: RunOption = RUN
     model: Annotated[ModelName | None, choice(ModelName, help="What to train.", show_default="sbldm")] = None
-    preset: Annotated[str, typer.Option(help="demo, small, fast, paper, or a YAML file.", show_default="small")] = ""
+    preset: Annotated[str, typer.Option(help="demo, small, fast, paper, multimodal, .. (configs/presets), or a YAML file.", show_default="small")] = ""
     minutes: Annotated[
         float | None, number(0, MOST_MINUTES, above=True, help="Training time to aim at", show_default=PRESET)
     ] = None

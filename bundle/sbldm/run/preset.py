@@ -282,6 +282,7 @@ class SliceAutoencoder(Autoencoder):
 
     kind: Literal["slice"] = "slice"
     network: SliceNetwork
+    nested: bool = False  # labels are drawn as nested regions
     depth: ClassVar[int] = 1
     crop: ClassVar[None] = None
 
@@ -291,6 +292,7 @@ class StackAutoencoder(Autoencoder):
 
     kind: Literal["stack"]
     network: StackNetwork
+    nested: bool = False
     depth: Annotated[int, Field(ge=1, le=1024)]
     crop: Annotated[list[Width], Field(min_length=2, max_length=2)] | None  # voxels, None: whole slices
     bce_weight: Weight

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from monai.engines import PrepareBatch
 
 from sbldm.diffusion import Schedule
 from sbldm.networks.request_picture import MARGIN_MM, RequestPicture
+from sbldm.networks.slice_vae import as_regions
 from sbldm.run.preset import NoiseLevels
 
 __all__ = ["DiffusionBatch", "SliceBatch"]
@@ -20,13 +22,20 @@ class SliceBatch(PrepareBatch):
     """Slices (or volumes) are their own target; the position of a slice goes to the network beside it.
 
     Stacks `[B, C, X, Y, S]` become their slices `[B * S, C, X, Y]`, and S goes to the network too.
+
+    Args:
+        nested: labels that the network takes as nested regions, see `as_regions`.
     """
+
+    def __init__(self, nested: Sequence[int] = ()) -> None:
+        self.nested = nested
 
     def __call__(
         self, batchdata: dict[str, torch.Tensor], device: Any = None, non_blocking: bool = False, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...], dict]:
         """Return `(slices, slices, (position,), {})` on the device."""
         slices = batchdata["image"].to(device, non_blocking=non_blocking, **kwargs)
+        slices = as_regions(slices, self.nested)
         if "position" not in batchdata:
             return slices, slices, (), {}
         position = batchdata["position"].to(device, non_blocking=non_blocking)
