@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -30,7 +30,6 @@ from sbldm.evaluation.scoring import (
     LEAST,
     chosen,
     score_distribution,
-    score_fit,
     score_requests,
     score_seam,
     score_similarity,
@@ -39,6 +38,8 @@ from sbldm.evaluation.scoring import (
 )
 from sbldm.evaluation.scoring_channels import score_channels, with_all
 from sbldm.evaluation.scoring_copies import score_copies
+from sbldm.evaluation.scoring_fit import score_fit
+from sbldm.evaluation.scoring_tissues import score_tissues
 from sbldm.evaluation.settings import GROUPS, Evaluation, Settings
 from sbldm.metrics.features import load_extractor
 from sbldm.metrics.volumes import common_spacing, evaluation_grid
@@ -50,6 +51,7 @@ from sbldm.run.workers import Workers
 __all__ = ["ROLES", "SCORING", "evaluate", "reference_names"]
 
 ROLES = ("synthetic", "train", "heldout")
+OF_TUMOURS = ("tumours", "tissues", "seam")  # groups of cases with a tumour
 SCORING = 2
 """Raise it when a score of one name is computed otherwise: evaluations of different versions do not go together."""
 
@@ -88,6 +90,10 @@ def evaluate(settings: Settings) -> Evaluation:
             "slices": score_slices,
             "seam": score_seam,
         }
+        if len(settings.source.labels) > 1:
+            parts["tissues"] = partial(
+                score_tissues, files=_files(cohorts | references, settings), source=settings.source, pool=pool
+            )
         for group, score in parts.items():
             if group not in settings.groups:
                 continue
@@ -114,7 +120,8 @@ def evaluate(settings: Settings) -> Evaluation:
         score_requests(found, cohorts["synthetic"], settings.manifest)
     if "fit" in settings.groups:
         score_fit(found, cohorts, settings)
-    asked = {*settings.groups, *["channels"] * (len(settings.source.channels) == 1)}
+    several = {"channels": settings.source.channels, "tissues": settings.source.labels}
+    asked = {*settings.groups, *(group for group, of in several.items() if len(of) == 1)}
     found.left_out += [(group, "not asked for (--scores).") for group in GROUPS if group not in asked]
     found.provenance = {
         "made": time.strftime("%Y-%m-%d"),
@@ -151,10 +158,7 @@ def _channels(
     by_role = {role: with_all(of_role) for role, of_role in by_role.items()}
     if reason := _too_few("channels", {role: of_role[first] for role, of_role in by_role.items()}):
         raise DataError(" ".join([reason, *dict.fromkeys(odd.remarks)]))
-    cases = {role: _cases(role, settings) for role in by_role}
-    files = {role: {case.name: case for case in found} for role, found in cases.items()} | {
-        "floor": {case.name: case for case in cases["train"]}
-    }
+    files = _files(by_role, settings)
     by_role["floor"], heldout = by_role.pop("train"), by_role.pop("heldout")
     return list(score_channels(by_role, heldout, files, pool))
 
@@ -162,6 +166,12 @@ def _channels(
 def _cases(role: str, settings: Settings) -> Sequence[Case]:
     """The files of a role or reference."""
     return settings.references[role] if role in REFERENCES else getattr(settings, role)
+
+
+def _files(roles: Iterable[str], settings: Settings) -> dict[str, dict[str, Case]]:
+    """The cases of roles and references by name; those of "train" are the "floor" too."""
+    found = {role: {case.name: case for case in _cases(role, settings)} for role in roles}
+    return found | {"floor": found["train"]}
 
 
 def reference_names(train: Sequence[str], pairs: int) -> list[str]:
@@ -213,12 +223,12 @@ def _read(
 def _too_few(group: str, cohorts: dict[str, Cohort]) -> str:
     """Why a group of scores is refused, or nothing."""
     sizes = {role: len(cohort) for role, cohort in cohorts.items()}
-    if group in ("tumours", "seam"):
+    if group in OF_TUMOURS:
         sizes = {role: int(np.isfinite(c.tumours["volume_ml"]).sum()) for role, c in cohorts.items()}
     if group == "copies":
         del sizes["heldout"], sizes["synthetic"]  # nearness is told without any, see `Memory`
     if not (few := [f"{n} {role}" for role, n in sizes.items() if n < LEAST[group]]):
         return ""
-    what = "case(s) with a tumour" if group in ("tumours", "seam") else "case(s)"
+    what = "case(s) with a tumour" if group in OF_TUMOURS else "case(s)"
     mend = "" if "heldout" not in few[-1] else " Hold back more: sbldm prepare --validation-cases list.txt."
     return f"{', '.join(few)} {what}; {LEAST[group]} on each side are the least.{mend}"
