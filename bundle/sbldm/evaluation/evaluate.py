@@ -103,19 +103,23 @@ def evaluate(settings: Settings) -> Evaluation:
             enough = {kind: c for kind, c in references.items() if not _too_few(group, {kind: c})}
             sides = {"synthetic": cohorts["synthetic"], "floor": cohorts["train"], **enough}
             found.scores += score(found, sides, cohorts["heldout"])
-        if "channels" in settings.groups and further:
-            if reason := _too_few("channels", cohorts):
-                found.left_out.append(("channels", reason))
+        channels = {first: cohorts | references}
+        refused = {group: _too_few(group, cohorts) for group in ("channels", "copies") if group in settings.groups}
+        if not further:
+            refused.pop("channels", None)
+        found.left_out += [(group, reason) for group, reason in refused.items() if reason]
+        wanted = [group for group, reason in refused.items() if not reason]
+        if further and ("channels" in wanted or ("copies" in wanted and not settings.real_brains)):
+            odd = Evaluation()
+            try:
+                channels |= _further(further, channels[first], read, Path(images), odd)
+            except DataError as error:  # the scores of the first channel stand
+                found.left_out.append(("channels" if "channels" in wanted else "copies.channels", str(error)))
             else:
-                try:
-                    found.scores += _channels(first, further, cohorts | references, settings, read, pool, Path(images))
-                except DataError as error:  # of a further channel: the scores of the first one stand
-                    found.left_out.append(("channels", str(error)))
-        if "copies" in settings.groups:
-            if reason := _too_few("copies", cohorts):
-                found.left_out.append(("copies", reason))
-            else:
-                found.scores += score_copies(found, *cohorts.values(), settings.real_brains)
+                if "channels" in wanted:
+                    _add_channels(found, channels, settings, pool, odd)
+        if "copies" in wanted:
+            found.scores += score_copies(found, _complete(channels, found), settings.real_brains)
     if "requests" in settings.groups:
         score_requests(found, cohorts["synthetic"], settings.manifest)
     if "fit" in settings.groups:
@@ -128,7 +132,8 @@ def evaluate(settings: Settings) -> Evaluation:
         "minutes": round((time.time() - begun) / 60, 1),
         "spacing_mm": list(grid.spacing),
         "features": extractor.name,
-        "first_channel": settings.source.channels[0],
+        "first_channel": first,
+        **({"channels": settings.source.channels} if further else {}),
         "scoring": SCORING,
         "cases": {role: len(cohort) for role, cohort in cohorts.items()},
         "contents": {role: cohort.contents for role, cohort in cohorts.items()},
@@ -140,27 +145,45 @@ def evaluate(settings: Settings) -> Evaluation:
     return found
 
 
-def _channels(
-    first: str,
-    further: Sequence[str],
-    cohorts: Mapping[str, Cohort],
+def _further(
+    further: Sequence[str], cohorts: Mapping[str, Cohort], read: Callable[..., Cohort], images: Path, odd: Evaluation
+) -> dict[str, dict[str, Cohort]]:
+    """Each further channel of the same roles and references; a `DataError` where none of a role can be read."""
+    return {
+        name: {role: read(role, channel=k, images=make_folder(images / name), found=odd) for role in cohorts}
+        for k, name in enumerate(further, start=1)
+    }
+
+
+def _add_channels(
+    found: Evaluation,
+    channels: Mapping[str, Mapping[str, Cohort]],
     settings: Settings,
-    read: Callable[..., Cohort],
     pool: Workers,
-    images: Path,
-) -> list[Score]:
-    """The scores of all channels; a `DataError` where too few cases have them all, or a file cannot be read."""
-    odd = Evaluation()
-    by_role = {role: {first: cohort} for role, cohort in cohorts.items()}
-    for k, name in enumerate(further, start=1):
-        for role, of_role in by_role.items():
-            of_role[name] = read(role, channel=k, images=make_folder(images / name), found=odd)
-    by_role = {role: with_all(of_role) for role, of_role in by_role.items()}
+    odd: Evaluation,
+) -> None:
+    """The scores of all channels, or why there are none: too few cases have them all, or a file cannot be read."""
+    first = next(iter(channels))
+    by_role = {role: with_all({name: of[role] for name, of in channels.items()}) for role in channels[first]}
     if reason := _too_few("channels", {role: of_role[first] for role, of_role in by_role.items()}):
-        raise DataError(" ".join([reason, *dict.fromkeys(odd.remarks)]))
+        found.left_out.append(("channels", " ".join([reason, *dict.fromkeys(odd.remarks)])))
+        return
     files = _files(by_role, settings)
     by_role["floor"], heldout = by_role.pop("train"), by_role.pop("heldout")
-    return list(score_channels(by_role, heldout, files, pool))
+    try:
+        found.scores += list(score_channels(by_role, heldout, files, pool))
+    except DataError as error:
+        found.left_out.append(("channels", str(error)))
+
+
+def _complete(channels: Mapping[str, Mapping[str, Cohort]], found: Evaluation) -> dict[str, Mapping[str, Cohort]]:
+    """The channels in which the same cases could be read as in the first one; the others are remarked on."""
+    first = next(iter(channels.values()))
+    complete = {name: of for name, of in channels.items() if all(of[r].names == first[r].names for r in ROLES)}
+    if missing := channels.keys() - complete.keys():
+        names = ", ".join(sorted(missing)).upper()
+        found.remarks.append(f"Copies: not looked for in {names}, which cannot be read in all cases.")
+    return complete
 
 
 def _cases(role: str, settings: Settings) -> Sequence[Case]:
