@@ -15,7 +15,8 @@ from sbldm.evaluation.evaluate import evaluate
 from sbldm.evaluation.protocols import Score, protocol
 from sbldm.evaluation.settings import Evaluation, Settings
 from sbldm.metrics.channels import channel_fit
-from sbldm.pages.sheets import OUTLINES, contact_sheet
+from sbldm.pages.sheets import contact_sheet
+from sbldm.pages.style import OUTLINES
 from sbldm.synthesis import RawDataset
 
 N = 10
