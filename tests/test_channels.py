@@ -13,9 +13,10 @@ from sbldm.cases.layouts import Source, find_cases
 from sbldm.cases.phantom import write_phantoms
 from sbldm.evaluation.evaluate import evaluate
 from sbldm.evaluation.protocols import Score, protocol
-from sbldm.evaluation.settings import Settings
+from sbldm.evaluation.settings import Evaluation, Settings
 from sbldm.metrics.channels import channel_fit
-from sbldm.pages.sheets import OUTLINES, contact_sheet
+from sbldm.pages.sheets import contact_sheet
+from sbldm.pages.style import OUTLINES
 from sbldm.synthesis import RawDataset
 
 N = 10
@@ -39,9 +40,13 @@ def test_fit_of_two_channels() -> None:
         channel_fit(first, np.where(first > 0, 0, other))
 
 
+LABELS = {"necrotic": "necrotic", "oedema": "oedema", "enhancing": "enhancing"}
+COPY, ORIGINAL = 4, 1
+
+
 @pytest.fixture(scope="module")
-def scores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Score]:
-    """Of phantoms whose T1 is that of the next phantom: each channel is right by itself, no two belong together."""
+def found(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+    """Phantoms whose T1 is that of the next phantom, one of them of a training case: each is right by itself."""
     root = tmp_path_factory.mktemp("channels")
     options = {"shape": (48, 48, 31), "spacing": 5.0, "channels": ("flair", "t1"), "progress": False}
     names = write_phantoms(root / "all", 3 * N, seed=3, **options)
@@ -49,16 +54,46 @@ def scores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Score]:
         for name in names[N * k : N * k + N]:
             shutil.copytree(root / "all" / name, root / role / name)
     own = names[2 * N :]
-    for name, other in zip(own, [*own[1:], own[0]], strict=True):
+    others = [*own[1:], own[0]]
+    others[COPY] = names[ORIGINAL]
+    for name, other in zip(own, others, strict=True):
         source, target = root / "all" / other / f"{other}_t1.nii.gz", root / "synthetic" / name / f"{name}_t1.nii.gz"
         shutil.copyfile(source, target)
-    source = Source.from_config(["flair", "t1"], {"whole tumour": "all"})
+    source = Source.from_config(["flair", "t1"], LABELS)
     roles = {role: find_cases(root / role, source) for role in ("synthetic", "train", "heldout")}
-    found = evaluate(
-        Settings(**roles, source=source, out=root / "out", cache=root / "cache", groups=("channels",), workers=1)
-    )
-    assert not [reason for name, reason in found.left_out if name == "channels"]
-    return {score.protocol: score for score in found.scores}
+    groups = ("channels", "copies", "tissues")
+    settings = Settings(**roles, source=source, out=root / "out", cache=root / "cache", groups=groups, workers=1)
+    evaluation = evaluate(settings)
+    assert not [reason for name, reason in evaluation.left_out if name in groups]
+    return evaluation
+
+
+@pytest.fixture(scope="module")
+def scores(found: Evaluation) -> dict[str, Score]:
+    """Of the channels."""
+    return {score.protocol: score for score in found.scores if score.group == "channels"}
+
+
+def test_a_copy_in_one_further_channel_is_found(found: Evaluation) -> None:
+    """T1 of a training case under a FLAIR of its own: the case and the channel are named, and no other pair."""
+    scores = {score.protocol: score for score in found.scores}
+    assert scores["copies.sure"].value == 1 / N and scores["copies.sure"].note.endswith("in its nearest channel")
+    pair = found.pairs[COPY]
+    assert (pair["nearest_case"], pair["nearest_channel"]) == (f"Phantom_{ORIGINAL:03d}", "T1")
+    assert pair["nearest_excess"] > 0.99 and pair["feature_ratio"] == pytest.approx(0, abs=1e-3)
+    assert sorted(pair["nearest_excess"] for pair in found.pairs)[-2] < found.arrays["copies.limits"][1]
+    assert found.arrays["copies.channels"][0] == "T1"
+    planted = scores["copies.planted"]
+    assert planted.value == 1 and "; FLAIR 5 of 5; T1 5 of 5" in planted.note
+    assert any("for the nearest of FLAIR, T1, each compared by itself" in remark for remark in found.remarks)
+
+
+def test_tissues_have_their_scores_in_each_channel(found: Evaluation) -> None:
+    """Of T1 and FLAIR; where T1 is of another brain, its contrast is not that of a tumour."""
+    scores = {score.protocol: score for score in found.scores if score.group == "tissues"}
+    assert {f"tissue.contrast.{c}.{t}" for c in ("flair", "t1") for t in LABELS} <= set(scores)
+    assert scores["tissue.contrast.flair.oedema"].verdict == "not told apart"
+    assert scores["tissue.contrast.t1.necrotic"].value > 2 * scores["tissue.contrast.t1.necrotic"].floor
 
 
 def test_each_channel_has_its_scores(scores: dict[str, Score]) -> None:
@@ -81,15 +116,15 @@ def test_channels_that_do_not_belong_together_are_seen(scores: dict[str, Score])
     assert alone.verdict == "not told apart"
 
 
-def test_one_channel_has_no_such_scores(tmp_path: Path) -> None:
+def test_one_channel_and_label_have_no_such_scores(tmp_path: Path) -> None:
     """And nobody is told that they are missing."""
     source = Source()
     write_phantoms(tmp_path / "cases", 3, seed=5, shape=(48, 48, 31), spacing=5.0, progress=False)
     cases = find_cases(tmp_path / "cases", source)
     settings = Settings(cases[:1], cases[1:2], cases[2:], source, tmp_path / "out", tmp_path / "cache", workers=1)
     found = evaluate(settings)
-    assert not [name for name, _ in found.left_out if name == "channels"]
-    assert not [score for score in found.scores if score.group == "channels"]
+    assert not [name for name, _ in found.left_out if name in ("channels", "tissues")]
+    assert not [score for score in found.scores if score.group in ("channels", "tissues")]
 
 
 def test_contact_sheet_of_channels_and_tissues(tmp_path: Path) -> None:

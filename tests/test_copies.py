@@ -13,7 +13,7 @@ from scipy.stats import betabinom, mannwhitneyu
 from sbldm.evaluation.disguises import DISGUISES as MADE_UP
 from sbldm.evaluation.disguises import scaled, turned, warped
 from sbldm.metrics.alignment import affine_fit, moved
-from sbldm.metrics.copies import Memory, _fitted, _Look, _shifted, fingerprint
+from sbldm.metrics.copies import Memory, _fitted, _Look, _shifted, fingerprint, memories_of
 from sbldm.metrics.feature_copies import authenticity, feature_ratio
 from sbldm.metrics.nearness import copy_rate, excess_of
 from sbldm.metrics.tumour_copies import TumourMemory, mask_print, nearest_mask, tumour_print
@@ -196,6 +196,29 @@ def test_excess():
     """After Fisher's z: (.9 - .5) / (1 - .45), whatever the order, and whatever lies beyond the next five."""
     assert excess_of(np.array([0.5, 0.5, 0.9, 0.5, 0.5, 0.5, 0.1, -0.2])) == pytest.approx(0.4 / 0.55)
     assert excess_of(np.array([0.5, 0.9])) == pytest.approx(0.4 / 0.55) and excess_of(np.full(9, 0.3)) == 0
+
+
+def test_several_channels(train, heldout):
+    """The nearest channel counts: for the limits, and for a copy in the second one alone under a first of its own."""
+    few = [dict(itertools.islice(prints_.items(), 12)) for prints_ in (train, heldout)]
+    others = [
+        dict(zip(some, prints(first, 12).values(), strict=True)) for some, first in zip(few, (5001, 5501), strict=True)
+    ]
+    both = memories_of(*zip(few, others, strict=True))
+    alone = [Memory.build(*some) for some in (few, others)]
+    nearest = np.maximum(*(memory.heldout_excess for memory in alone))
+    z = np.arctanh(nearest)
+    for memory, own in zip(both, alone, strict=True):
+        np.testing.assert_array_equal(memory.heldout_excess, nearest)
+        assert memory.near == pytest.approx(np.quantile(nearest, 0.95, method="weibull"))
+        assert memory.copy == pytest.approx(max(*nearest, np.tanh(z.mean() + 4.94 * z.std(ddof=1))), abs=1e-3)
+        assert memory.nearest(fingerprint(head(2000), SPACING)) == own.nearest(fingerprint(head(2000), SPACING))
+    first, second = (fingerprint(image, SPACING) for image in (head(2000), noisy(head(5003))))
+    assert both[0].nearest(first).excess < both[0].copy < both[1].nearest(second).excess
+    assert both[1].nearest(second).name == "case 3"
+    left_out = memories_of([few[0], others[0]], [{}, {}])
+    assert left_out[0].calibration == "12 training cases, each against the others"
+    assert left_out[0].copy >= max(Memory.build(some, {}).near for some in (few[0], others[0]))
 
 
 def test_heldout_cases_are_queries(memory, heldout):
@@ -425,12 +448,12 @@ def test_feature_ratio_correction():
 def test_authenticity():
     """A case by hand; about 0.6 for the same distribution; 0 for copies and for the overly smooth."""
     train = np.array([[0.0], [1.0], [3.0]])
-    assert authenticity(np.array([[0.4], [5.0], [6.0]]), train) == pytest.approx(1 / 3)  # 0.4 < 1; 2 = 2; 3 > 2
+    assert authenticity(np.array([[0.4], [5.0], [6.0]]), train).tolist() == [False, False, True]  # .4 < 1; 2 = 2; 3 > 2
     values = []
     for seed in range(10):
         rng = np.random.default_rng(seed)
         train = rng.standard_normal((100, 16))
-        values.append(authenticity(rng.standard_normal((100, 16)), train))
+        values.append(authenticity(rng.standard_normal((100, 16)), train).mean())
     assert 0.55 < np.mean(values) < 0.7
-    assert authenticity(train + 1e-3, train) == 0
-    assert authenticity(0.2 * rng.standard_normal((100, 16)), train) < 0.15
+    assert not authenticity(train + 1e-3, train).any()
+    assert authenticity(0.2 * rng.standard_normal((100, 16)), train).mean() < 0.15

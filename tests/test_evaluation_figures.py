@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sbldm.evaluation.protocols import Score
-from sbldm.pages import brains
+from sbldm.pages import brains, figures
 from sbldm.pages.brains import animation, side_by_side
 from sbldm.pages.figures import draw_figures
+from sbldm.pages.style import OUTLINES
 from sbldm.run.errors import DataError, OutputError, StateError
 from sbldm.run.files import write_csv, write_json
 from sbldm.tumour.characteristics import NAMES
@@ -272,6 +273,15 @@ def test_differences_by_side(drawn: tuple[list[Path], dict[str, Figure]]) -> Non
             assert at(figure, picture, panel, x, 4) == pytest.approx(colour, abs=3)
 
 
+def test_difference_in_one_of_several_channels(tmp_path: Path) -> None:
+    """Each title names the channel that is nearest."""
+    arrays = {key: value for key, value in whole().items() if key.startswith("copies.")}
+    out = evaluation(tmp_path, arrays | {"copies.channels": np.array(["T1CE", "FLAIR"])})
+    figure = figures._worst(figures._read(out))
+    titles = [axes.get_title() for axes in figure.axes if axes.images]
+    assert titles == ["PAIR_11: 0.95 (T1CE)", "PAIR_10: 0.85 (FLAIR)"]
+
+
 def test_requests_beside_identity(drawn: tuple[list[Path], dict[str, Figure]]) -> None:
     """Points lie where asked and measured say, those extrapolated in another colour, the line from corner to corner."""
     figure, arrays = drawn[1]["requests"], whole()
@@ -355,6 +365,68 @@ def test_axes_of_the_file_do_not_matter(tmp_path: Path) -> None:
     ]
     first, *others = map(pixels, paths)
     assert all(np.array_equal(first, other) for other in others)
+
+
+TISSUE = (slice(2, 6), slice(50, 70), slice(12, 28))  # the left half of the tumour
+
+
+def write_channels(dataset: Path, labels: dict[str, int | list[int]]) -> Path:
+    """Such a pair in two channels, the second one grey and twice as bright on the right, and two tissues."""
+    write_pairs(dataset)
+    for folder, ending in (("imagesTr", "_0000"), ("labelsTr", "")):
+        file = nib.load(dataset / folder / f"PAIR_0{ending}.nii.gz")
+        voxels = np.asarray(file.dataobj).copy()
+        if folder == "labelsTr":
+            voxels[3:-3, 3:-3, 3:-3][TISSUE] = 2
+        else:
+            voxels[voxels.shape[0] // 2 :] *= 2
+        name = "PAIR_0_0001" if folder == "imagesTr" else "PAIR_0"
+        nib.save(nib.Nifti1Image(voxels, file.affine), dataset / folder / f"{name}.nii.gz")
+    described = {"channel_names": {"0": "FLAIR", "1": "T1CE"}, "numTraining": 1, "labels": {"background": 0} | labels}
+    write_json(dataset / "dataset.json", described)
+    return dataset
+
+
+def test_channels_beside_each_other(tmp_path: Path) -> None:
+    """Three planes below each other in each channel, both with the outline of each tissue in its colour, in place."""
+    dataset = write_channels(tmp_path / "a", {"core": 1, "oedema": 2})
+    assert brains.form_of(dataset) == (["FLAIR", "T1CE"], {"core": [1], "oedema": [2]})
+    picture = pixels(side_by_side({"a": dataset}, tmp_path / "figure.png"))
+    scale = 450 / 84  # a column as wide as the sagittal plane with its margin
+    assert picture.shape[1] == 900 and picture.shape[0] == pytest.approx(
+        (84 + 2 * 54) * scale + (0.1 + 3 * 0.17) * 180, abs=3
+    )
+    head = picture.shape[0] - (84 + 2 * 54) * scale  # with the caption of the pair
+    levels = []
+    for column in np.split(picture, 2, axis=1):
+        axial = column[round(head) : round(head + 84 * scale)]
+        for colour, (left, right) in zip(OUTLINES[:2], ((15, 25), (5, 15)), strict=True):
+            line = np.abs(axial - np.array(to_rgb(colour)) * 255).sum(axis=-1) < 60
+            found = bounds(line)[0]
+            expected = [225 + (x - 30) * scale for x in (left, right)]
+            assert np.mean(found) == pytest.approx(np.mean(expected), abs=4)
+        levels.append(axial[round(42 * scale), [225 + round(x * scale) for x in (-27, 27)]].mean(axis=-1))
+    (left, right), (other_left, other_right) = levels
+    assert left == pytest.approx(right, abs=3) and other_right > other_left + 60
+
+
+def test_regions_are_outlined_as_they_nest(tmp_path: Path) -> None:
+    """Of a region-based dataset each region, not each label; without a description there is one channel and tumour."""
+    dataset = write_channels(tmp_path / "a", {"whole tumour": [1, 2], "tumour core": 2})
+    whole, core = brains._read_pair(dataset, "PAIR_0").outlined
+    assert whole.sum() == 8 * 20 * 16 == 2 * core.sum() and (core <= whole).all()
+    (dataset / "dataset.json").unlink()
+    pair = brains._read_pair(dataset, "PAIR_0")
+    assert len(pair.images) == len(pair.outlined) == 1 and pair.title == "8 ml"
+
+
+def test_film_of_channels(tmp_path: Path) -> None:
+    """Both channels of one pair beside each other, with both colours in each."""
+    dataset = write_channels(tmp_path / "a", {"core": 1, "oedema": 2})
+    frames = film(animation(dataset, tmp_path / "film.gif", pairs=2, width=320))
+    for half in np.split(frames[20], 2, axis=1):
+        for colour in OUTLINES[:2]:
+            assert (half == np.array(to_rgb(colour)) * 255).all(axis=-1).sum() > 20
 
 
 def test_methods_beside_each_other(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from sbldm.cases.layouts import Source, find_cases
-from sbldm.evaluation.fit import agreement, compare_fit
+from sbldm.evaluation.fit import agreement, compare_fit, inner_regions
 from sbldm.run.errors import DataError, StateError
 from sbldm.run.files import write_nifti
 
@@ -50,6 +50,23 @@ def test_agreement_of_boxes(folders, capsys):
     assert shifted["nsd_1mm"] == pytest.approx(0.6, abs=0.05)  # two faces of 400 mm2 and 4 / 20 of four others are off
     assert (shifted["reference_ml"], shifted["predicted_ml"]) == (volume, volume)
     assert empty == {"dsc": 1, "nsd_1mm": 1, "hd95_mm": 0, "reference_ml": 0, "predicted_ml": 0}
+
+
+def test_regions_have_a_dsc_of_their_own(folders):
+    """Label 1 (core) and oedema: the core is half found, the whole tumour is; a single label has no regions."""
+    data, out = folders
+    source = Source.from_config(["flair"], {"core": ["necrotic", "enhancing"], "oedema": "oedema"})
+    assert inner_regions(source) == {"tumour core": [1]} and inner_regions(Source()) == {}
+    mask, predicted = box((5, 10, 5), (20, 20, 10), 2), box((5, 10, 5), (20, 20, 10), 2)
+    mask[5:15, 10:30, 5:15], predicted[10:20, 10:30, 5:15] = 1, 1
+    (case,) = find_cases(data, source, ["a"])
+    write_nifti(case.mask, mask, AFFINE)
+    write_nifti(out / "a.nii.gz", predicted, AFFINE)
+    (row,) = agreement(out, [case], source)
+    assert (row["dsc"], row["dsc tumour core"]) == (1, pytest.approx(0.5))
+    write_nifti(case.mask, box((5, 10, 5), (20, 20, 10), 2), AFFINE)
+    write_nifti(out / "a.nii.gz", box((5, 10, 5), (20, 20, 10), 2), AFFINE)
+    assert agreement(out, [case], source)[0]["dsc tumour core"] == 1, "neither has any"
 
 
 def test_faults_name_the_file(folders):

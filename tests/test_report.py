@@ -139,7 +139,7 @@ def finding(group: str, scores: Sequence[Score], **more: Any) -> Finding:
 def test_all_as_real() -> None:
     """Seven statements and the advice, all good, in the order of the tables; numbers with n and floor."""
     found = summarise(content(everything()))
-    groups = [g for g in GROUPS if g in SUBJECTS and g != "channels"]  # of which there is but one
+    groups = [g for g in GROUPS if g in SUBJECTS and g not in findings.SEVERAL]  # of which there is but one
     assert [f.group for f in found] == [*groups, "advice"] and len(found) == 8
     assert {f.mark for f in found} == {"good"}
     first, *_, counted, advice = ("\n".join((f.statement, *f.evidence)).replace("\u00a0", " ") for f in found)
@@ -299,6 +299,13 @@ def test_copies() -> None:
     assert found.mark == "good" and "real ones by design" in found.statement and len(found.evidence) == 2
     contents = {"synthetic": ["a", "b"], "train": ["b"], "heldout": ["c"]}
     assert finding("copies", copies(), contents=contents).mark == "bad"
+
+
+def test_fit_of_a_region() -> None:
+    """A region that the network does not find again is as bad as a whole tumour would be, and is named."""
+    region = replace(fit(dsc=0.7)[0], protocol="fit.dsc.enhancing tumour")
+    found = finding("fit", [*fit(), region])
+    assert found.mark == "bad" and "DSC of mask and segmentation, enhancing tumour: 0.700" in " ".join(found.evidence)
 
 
 def test_seam() -> None:
@@ -512,10 +519,12 @@ def test_alone(tmp_path: Path) -> None:
 def test_every_group_has_its_section(tmp_path: Path) -> None:
     """Each with a link, a heading and a lead, those that not every evaluation has too."""
     fit = Score("channel.fit.flair-t1", "channels", -2.7, -4.8, -2.1, (10, 10), -0.6, -1.6, 0.3, (10, 10))
-    made = content([*everything(), fit], dataset=str(tmp_path / "gone"), synthetic="X")
+    bare = Score("nesting.bare.tumour core", "tissues", 0.7, 0.6, 0.8, (10, 10), 0.2, 0.1, 0.3, (10, 10), "low")
+    made = content([*everything(), fit, bare], dataset=str(tmp_path / "gone"), synthetic="X")
     page = Page(write_report(write_evaluation(tmp_path / "out", made), None))
     assert set(GROUPS) <= set(page.values("id")) and all(question in page.text for question in GROUPS.values())
     assert "FLAIR and T1: how the two channels fit each other" in page.text
+    assert "Surface of tumour core that is bare: 0.700" in page.text.replace("\u00a0", " ")
 
 
 def test_missing_figures_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

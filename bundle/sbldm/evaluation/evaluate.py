@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -30,7 +30,6 @@ from sbldm.evaluation.scoring import (
     LEAST,
     chosen,
     score_distribution,
-    score_fit,
     score_requests,
     score_seam,
     score_similarity,
@@ -39,6 +38,8 @@ from sbldm.evaluation.scoring import (
 )
 from sbldm.evaluation.scoring_channels import score_channels, with_all
 from sbldm.evaluation.scoring_copies import score_copies
+from sbldm.evaluation.scoring_fit import score_fit
+from sbldm.evaluation.scoring_tissues import score_tissues
 from sbldm.evaluation.settings import GROUPS, Evaluation, Settings
 from sbldm.metrics.features import load_extractor
 from sbldm.metrics.volumes import common_spacing, evaluation_grid
@@ -50,6 +51,7 @@ from sbldm.run.workers import Workers
 __all__ = ["ROLES", "SCORING", "evaluate", "reference_names"]
 
 ROLES = ("synthetic", "train", "heldout")
+OF_TUMOURS = ("tumours", "tissues", "seam")  # groups of cases with a tumour
 SCORING = 2
 """Raise it when a score of one name is computed otherwise: evaluations of different versions do not go together."""
 
@@ -88,6 +90,10 @@ def evaluate(settings: Settings) -> Evaluation:
             "slices": score_slices,
             "seam": score_seam,
         }
+        if len(settings.source.labels) > 1:
+            parts["tissues"] = partial(
+                score_tissues, files=_files(cohorts | references, settings), source=settings.source, pool=pool
+            )
         for group, score in parts.items():
             if group not in settings.groups:
                 continue
@@ -97,31 +103,37 @@ def evaluate(settings: Settings) -> Evaluation:
             enough = {kind: c for kind, c in references.items() if not _too_few(group, {kind: c})}
             sides = {"synthetic": cohorts["synthetic"], "floor": cohorts["train"], **enough}
             found.scores += score(found, sides, cohorts["heldout"])
-        if "channels" in settings.groups and further:
-            if reason := _too_few("channels", cohorts):
-                found.left_out.append(("channels", reason))
+        channels = {first: cohorts | references}
+        refused = {group: _too_few(group, cohorts) for group in ("channels", "copies") if group in settings.groups}
+        if not further:
+            refused.pop("channels", None)
+        found.left_out += [(group, reason) for group, reason in refused.items() if reason]
+        wanted = [group for group, reason in refused.items() if not reason]
+        if further and ("channels" in wanted or ("copies" in wanted and not settings.real_brains)):
+            odd = Evaluation()
+            try:
+                channels |= _further(further, channels[first], read, Path(images), odd)
+            except DataError as error:  # the scores of the first channel stand
+                found.left_out.append(("channels" if "channels" in wanted else "copies.channels", str(error)))
             else:
-                try:
-                    found.scores += _channels(first, further, cohorts | references, settings, read, pool, Path(images))
-                except DataError as error:  # of a further channel: the scores of the first one stand
-                    found.left_out.append(("channels", str(error)))
-        if "copies" in settings.groups:
-            if reason := _too_few("copies", cohorts):
-                found.left_out.append(("copies", reason))
-            else:
-                found.scores += score_copies(found, *cohorts.values(), settings.real_brains)
+                if "channels" in wanted:
+                    _add_channels(found, channels, settings, pool, odd)
+        if "copies" in wanted:
+            found.scores += score_copies(found, _complete(channels, found), settings.real_brains)
     if "requests" in settings.groups:
         score_requests(found, cohorts["synthetic"], settings.manifest)
     if "fit" in settings.groups:
         score_fit(found, cohorts, settings)
-    asked = {*settings.groups, *["channels"] * (len(settings.source.channels) == 1)}
+    several = {"channels": settings.source.channels, "tissues": settings.source.labels}
+    asked = {*settings.groups, *(group for group, of in several.items() if len(of) == 1)}
     found.left_out += [(group, "not asked for (--scores).") for group in GROUPS if group not in asked]
     found.provenance = {
         "made": time.strftime("%Y-%m-%d"),
         "minutes": round((time.time() - begun) / 60, 1),
         "spacing_mm": list(grid.spacing),
         "features": extractor.name,
-        "first_channel": settings.source.channels[0],
+        "first_channel": first,
+        **({"channels": settings.source.channels} if further else {}),
         "scoring": SCORING,
         "cases": {role: len(cohort) for role, cohort in cohorts.items()},
         "contents": {role: cohort.contents for role, cohort in cohorts.items()},
@@ -133,35 +145,56 @@ def evaluate(settings: Settings) -> Evaluation:
     return found
 
 
-def _channels(
-    first: str,
-    further: Sequence[str],
-    cohorts: Mapping[str, Cohort],
-    settings: Settings,
-    read: Callable[..., Cohort],
-    pool: Workers,
-    images: Path,
-) -> list[Score]:
-    """The scores of all channels; a `DataError` where too few cases have them all, or a file cannot be read."""
-    odd = Evaluation()
-    by_role = {role: {first: cohort} for role, cohort in cohorts.items()}
-    for k, name in enumerate(further, start=1):
-        for role, of_role in by_role.items():
-            of_role[name] = read(role, channel=k, images=make_folder(images / name), found=odd)
-    by_role = {role: with_all(of_role) for role, of_role in by_role.items()}
-    if reason := _too_few("channels", {role: of_role[first] for role, of_role in by_role.items()}):
-        raise DataError(" ".join([reason, *dict.fromkeys(odd.remarks)]))
-    cases = {role: _cases(role, settings) for role in by_role}
-    files = {role: {case.name: case for case in found} for role, found in cases.items()} | {
-        "floor": {case.name: case for case in cases["train"]}
+def _further(
+    further: Sequence[str], cohorts: Mapping[str, Cohort], read: Callable[..., Cohort], images: Path, odd: Evaluation
+) -> dict[str, dict[str, Cohort]]:
+    """Each further channel of the same roles and references; a `DataError` where none of a role can be read."""
+    return {
+        name: {role: read(role, channel=k, images=make_folder(images / name), found=odd) for role in cohorts}
+        for k, name in enumerate(further, start=1)
     }
+
+
+def _add_channels(
+    found: Evaluation,
+    channels: Mapping[str, Mapping[str, Cohort]],
+    settings: Settings,
+    pool: Workers,
+    odd: Evaluation,
+) -> None:
+    """The scores of all channels, or why there are none: too few cases have them all, or a file cannot be read."""
+    first = next(iter(channels))
+    by_role = {role: with_all({name: of[role] for name, of in channels.items()}) for role in channels[first]}
+    if reason := _too_few("channels", {role: of_role[first] for role, of_role in by_role.items()}):
+        found.left_out.append(("channels", " ".join([reason, *dict.fromkeys(odd.remarks)])))
+        return
+    files = _files(by_role, settings)
     by_role["floor"], heldout = by_role.pop("train"), by_role.pop("heldout")
-    return list(score_channels(by_role, heldout, files, pool))
+    try:
+        found.scores += list(score_channels(by_role, heldout, files, pool))
+    except DataError as error:
+        found.left_out.append(("channels", str(error)))
+
+
+def _complete(channels: Mapping[str, Mapping[str, Cohort]], found: Evaluation) -> dict[str, Mapping[str, Cohort]]:
+    """The channels in which the same cases could be read as in the first one; the others are remarked on."""
+    first = next(iter(channels.values()))
+    complete = {name: of for name, of in channels.items() if all(of[r].names == first[r].names for r in ROLES)}
+    if missing := channels.keys() - complete.keys():
+        names = ", ".join(sorted(missing)).upper()
+        found.remarks.append(f"Copies: not looked for in {names}, which cannot be read in all cases.")
+    return complete
 
 
 def _cases(role: str, settings: Settings) -> Sequence[Case]:
     """The files of a role or reference."""
     return settings.references[role] if role in REFERENCES else getattr(settings, role)
+
+
+def _files(roles: Iterable[str], settings: Settings) -> dict[str, dict[str, Case]]:
+    """The cases of roles and references by name; those of "train" are the "floor" too."""
+    found = {role: {case.name: case for case in _cases(role, settings)} for role in roles}
+    return found | {"floor": found["train"]}
 
 
 def reference_names(train: Sequence[str], pairs: int) -> list[str]:
@@ -213,12 +246,12 @@ def _read(
 def _too_few(group: str, cohorts: dict[str, Cohort]) -> str:
     """Why a group of scores is refused, or nothing."""
     sizes = {role: len(cohort) for role, cohort in cohorts.items()}
-    if group in ("tumours", "seam"):
+    if group in OF_TUMOURS:
         sizes = {role: int(np.isfinite(c.tumours["volume_ml"]).sum()) for role, c in cohorts.items()}
     if group == "copies":
         del sizes["heldout"], sizes["synthetic"]  # nearness is told without any, see `Memory`
     if not (few := [f"{n} {role}" for role, n in sizes.items() if n < LEAST[group]]):
         return ""
-    what = "case(s) with a tumour" if group in ("tumours", "seam") else "case(s)"
+    what = "case(s) with a tumour" if group in OF_TUMOURS else "case(s)"
     mend = "" if "heldout" not in few[-1] else " Hold back more: sbldm prepare --validation-cases list.txt."
     return f"{', '.join(few)} {what}; {LEAST[group]} on each side are the least.{mend}"

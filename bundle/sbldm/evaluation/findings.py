@@ -38,10 +38,12 @@ SUBJECTS = {
     "slices": "whether neighbouring slices fit together",
     "seam": "whether tumours fit into their brains",
     "tumours": "whether the tumours are distributed like real ones",
+    "tissues": "whether the tissues of the tumours are like real ones",
     "requests": "whether tumours are drawn as asked",
     "fit": "whether the masks fit their images",
     "copies": "whether pairs are copies of training cases",
 }
+SEVERAL = ("channels", "tissues")  # groups that nobody misses where there is but one
 
 
 # --- summary ----------------------------------------------------------------------------------------------------------
@@ -71,7 +73,7 @@ def summarise(content: Mapping[str, Any]) -> list[Finding]:
         content: of `evaluation.json`: scores, left_out and provenance.
 
     Returns:
-        A statement for each of `SUBJECTS` (of channels where there are several), then the advice.
+        A statement for each of `SUBJECTS` (of `SEVERAL` where there are several), then the advice.
     """
     rules: dict[str, Callable[[Mapping[str, Score]], Finding]] = {
         "distribution": _images,
@@ -87,7 +89,7 @@ def summarise(content: Mapping[str, Any]) -> list[Finding]:
         reasons = [sentence(why) for key, why in content["left_out"] if group_of(key) == group]
         if chosen:
             found.append(rules[group](chosen))
-        elif reasons or group != "channels":  # which nobody misses where there is but one
+        elif reasons or group not in SEVERAL:
             found.append(_unseen(group, *reasons))
     return [*found, _advice({finding.group: finding.mark for finding in found})]
 
@@ -229,6 +231,11 @@ STATEMENTS = {  # of the groups with many measures
         "differ": "The tumours are not all distributed like real ones: {} differ{}.",
         "unclear": "No measure of the tumours was found to differ",
     },
+    "tissues": {
+        "good": "The tissues of the tumours are like real ones: no measure differs much.",
+        "differ": "The tissues of the tumours are not all like real ones: {} differ{}.",
+        "unclear": "No measure of the tissues was found to differ",
+    },
 }
 
 
@@ -237,9 +244,9 @@ IN_SD = {"tumours": "w1.", "channels": "channel.fit."}  # how the scores of a gr
 
 def _of_measures(group: str, found: Mapping[str, Score]) -> Finding:
     """Many measures in standard deviations: bad when one surely differs much, or half of them differ."""
-    worse, statements = "more" if group == "tumours" else "either", STATEMENTS[group]
+    worse, statements = "more" if group in ("tumours", "tissues") else "either", STATEMENTS[group]
     scores = [score for name, score in found.items() if name.startswith(IN_SD.get(group, ""))]
-    standings = [_standing(score, LARGE_SD, worse) for score in scores]
+    standings = [_standing(score, LARGE_SHARE if _is_share(score) else LARGE_SD, worse) for score in scores]
     differ = [score for score, standing in zip(scores, standings, strict=True) if "worse" in standing]
     unclear = standings.count("unclear")
     if differ:
@@ -255,7 +262,14 @@ def _of_measures(group: str, found: Mapping[str, Score]) -> Finding:
     else:
         mark, statement = "good", statements["good"]
     shown = sorted(differ or scores, key=lambda score: _distance(score, worse))[: -3 if len(differ) > 1 else -2 : -1]
-    return Finding(group, mark, statement, tuple(_evidence(f"{_measure(s)}, in SD", s) for s in shown))
+    return Finding(
+        group, mark, statement, tuple(_evidence(_measure(s) + ", in SD" * (not _is_share(s)), s) for s in shown)
+    )
+
+
+def _is_share(score: Score) -> bool:
+    """Of the tissues: shares of surfaces and of cases, which are not in standard deviations."""
+    return score.protocol.startswith("nesting.")
 
 
 def _distance(score: Score, worse: str) -> float:
@@ -337,23 +351,26 @@ def _fit(scores: Mapping[str, Score]) -> Finding:
         return _unseen("fit")
     tails = {side: scores[f"fit.{side}-tail"] for side in ("low", "high") if f"fit.{side}-tail" in scores}
     standings = {side: _standing(score, LARGE_TAIL) for side, score in tails.items()}
-    mean, low = _standing(dsc, LARGE_DSC, "less"), standings.get("low", "unclear")
+    regions = {name: score for name, score in scores.items() if name.startswith("fit.dsc.")}
+    means = [_standing(score, LARGE_DSC, "less") for score in (dsc, *regions.values())]
+    low = standings.get("low", "unclear")
     unlike = "A network that knows real cases alone agrees less with these masks than with real ones"
-    if "much worse" in (mean, low):
+    if "much worse" in (*means, low):
         mark, statement = "bad", f"{unlike}: they do not fit their images, or the images are too unlike real ones."
-    elif "worse" in (mean, low):
+    elif "worse" in (*means, low):
         mark, statement = "mixed", f"{unlike}; how much less is not certain."
     elif "worse" in standings.get("high", ""):
         mark, statement = (
             "mixed",
             "The masks fit their images, but more tumours than in real cases are easy to outline.",
         )
-    elif set(standings.values()) | {mean} == {"alike"}:
+    elif {*standings.values(), *means} == {"alike"}:
         mark, statement = "good", "The masks fit their images as well as real masks do."
     else:
         mark = "unknown"
         statement = "The masks were not found to fit worse than real ones, but the cases are too few to rule it out."
     numbers = [_evidence("DSC of mask and segmentation", dsc, "held-back real cases")]
+    numbers += [_evidence(_measure(score), score, "held-back real cases") for score in regions.values()]
     numbers += [
         _evidence(f"Masks that fit {than} than 95 % of real ones", tails[side], "real cases", percent=True)
         for side, than in (("low", "worse"), ("high", "better"))
@@ -445,6 +462,7 @@ def _advice(marks: Mapping[str, Mark]) -> Finding:
         "slices": "stacking of slices",
         "seam": "seams",
         "tumours": "tumours",
+        "tissues": "tissues",
         "requests": "requests",
         "fit": "masks",
         "copies": "check for copies",

@@ -23,7 +23,7 @@ from sbldm.metrics.segmentation import SAME_AFFINE_MM, score_case
 from sbldm.run.errors import DataError, StateError
 from sbldm.run.files import reading
 
-__all__ = ["agreement", "compare_fit"]
+__all__ = ["agreement", "compare_fit", "inner_regions"]
 
 SCORES = ("dsc", "nsd_1mm", "hd95_mm", "reference_ml", "predicted_ml")
 TAIL = 0.05
@@ -34,7 +34,8 @@ def agreement(predictions: Path, cases: Sequence[Case], source: Source) -> list[
     """Compare each case's mask with what a network has predicted from its image.
 
     The whole tumour, every label above 0, is compared on the grid of the files, see `score_case`; of a pair of empty
-    masks DSC and NSD are 1.
+    masks DSC and NSD are 1. Of the regions within it, where the labels tell them apart, the DSC alone; the network
+    must number the labels as they are asked for.
 
     Args:
         predictions: folder of `NAME.nii.gz`.
@@ -43,7 +44,7 @@ def agreement(predictions: Path, cases: Sequence[Case], source: Source) -> list[
 
     Returns:
         A row for each case with a prediction, in their order: case, dsc, nsd_1mm, hd95_mm (mm), reference_ml (the
-        case's mask) and predicted_ml (ml).
+        case's mask) and predicted_ml (ml); "dsc REGION" of each of `inner_regions`.
 
     Raises:
         StateError: no case has a prediction.
@@ -65,9 +66,21 @@ def _compare(file: Path, case: Case, source: Source) -> dict[str, Any]:
         raise DataError(f"{file}: has shape {predicted.shape}, the mask {case.mask} {stored.shape}.")
     if not np.allclose(placed, affine, rtol=0, atol=SAME_AFFINE_MM):
         raise DataError(f"{file}: its affine is not that of the mask {case.mask}; predict from the image beside it.")
-    mask = to_labels(stored, case, source) > 0
-    scores, _ = score_case(mask, predicted > 0, nib.affines.voxel_sizes(affine))
-    return {"case": case.name} | {name: scores[name] for name in SCORES}
+    labels = to_labels(stored, case, source)
+    scores, _ = score_case(labels > 0, predicted > 0, nib.affines.voxel_sizes(affine))
+    regions = {name: [np.isin(x, k) for x in (labels, predicted)] for name, k in inner_regions(source).items()}
+    inner = {f"dsc {name}": _dsc(*both) for name, both in regions.items()}
+    return {"case": case.name} | {name: scores[name] for name in SCORES} | inner
+
+
+def inner_regions(source: Source) -> dict[str, list[int]]:
+    """The nested regions but the whole tumour, with the numbers of their labels; none of a single label."""
+    return dict(list(source.nested.items())[1:])
+
+
+def _dsc(mask: np.ndarray, other: np.ndarray) -> float:
+    total = mask.sum() + other.sum()
+    return float(2 * (mask & other).sum() / total) if total else 1.0
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:

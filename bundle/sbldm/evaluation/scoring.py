@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from sbldm.evaluation import fit
 from sbldm.evaluation.cohort import Cohort, read_image
 from sbldm.evaluation.protocols import MEASURES, REFERENCES, Score
-from sbldm.evaluation.settings import Evaluation, Settings
+from sbldm.evaluation.settings import Evaluation
 from sbldm.metrics import (
     distribution,
     requests,
@@ -20,7 +19,7 @@ from sbldm.metrics import (
     tumours,
 )
 from sbldm.metrics.intervals import Estimate, mean_estimate, middle
-from sbldm.run.errors import DataError, StateError
+from sbldm.run.errors import StateError
 from sbldm.run.manifest import MEASURED, REQUESTED, Manifest
 from sbldm.run.workers import Workers
 from sbldm.tumour.characteristics import NAMES
@@ -29,11 +28,11 @@ __all__ = [
     "LEAST",
     "beside",
     "chosen",
+    "comparable",
     "equal",
     "finite",
     "joined",
     "score_distribution",
-    "score_fit",
     "score_requests",
     "score_seam",
     "score_similarity",
@@ -48,6 +47,7 @@ LEAST = {
     "channels": 10,
     "tumours": 5,
     "slices": 5,
+    "tissues": 5,
     "seam": 5,
     "copies": 3,
     "requests": 3,
@@ -261,7 +261,7 @@ def score_tumours(found: Evaluation, sides: Mapping[str, Cohort], heldout: Cohor
     for name in heldout.tumours:
         reference = finite(heldout.tumours[name][with_tumour])
         samples = {side: finite(c.tumours[name][rows[side]]) for side, c in sides.items()}
-        samples = _comparable(found, "tumours", name, reference, samples)
+        samples = comparable(found, "tumours", name, reference, samples)
         compared = {side: tumours.compare(values, reference) for side, values in samples.items()}
         n = {side: (len(values), len(reference)) for side, values in samples.items()}
         for k, kind in enumerate(("w1", "ks") if samples else ()):
@@ -293,8 +293,8 @@ def _place(heat: np.ndarray, reference: np.ndarray, draws: int = 200) -> Estimat
     return Estimate(value, max(0.0, value + low), min(1.0, value + high))
 
 
-def _comparable(
-    found: Evaluation, group: str, name: str, reference: np.ndarray, samples: dict[str, np.ndarray]
+def comparable(
+    found: Evaluation, group: str, name: str, reference: np.ndarray, samples: dict[str, np.ndarray], words: str = ""
 ) -> dict[str, np.ndarray]:
     """The sides whose measure can be compared; none where that of the pairs cannot, and a sentence says why not."""
     known = {side: values for side, values in samples.items() if len(values) >= LEAST[group]}
@@ -304,7 +304,7 @@ def _comparable(
         reason = "the same in all held-back cases."
     else:
         return known
-    found.left_out.append((f"{group}.{name}", f"{MEASURES[name]}: {reason}"))
+    found.left_out.append((f"{group}.{name}", f"{words or MEASURES[name]}: {reason}"))
     return {}
 
 
@@ -344,7 +344,7 @@ def _effects(
     for name in heldout:
         reference = finite(heldout[name])
         samples = {side: finite(measures[name][rows[side]]) for side, measures in sides.items()}
-        if not (samples := _comparable(found, group, name, reference, samples)):
+        if not (samples := comparable(found, group, name, reference, samples)):
             continue
         values = {side: slices.effect_size(x, reference) for side, x in samples.items()}
         n = {side: (len(x), len(reference)) for side, x in samples.items()}
@@ -411,38 +411,3 @@ def score_requests(found: Evaluation, synthetic: Cohort, manifest: Manifest | No
         )
         for key in ("volume_share", "centre_share"):
             found.scores.append(new_score(f"control.{key}{part}", "requests", spread[key], NAN, many, n, note=note))
-
-
-def score_fit(found: Evaluation, cohorts: dict[str, Cohort], settings: Settings) -> None:
-    """Masks against what a network trained on real cases alone segments."""
-    if not settings.predictions:
-        reason = "no predictions of a network trained on real cases; train one: sbldm nnunet eval --arms real+aug."
-        found.left_out.append(("fit", settings.no_predictions or reason))
-        return
-    rows = {}
-    try:
-        for role in ("synthetic", "heldout"):
-            whole = {name for name, mask in zip(cohorts[role].names, cohorts[role].has_mask, strict=True) if mask}
-            cases = [case for case in getattr(settings, role) if case.name in whole]
-            rows[role] = fit.agreement(settings.predictions[role], cases, settings.source)
-            if len(rows[role]) < len(cases):
-                found.remarks.append(f"{len(cases) - len(rows[role])} of {len(cases)} {role} cases have no prediction.")
-    except (DataError, StateError) as error:
-        found.left_out.append(("fit", str(error)))
-        return
-    n = tuple(len(rows[role]) for role in ("synthetic", "heldout"))
-    for name, key in (("dsc", "dsc"), ("nsd", "nsd_1mm")):
-        values = {role: np.array([row[key] for row in rows[role]]) for role in rows}
-        for role, scores in values.items():
-            found.arrays[f"fit.{name}.{role}"] = scores
-        compared = fit.compare_fit(values["synthetic"], values["heldout"])
-        means = compared["synthetic_mean"], compared["heldout_mean"]
-        found.scores.append(new_score(f"fit.{name}", "fit", *means, (n[0], n[0]), (n[1], n[1])))
-        if name == "dsc":
-            for part, floor in (("low_tail", "tail"), ("high_tail", "tail"), ("overlap", "overlap")):
-                protocol, best = f"fit.{part.replace('_', '-')}", compared[f"{floor}_floor"]
-                found.scores.append(new_score(protocol, "fit", compared[part], best, n, n))
-    by_name = {row["case"]: row for row in rows["synthetic"]}
-    for pair in found.pairs:
-        if row := by_name.get(pair["pair"]):
-            pair |= {"fit_dsc": round(row["dsc"], 4), "fit_nsd_1mm": round(row["nsd_1mm"], 4)}

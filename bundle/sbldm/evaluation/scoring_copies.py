@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from scipy.spatial.distance import cdist
@@ -11,7 +11,7 @@ from scipy.spatial.distance import cdist
 from sbldm.evaluation.cohort import Cohort, read_image
 from sbldm.evaluation.disguises import DISGUISES
 from sbldm.evaluation.protocols import Score
-from sbldm.evaluation.scoring import new_score
+from sbldm.evaluation.scoring import joined, new_score
 from sbldm.evaluation.settings import Evaluation
 from sbldm.metrics import (
     copies,
@@ -34,65 +34,97 @@ QUANTILES = {"1st percentile": 0.01, "5th percentile": 0.05}
 
 
 def score_copies(
-    found: Evaluation, synthetic: Cohort, train: Cohort, heldout: Cohort, real_brains: bool = False
+    found: Evaluation, channels: Mapping[str, Mapping[str, Cohort]], real_brains: bool = False
 ) -> Iterator[Score]:
     """Nearest training cases in image, tumour, mask and features, each against what held-back cases have.
 
-    Where brains are real by design the tumours alone are looked at.
+    A pair is as near as it is in its nearest channel: each is compared by itself. Where brains are real by design the
+    tumours alone are looked at.
+
+    Args:
+        found: takes what is found of each pair, and what is left out.
+        channels: channel -> "synthetic", "train" and "heldout" -> cohort, of the same cases in the same order.
+        real_brains: see `Settings`.
     """
+    of_channel = list(channels.values())
+    synthetic, train, heldout = (of_channel[0][role] for role in ("synthetic", "train", "heldout"))
     yield from _copied_tumours(found, synthetic, train, heldout)
     yield from _copied_masks(found, synthetic, train, heldout)
     if real_brains:
         why = "each pair repeats a real brain by design, as a canvas or a receiver; its tumour was looked at"
         found.left_out.append(("copies.near", f"Whole brains against those of training cases: {why}."))
         return
-    by_name = dict(zip(train.names, train.fingerprints, strict=True))
-    memory = copies.Memory.build(by_name, dict(zip(heldout.names, heldout.fingerprints, strict=True)))
-    found.remarks.append(f"Copies: limits set by {memory.calibration}. {copies.REACH}")
-    nearest = [memory.nearest(fingerprint) for fingerprint in synthetic.fingerprints]
+    by_name = [_by_name(cohorts["train"]) for cohorts in of_channel]
+    memories = copies.memories_of(by_name, [_by_name(cohorts["heldout"]) for cohorts in of_channel])
+    memory, several = memories[0], len(memories) > 1
+    each = f", for the nearest of {', '.join(map(str.upper, channels))}, each compared by itself" if several else ""
+    found.remarks.append(f"Copies: limits set by {memory.calibration}{each}. {copies.REACH}")
+    looks = [
+        [
+            memory.nearest(cohorts["synthetic"].fingerprints[k])
+            for memory, cohorts in zip(memories, of_channel, strict=True)
+        ]
+        for k in range(len(synthetic))
+    ]
+    where = [int(np.argmax([near.excess for near in look])) for look in looks]
+    nearest = [look[c] for look, c in zip(looks, where, strict=True)]
     excess = np.array([n.excess for n in nearest])
     n, floor_n = (len(synthetic), len(train)), (memory.honest, len(train))
     floors = {"near": nearness.near_floor(len(synthetic), memory.honest), "sure": nearness.SURE}
     for name, limit in (("near", memory.near), ("sure", memory.copy)):
         count, rate = nearness.copy_rate(excess, limit)
-        note = f"{count} pairs beyond an excess of r = {limit:.3f}"
+        note = f"{count} pairs beyond an excess of r = {limit:.3f}{', each in its nearest channel' * several}"
         yield new_score(f"copies.{name}", "copies", rate, floors[name], n, floor_n, aim="low", note=note)
-    planted = {kind: [memory.nearest(print_).excess for print_ in prints] for kind, prints in _planted(train).items()}
-    told = [f"{kind} {sum(e > memory.copy for e in seen)} of {len(seen)}" for kind, seen in planted.items()]
-    _, rate = nearness.copy_rate(np.concatenate(list(planted.values())), memory.copy)
-    of = (sum(map(len, planted.values())), len(train))
-    yield new_score("copies.planted", "copies", rate, 1.0, of, (0, 0), aim="high", note="; ".join(told))
+    yield _planted(channels, memories)
 
     worst = np.argsort(-excess)[:WORST]
+    originals = [by_name[where[k]][nearest[k].name] for k in worst]
+    prints = [of_channel[where[k]]["synthetic"].fingerprints[k] for k in worst]
     found.arrays |= {
         "copies.excess.synthetic": excess,
         "copies.excess.heldout": memory.heldout_excess,
         "copies.limits": np.array([memory.near, memory.copy]),
         "copies.worst": worst,
         "copies.differences": np.stack(
-            [
-                copies.aligned(synthetic.fingerprints[k], by_name[nearest[k].name]) - by_name[nearest[k].name]
-                for k in worst
-            ]
+            [copies.aligned(own, other) - other for own, other in zip(prints, originals, strict=True)]
         ),
     }
-    for pair, near in zip(found.pairs, nearest, strict=True):
+    if several:
+        found.arrays["copies.channels"] = np.array([[*channels][where[k]].upper() for k in worst])
+    for pair, near, c in zip(found.pairs, nearest, where, strict=True):
         pair |= {"nearest_case": near.name, "nearest_correlation": round(near.correlation, 4)}
         pair |= {"nearest_excess": round(near.excess, 4)}
+        pair |= {"nearest_channel": [*channels][c].upper()} if several else {}
     if len(heldout) < LEAST_HELDOUT:
         few = f"{len(heldout)} held-back case(s); {LEAST_HELDOUT} are the least"
         found.left_out.append(("copies.ratio", f"Distances in features to training and held-back cases: {few}."))
         return
-    yield from _copied_features(found, synthetic, train, heldout)
+    yield from _copied_features(found, channels)
 
 
-def _planted(train: Cohort) -> dict[str, list[np.ndarray]]:
-    """Fingerprints of training images in disguise, each image in one."""
-    prints: dict[str, list[np.ndarray]] = {}
-    for (kind, disguise), k in zip(itertools.cycle(DISGUISES.items()), train.first(PLANTED), strict=False):
-        image = disguise(read_image(train.place(k)), train.spacing, np.random.default_rng(k))
-        prints.setdefault(kind, []).append(copies.fingerprint(image, train.spacing))
-    return prints
+def _by_name(cohort: Cohort) -> dict[str, np.ndarray]:
+    return dict(zip(cohort.names, cohort.fingerprints, strict=True))
+
+
+def _planted(channels: Mapping[str, Mapping[str, Cohort]], memories: Sequence[copies.Memory]) -> Score:
+    """The share found of training images in disguise, each image in one, and in one channel alone."""
+    of_kind: dict[str, list[bool]] = {}
+    of_channel: dict[str, list[bool]] = {name: [] for name in channels}
+    known = itertools.cycle(zip(channels.items(), memories, strict=True))
+    train = next(iter(channels.values()))["train"]
+    for (kind, disguise), ((channel, cohorts), memory), k in zip(
+        itertools.cycle(DISGUISES.items()), known, train.first(PLANTED), strict=False
+    ):
+        image = disguise(read_image(cohorts["train"].place(k)), train.spacing, np.random.default_rng(k))
+        told = memory.nearest(copies.fingerprint(image, train.spacing)).excess > memory.copy
+        of_kind.setdefault(kind, []).append(told)
+        of_channel[channel].append(told)
+    every = [told for seen in of_kind.values() for told in seen]
+    note = "; ".join(f"{kind} {sum(seen)} of {len(seen)}" for kind, seen in of_kind.items())
+    if len(channels) > 1:
+        note += "; ".join(["", *(f"{name.upper()} {sum(seen)} of {len(seen)}" for name, seen in of_channel.items())])
+    _, rate = nearness.copy_rate(np.array(every), 0.5)
+    return new_score("copies.planted", "copies", rate, 1.0, (len(every), len(train)), (0, 0), aim="high", note=note)
 
 
 def _copied_tumours(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: Cohort) -> Iterator[Score]:
@@ -142,29 +174,32 @@ def _copied_masks(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: 
     yield new_score("copies.masks", "copies", *map(mean_estimate, overlaps), *sizes, aim="low")
 
 
-def _copied_features(found: Evaluation, synthetic: Cohort, train: Cohort, heldout: Cohort) -> Iterator[Score]:
-    samples, of_train, of_heldout = (
-        np.concatenate(list(c.features.values()), axis=1) for c in (synthetic, train, heldout)
-    )
-    ratios = feature_copies.feature_ratio(samples, of_train, of_heldout)
-    honest = np.concatenate(
-        [
-            feature_copies.feature_ratio(of_heldout[k : k + 1], of_train, np.delete(of_heldout, k, axis=0))
-            for k in range(len(heldout))
-        ]
-    )
-    n, floor_n = (len(synthetic), len(train)), (len(heldout), len(train))
+def _copied_features(found: Evaluation, channels: Mapping[str, Mapping[str, Cohort]]) -> Iterator[Score]:
+    """Distances of feature vectors, of each channel by itself: the nearest one counts. AuthPct is of all at once."""
+    parts = [[joined(cohorts[role]) for role in ("synthetic", "train", "heldout")] for cohorts in channels.values()]
+    synthetic, train, heldout = map(len, parts[0])
+    of_channel = np.array([feature_copies.feature_ratio(*part) for part in parts])
+    ratios, nearest = of_channel.min(axis=0), of_channel.argmin(axis=0)
+    honest = np.min([_honest_ratios(of_train, of_heldout) for _, of_train, of_heldout in parts], axis=0)
+    n, floor_n = (synthetic, train), (heldout, train)
     for name, share in QUANTILES.items():
         values = [_quantile(x, share) for x in (ratios, honest)]
         yield new_score(f"copies.ratio.{name}", "copies", *values, n, floor_n, aim="high")
+    of_train = np.concatenate([part[1] for part in parts], axis=1)  # of all channels: nearly no brain is so in each
     shares = []
-    for x in (samples, of_heldout):
-        authentic = round(feature_copies.authenticity(x, of_train) * len(x))
-        shares.append(nearness.copy_rate(np.arange(len(x)) < authentic, 0.5)[1])
+    for k in (0, 2):
+        authentic = feature_copies.authenticity(np.concatenate([part[k] for part in parts], axis=1), of_train)
+        shares.append(nearness.copy_rate(authentic, 0.5)[1])
     yield new_score("copies.authpct", "copies", *shares, n, floor_n, aim="high")
-    distances = cdist(samples, of_train).min(axis=1)
-    for pair, ratio, distance in zip(found.pairs, ratios, distances, strict=True):
-        pair |= {"feature_distance": round(float(distance), 4), "feature_ratio": round(float(ratio), 4)}
+    distances = np.array([cdist(samples, of_train).min(axis=1) for samples, of_train, _ in parts])
+    for k, (pair, ratio) in enumerate(zip(found.pairs, ratios, strict=True)):
+        pair |= {"feature_distance": round(float(distances[nearest[k], k]), 4), "feature_ratio": round(float(ratio), 4)}
+
+
+def _honest_ratios(train: np.ndarray, heldout: np.ndarray) -> np.ndarray:
+    """`[H]`, of each held-back case against the others."""
+    one_by_one = ((heldout[k : k + 1], train, np.delete(heldout, k, axis=0)) for k in range(len(heldout)))
+    return np.concatenate([feature_copies.feature_ratio(*parts) for parts in one_by_one])
 
 
 def _quantile(values: np.ndarray, share: float) -> Estimate:

@@ -26,8 +26,8 @@ class Settings:
 
     Attributes:
         synthetic, train, heldout: cases by role.
-        source: channels and labels; all scores but the group "channels" are of the first one, and all labels together
-            are the tumour.
+        source: channels and labels; the groups "channels", "tissues" and "copies" are of all channels, the others of
+            the first one; for all but "tissues" and "fit" all labels together are the tumour.
         references: training cases by how they were brought through the path of the pairs (see `protocols.REFERENCES`
             and `reference_names`); a key may be missing.
         no_references: why, for a key that is missing, in one sentence.

@@ -18,6 +18,7 @@ GROUPS = {
     "slices": "Do neighbouring slices fit together?",
     "seam": "Do tumours fit into their brains?",
     "tumours": "Are the tumours distributed like real ones?",
+    "tissues": "Are the tissues of the tumours like real ones?",
     "requests": "Is the tumour drawn that was asked for?",
     "fit": "Does the mask fit the image?",
     "copies": "Are pairs copies of training cases?",

@@ -32,7 +32,7 @@ from sbldm.metrics.nearness import (
 from sbldm.run.errors import DataError
 from sbldm.run.files import atomic_path
 
-__all__ = ["REACH", "Memory", "aligned", "fingerprint"]
+__all__ = ["REACH", "Memory", "aligned", "fingerprint", "memories_of"]
 
 
 CELL, GRID = 6.0, (30, 36, 30)  # mm; 180 x 216 x 180 mm hold every skull-stripped adult brain
@@ -235,20 +235,7 @@ class Memory:
         Raises:
             DataError: fewer than 3 training cases.
         """
-        if len(train) < LEAST_TRAIN:
-            raise DataError(
-                f"Copies cannot be told with {len(train)} training cases; at least {LEAST_TRAIN} are needed."
-            )
-        prints = np.stack(list(train.values()))
-        template = _template(prints)
-        template = _template(np.stack([moved(cells, affine_fit(cells, template)) for cells in prints]))
-        fitted = np.stack([moved(cells, affine_fit(cells, template)) for cells in prints])
-        looks = _Look.at(prints), _Look.at(fitted)
-        measured = np.array(
-            [excess_of(_correlations(cells, template, looks)) for cells in heldout.values()], np.float64
-        )
-        honest, calibration = yardstick_of(measured, lambda: _leave_one_out(prints, fitted, template))
-        return cls(tuple(train), *limits_of(honest), calibration, len(honest), measured, template, looks)
+        return memories_of([train], [heldout])[0]
 
     def nearest(self, fingerprint: np.ndarray) -> Nearest:
         """The training case that a fingerprint correlates most with (see the class)."""
@@ -281,6 +268,41 @@ class Memory:
             return cls(**content | {"names": tuple(content["names"].tolist())} | plain_values(content), looks=looks)
         except (KeyError, TypeError, ValueError) as error:
             raise unreadable(path, error) from None
+
+
+def memories_of(train: Sequence[Mapping[str, np.ndarray]], heldout: Sequence[Mapping[str, np.ndarray]]) -> list[Memory]:
+    """A memory of each image channel, to ask each for one brain's fingerprint in that channel.
+
+    A brain is as near as it is in its nearest channel, and so are the held-back ones: all memories have the limits and
+    the excesses of that.
+
+    Args:
+        train, heldout: of each channel fingerprints by name, of the same cases in the same order.
+
+    Raises:
+        DataError: fewer than 3 training cases.
+    """
+    if len(train[0]) < LEAST_TRAIN:
+        raise DataError(
+            f"Copies cannot be told with {len(train[0])} training cases; at least {LEAST_TRAIN} are needed."
+        )
+    parts = [_fitted_to_mean(np.stack(list(prints.values()))) for prints in train]
+    looks = [(_Look.at(prints), _Look.at(fitted)) for prints, fitted, _ in parts]
+    measured = [
+        [excess_of(_correlations(cells, template, look)) for cells in prints.values()]
+        for prints, (*_, template), look in zip(heldout, parts, looks, strict=True)
+    ]
+    nearest = np.max(np.array(measured, np.float64), axis=0)
+    honest, calibration = yardstick_of(nearest, lambda: np.max([_leave_one_out(*part) for part in parts], axis=0))
+    known = tuple(train[0]), *limits_of(honest), calibration, len(honest), nearest
+    return [Memory(*known, template, look) for (*_, template), look in zip(parts, looks, strict=True)]
+
+
+def _fitted_to_mean(prints: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fingerprints `[N, ...]`, as they are and fitted, and the template that they are fitted to."""
+    template = _template(prints)
+    template = _template(np.stack([moved(cells, affine_fit(cells, template)) for cells in prints]))
+    return prints, np.stack([moved(cells, affine_fit(cells, template)) for cells in prints]), template
 
 
 def _correlations(cells: np.ndarray, template: np.ndarray, looks: tuple[_Look, _Look]) -> np.ndarray:

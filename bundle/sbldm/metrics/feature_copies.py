@@ -41,17 +41,20 @@ def _growth(few: np.ndarray, many: np.ndarray) -> float:
     return float((distances[:, : n - size + 1] @ chance).mean() / max(distances[:, 0].mean(), np.finfo(float).tiny))
 
 
-def authenticity(samples: np.ndarray, train: np.ndarray) -> float:
-    """AuthPct: share of samples farther from their nearest training vector than that is from its own nearest one.
+def authenticity(samples: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """AuthPct: which samples are farther from their nearest training vector than that is from its own nearest one.
 
-    Alaa et al. 2022, "How faithful is your synthetic data?". Vectors from the training distribution reach about 0.6,
-    not 1, copies 0; vectors in the middle of the cloud, such as of over-smooth images, come near 0 too.
+    Alaa et al. 2022, "How faithful is your synthetic data?". About 0.6 of the vectors from the training distribution
+    are, not all, and of copies none; of vectors in the middle of the cloud, such as of over-smooth images, few too.
 
     Args:
-        samples: `[N, D]`, N >= 1.
+        samples: `[N, D]`.
         train: `[T, D]`, T >= 2.
+
+    Returns:
+        `[N]` bool.
     """
     among = cdist(train, train)
     np.fill_diagonal(among, np.inf)
     distances = cdist(samples, train)
-    return float((distances.min(axis=1) > among.min(axis=1)[distances.argmin(axis=1)]).mean())
+    return distances.min(axis=1) > among.min(axis=1)[distances.argmin(axis=1)]

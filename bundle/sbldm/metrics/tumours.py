@@ -13,7 +13,16 @@ from sbldm.metrics.intervals import Estimate, middle
 from sbldm.metrics.volumes import Volume
 from sbldm.tumour.characteristics import NAMES
 
-__all__ = ["HEAT_CELLS", "compare", "heat_distance", "heat_map", "shape_measures", "tumour_contrast", "tumour_measures"]
+__all__ = [
+    "HEAT_CELLS",
+    "compare",
+    "components",
+    "heat_distance",
+    "heat_map",
+    "shape_measures",
+    "tumour_contrast",
+    "tumour_measures",
+]
 
 HEAT_CELLS = (32, 38, 32)
 """Cells of the heat map along L, P, S: cubes of about 4.5 mm in a brain of ordinary size."""
@@ -42,13 +51,14 @@ def tumour_measures(volume: Volume) -> dict[str, float]:
     if not mask.any():
         return found
     return found | {
-        "components": _components(mask, volume.spacing),
+        "components": components(mask, volume.spacing),
         "contrast": tumour_contrast(volume.image, mask, volume.spacing),
         "outside": float(1 - (mask & volume.brain).sum() / mask.sum()),
     }
 
 
-def _components(mask: np.ndarray, spacing: tuple[float, float, float]) -> float:
+def components(mask: np.ndarray, spacing: Sequence[float]) -> float:
+    """How many 26-connected components of at least 0.1 ml a mask `[X, Y, Z]` has, spacing in mm."""
     labels, _ = ndimage.label(mask, np.ones((3, 3, 3)))
     millilitres = np.bincount(labels.ravel())[1:] * math.prod(spacing) / 1000
     return float((millilitres >= COMPONENT_ML).sum())

@@ -335,14 +335,15 @@ def _worst(found: _Found) -> Figure | None:
     excess = excess[worst]
     top = np.nanpercentile(np.abs(differences), 99.5) or 1
     rows = -(-len(worst) // 2)
+    channels = found.arrays.get("copies.channels", [""] * len(worst))  # of several the nearest one
     strips = [_three_planes(difference) for difference in differences]
     up, across = strips[0].shape
     figure = Figure(figsize=(WIDTH, 0.95 + rows * (0.3 + up / across * WIDTH / 2)), layout="constrained")
     panels = figure.subplots(rows, 2, squeeze=False)
-    for panel, strip, k, value in zip(panels.flat, strips, worst, excess, strict=False):
+    for panel, strip, k, value, channel in zip(panels.flat, strips, worst, excess, channels, strict=False):
         shown = panel.imshow(strip, cmap="RdBu_r", vmin=-top, vmax=top, origin="lower")
         name = found.pairs[k] if k < len(found.pairs) else f"pair {k + 1}"
-        panel.set_title(f"{name}: {value:.2f}")
+        panel.set_title(f"{name}: {value:.2f}" + f" ({channel})" * bool(channel))
     for panel in panels.flat:
         panel.axis("off")
     for letter, place, side in (("L", 0.5, "left"), ("R", differences.shape[1] + 0.5, "right")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,8 +17,9 @@ from sbldm.evaluation.findings import (
     without_folders,
 )
 from sbldm.evaluation.written import read_scores
-from sbldm.pages.brains import animation, side_by_side
+from sbldm.pages.brains import animation, form_of, side_by_side
 from sbldm.pages.figures import draw_figures
+from sbldm.pages.style import OUTLINES
 from sbldm.pages.sweeps import sweep_figure
 from sbldm.run.errors import DataError, StateError
 from sbldm.run.files import reading
@@ -135,6 +137,8 @@ def pictures_of(out: Path, run: Run | None, provenance: Mapping[str, Any]) -> tu
     if any(score.protocol == "copies.sure" and score.value > 0 for score in read_scores(out)):
         methods, notes = {}, [f"{dataset.name}: no pictures, as some of its pairs are copies of training cases."]
     shown: dict[str, Any] = {"methods": list(methods)}
+    form = form_of(dataset)
+    shown |= {"channels": form.channels, "outlined": list(zip(form.outlined, itertools.cycle(OUTLINES), strict=False))}
     folder = out / "figures"
     if methods:
         try:

@@ -46,6 +46,7 @@ PAIRS_LISTED = 6
 PAIR_COLUMNS = {
     "pair": "pair",
     "nearest_case": "nearest training case",
+    "nearest_channel": "channel",
     "nearest_correlation": "correlation",
     "nearest_excess": "beyond the next five",
     "nearest_tumour": "nearest training tumour",
@@ -130,7 +131,7 @@ def _nearest_pairs(out: Path) -> dict[str, Any] | None:
         return None
     rows = sorted((row for row in rows if row.get(order)), key=lambda row: -float(row[order]))
     columns = {key: heading for key, heading in PAIR_COLUMNS.items() if key in rows[0]}
-    names = ("pair", "nearest_case", "nearest_tumour")
+    names = ("pair", "nearest_case", "nearest_channel", "nearest_tumour")
     return {
         "headings": list(columns.values()),
         "numeric": [key not in names for key in columns],
@@ -215,6 +216,7 @@ def _provenance(content: Mapping[str, Any], manifest: Manifest) -> list[tuple[st
     found = {
         "Run": provenance.get("run", ""),
         "Channel looked at": provenance.get("first_channel", ""),
+        "All channels": ", ".join(provenance.get("channels", ())),
         "Grid of the evaluation": f"{spacing} mm" if spacing else "",
         "Features": provenance.get("features", ""),
         "Versions": versions,
@@ -291,6 +293,7 @@ def write_report(out: Path, run: Run | None) -> Path:
         name=provenance.get("synthetic", out.name),
         made=provenance.get("made", ""),
         cases=provenance.get("cases", {}),
+        channels=[name.upper() for name in provenance.get("channels", ())],
         advice=advice,
         findings=findings,
         groups=GROUPS,

@@ -10,13 +10,12 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from sbldm.pages.datasheet import write_datasheet
+from sbldm.pages.style import OUTLINES
 from sbldm.run.files import atomic_path, clear_partial, read_nifti
 from sbldm.run.manifest import DRAWN_BY, MEASURED, REQUESTED, Manifest
 from sbldm.tumour.characteristics import NAMES
 
 __all__ = ["contact_sheet", "request_plot", "show_pairs", "summarise"]
-
-OUTLINES = ("#ff9d3b", "#4fc3f7", "#f06292")  # of the first label, the second, the third
 
 
 def show_pairs(dataset: Path) -> None:

@@ -23,7 +23,7 @@ STYLE = {
     "grid.linewidth": 0.6,
     "savefig.dpi": DPI,
 }
-OUTLINE = "#ff9d3b"
+OUTLINES = ("#ff9d3b", "#4fc3f7", "#f06292")  # of the first label, the second, the third
 GREY = "#404040"
 EXTRAPOLATED = "#332288"
 

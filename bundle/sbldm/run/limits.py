@@ -25,7 +25,9 @@ Sampler = Literal["ddim", "ddpm", "dpm_solver", "unipc", "heun"]
 Spacing = Literal["karras", "logsnr"]  # of the times of the solvers
 Guide = Literal["early", "unasked"]  # what guidance leads away from
 Own = Literal["kept", "healed"]  # what becomes of a receiver's own tumour
-Group = Literal["similarity", "distribution", "channels", "tumours", "slices", "seam", "copies", "requests", "fit"]
+Group = Literal[
+    "similarity", "distribution", "channels", "tumours", "tissues", "slices", "seam", "copies", "requests", "fit"
+]
 
 LARGEST = 1e6  # of a request, in ml, mm2 or mm: keeps the arithmetic finite
 MOST_SEED = 2**32 - 1  # torch heeds no more
