@@ -377,6 +377,14 @@ class Drawing(Sampling):
         Numbers | None, three(-LARGEST, help="From the centre of the brain's box, mm.", rich_help_panel=REQUEST)
     ] = None
     extents_mm: Annotated[Numbers | None, three(0, help="Bounding box, mm.", rich_help_panel=REQUEST)] = None
+    core_percent: Annotated[
+        float | None,
+        number(0, 100, help="Tumour core, per cent of the tumour (of several labels)", rich_help_panel=REQUEST),
+    ] = None
+    enhancing_percent: Annotated[
+        float | None,
+        number(0, 100, help="Enhancing tumour, per cent of the tumour, part of the core", rich_help_panel=REQUEST),
+    ] = None
     contrast: Annotated[
         float | None,
         number(help="In real brains: brightness above what lies around, in SD of the brain.", rich_help_panel=REQUEST),
@@ -413,6 +421,6 @@ class Drawing(Sampling):
     @property
     def request(self) -> dict[str, Any]:
         """One request for all pairs, by name."""
-        alone = ("volume_ml", "surface_mm2", "sphericity", "contrast")
+        alone = ("volume_ml", "surface_mm2", "sphericity", "core_percent", "enhancing_percent", "contrast")
         several = {name: getattr(self, name) and list(getattr(self, name)) for name in ("centre_mm", "extents_mm")}
         return {name: getattr(self, name) for name in alone} | several
