@@ -625,6 +625,30 @@ def test_runs_of_an_older_version(heads, tmp_path, tiny, capsys):
     assert all("mask" in json.loads(path.read_text()) for path in run.prepared.glob("*.json"))
 
 
+def test_cases_from_before_there_were_shares(heads, tmp_path, tiny, capsys):
+    """Of several labels, without their shares: prepared anew, or left with the nine where a training used them."""
+    run = Run.at(tmp_path / "run")
+    labels = {"necrotic": "necrotic", "oedema": "oedema", "enhancing": "enhancing"}
+    preset = tiny.but(data=tiny.data.state() | {"labels": labels})
+    prepare_run(str(heads), run, preset)
+    measured = {path: json.loads(path.read_text()) for path in run.prepared.glob("*.json")}
+    for path, sidecar in measured.items():
+        shares = [sidecar["characteristics"].pop(name) for name in ("core_percent", "enhancing_percent")]
+        assert 0 <= shares[1] <= shares[0] <= 100
+        path.write_text(json.dumps(sidecar))
+    (run.folder / "gan").mkdir()
+    prepare_run(str(heads), run, preset)
+    assert (
+        "6 case(s) were prepared by an older version, which measured no shares of tissues: requests of this run know"
+        in (capsys.readouterr().out)
+    )
+    assert "percent" not in (run.prepared / "characteristics.csv").read_text()
+    (run.folder / "gan").rmdir()
+    prepare_run(str(heads), run, preset)
+    assert "no shares of tissues: prepared anew" in capsys.readouterr().out
+    assert all("core_percent" in json.loads(path.read_text())["characteristics"] for path in measured)
+
+
 def test_run_keeps_its_preset(tmp_path, tiny):
     """The kept preset reads back equal through YAML, and a changed number anywhere in it is noticed."""
     run = Run.at(tmp_path / "run")
