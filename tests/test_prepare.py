@@ -357,6 +357,8 @@ def test_modalities_and_labels_through_data_alone(tmp_path):
     np.testing.assert_allclose(voxels, [np.isin(labels, (1, 4)).sum(), (labels == 2).sum()], rtol=0.005)
     joined = both["occupancy"].astype(int).sum(0)
     assert np.abs(joined - flair["occupancy"][0]).max() <= 1  # labels share a voxel, they do not overlap
+    core = both["sidecar"]["characteristics"].pop("core_percent")
+    assert core == pytest.approx(100 * np.isin(labels, (1, 4)).sum() / (labels > 0).sum(), abs=1.5)
     assert both["sidecar"]["characteristics"] == flair["sidecar"]["characteristics"]
 
 
