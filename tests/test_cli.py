@@ -25,7 +25,7 @@ from sbldm.commands import pairs
 from sbldm.diffusion import SAMPLERS, SPACINGS
 from sbldm.run import options
 from sbldm.run.models import SAMPLING
-from sbldm.tumour.requests import PARTS
+from sbldm.tumour.asking import PARTS
 
 ROOT = Path(__file__).parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text()

@@ -87,4 +87,5 @@ def test_a_tumour_that_the_grid_loses(head: np.ndarray) -> None:
     mask, none = head[1] > 0, np.zeros(SIZE, bool)
     values = measure(mask, FRAME)
     assert deformed_characteristics(values, mask, none, FRAME) is None
+    assert deformed_characteristics(np.append(values, [40.0, 0.0]), mask, mask, FRAME)[9:].tolist() == [40, 0]
     assert deformed_characteristics(values, none, mask, FRAME) is None

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from sbldm.metrics.requests import fidelity, shuffled, spread
+from sbldm.tumour.characteristics import NAMES
 
 AXES = ("volume", "sphericity", "x", "y", "z", "w", "h", "d")
 
@@ -44,6 +45,22 @@ def test_known_biases():
     assert found["extents_mm"] == pytest.approx(3)
     assert found["sphericity_error"] == pytest.approx(0.05)
     assert [found[f"{a}_slope"] for a in AXES] == pytest.approx([1] * 8)
+
+
+def test_shares_of_tissues():
+    """Core off by 6 points either way, enhancing tissue in reverse order; the scores of the nine stay what they are."""
+    random = np.random.default_rng(4)
+    nine, names = _requests(30), (*NAMES, "core_percent", "enhancing_percent")
+    requested = np.column_stack([nine, random.uniform(30, 70, 30), random.uniform(0, 20, 30)])
+    measured = requested + np.array([0] * 9 + [6, 0])
+    measured[::2, 9] -= 12
+    measured[:, 10] = 20 - requested[:, 10]
+    found, alone = fidelity(requested, measured, names), fidelity(nine, nine)
+    assert found["core_error"].value == pytest.approx(6) and found["enhancing_spearman"].value == pytest.approx(-1)
+    assert found["enhancing_error"].value == pytest.approx(np.median(np.abs(20 - 2 * requested[:, 10])))
+    assert {name: found[name] for name in alone} == alone
+    control = shuffled(requested, measured, names)
+    assert control["core_error"] > 6 and abs(control["enhancing_slope"]) < 0.1
 
 
 def test_slopes_and_ranks_against_scipy():

@@ -101,7 +101,10 @@ def test_paper_denoiser_has_the_authors_size(paper):
 
 
 def test_channels_and_labels_come_from_the_preset_alone():
-    """Two modalities and three labels instead of one of each change the first and last layer of stage 1 alone."""
+    """Two modalities and three labels instead of one of each change the first and last layer of stage 1 alone.
+
+    In stage 2 the condition vector gains the shares of tissues that these labels tell apart.
+    """
     preset = load_preset("demo")
     labels = {"oedema": "oedema", "core": "necrotic", "active": "enhancing"}
     more = preset.but(data={"channels": ["flair", "t1ce"], "labels": labels})
@@ -110,9 +113,12 @@ def test_channels_and_labels_come_from_the_preset_alone():
             {name: tuple(p.shape) for name, p in build_autoencoder(values).named_parameters()}
             for values in (preset, more)
         )
-        assert {n: tuple(p.shape) for n, p in build_denoiser(preset).named_parameters()} == {
-            n: tuple(p.shape) for n, p in build_denoiser(more).named_parameters()
-        }
+        nine, eleven = (
+            {n: tuple(p.shape) for n, p in build_denoiser(values).named_parameters()} for values in (preset, more)
+        )
+        width = nine["condition.0.weight"][0]
+        assert nine | {"condition.0.weight": (width, 11)} == eleven and nine["condition.0.weight"] == (width, 9)
+        assert build_denoiser(more, 9).built == build_denoiser(preset).built, "as before there were shares"
     assert one.keys() == many.keys()
     assert {name: (one[name], many[name]) for name in one if one[name] != many[name]} == {
         "encoder_in.norm1.weight": ((2,), (5,)),

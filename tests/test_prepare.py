@@ -357,6 +357,8 @@ def test_modalities_and_labels_through_data_alone(tmp_path):
     np.testing.assert_allclose(voxels, [np.isin(labels, (1, 4)).sum(), (labels == 2).sum()], rtol=0.005)
     joined = both["occupancy"].astype(int).sum(0)
     assert np.abs(joined - flair["occupancy"][0]).max() <= 1  # labels share a voxel, they do not overlap
+    core = both["sidecar"]["characteristics"].pop("core_percent")
+    assert core == pytest.approx(100 * np.isin(labels, (1, 4)).sum() / (labels > 0).sum(), abs=1.5)
     assert both["sidecar"]["characteristics"] == flair["sidecar"]["characteristics"]
 
 
@@ -623,6 +625,30 @@ def test_runs_of_an_older_version(heads, tmp_path, tiny, capsys):
     prepare_run(str(heads), run, tiny)
     assert "prepared anew" in capsys.readouterr().out
     assert all("mask" in json.loads(path.read_text()) for path in run.prepared.glob("*.json"))
+
+
+def test_cases_from_before_there_were_shares(heads, tmp_path, tiny, capsys):
+    """Of several labels, without their shares: prepared anew, or left with the nine where a training used them."""
+    run = Run.at(tmp_path / "run")
+    labels = {"necrotic": "necrotic", "oedema": "oedema", "enhancing": "enhancing"}
+    preset = tiny.but(data=tiny.data.state() | {"labels": labels})
+    prepare_run(str(heads), run, preset)
+    measured = {path: json.loads(path.read_text()) for path in run.prepared.glob("*.json")}
+    for path, sidecar in measured.items():
+        shares = [sidecar["characteristics"].pop(name) for name in ("core_percent", "enhancing_percent")]
+        assert 0 <= shares[1] <= shares[0] <= 100
+        path.write_text(json.dumps(sidecar))
+    (run.folder / "gan").mkdir()
+    prepare_run(str(heads), run, preset)
+    assert (
+        "6 case(s) were prepared by an older version, which measured no shares of tissues: requests of this run know"
+        in (capsys.readouterr().out)
+    )
+    assert "percent" not in (run.prepared / "characteristics.csv").read_text()
+    (run.folder / "gan").rmdir()
+    prepare_run(str(heads), run, preset)
+    assert "no shares of tissues: prepared anew" in capsys.readouterr().out
+    assert all("core_percent" in json.loads(path.read_text())["characteristics"] for path in measured)
 
 
 def test_run_keeps_its_preset(tmp_path, tiny):

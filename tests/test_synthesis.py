@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -491,10 +491,12 @@ def decoded(*parts: np.ndarray, brightness: float = 0.6, brain: np.ndarray | Non
     return (2 * np.stack([brightness * brain, *parts]) - 1).astype(np.float32)
 
 
-def model(labels: int = 1, intensities: tuple[float, float] = (100.0, 1000.0)) -> SimpleNamespace:
+def model(
+    labels: Mapping[str, Any] | None = None, intensities: tuple[float, float] = (100.0, 1000.0)
+) -> SimpleNamespace:
     """What `finish_pair` asks of a model."""
     preset = load_preset("small", "copypaste").but(
-        data={"channels": ["flair"], "labels": dict.fromkeys("abc"[:labels], "all")},
+        data={"channels": ["flair"], "labels": labels or {"whole tumour": "all"}},
         intensity={"percentiles": [0.5, 99.8], "floor": 0.1},
     )
     return SimpleNamespace(preset=preset, native=NATIVE, working=WORKING, constants={"intensities": [intensities]})
@@ -537,13 +539,15 @@ def test_no_numbers() -> None:
 
 
 def test_two_labels() -> None:
-    """Where both are drawn the stronger label wins; their union is the tumour that is measured."""
+    """Where both are drawn the stronger label wins; their union is measured, and the core's share in it."""
+    two = {"oedema": "oedema", "core": ["necrotic", "enhancing"]}
     core, whole = ball((-20, 5, 0), 9), ball((-20, 5, 0), 15)
-    pair = finish_pair(decoded(whole - core, core), model(labels=2))
+    pair = finish_pair(decoded(whole - core, core), model(two))
     assert pair.fault == "" and set(np.unique(pair.labels)) == {0, 1, 2}
     assert pair.measured[0] == pytest.approx(4 / 3 * np.pi * 1.5**3, rel=0.05)
     assert (pair.labels == 2).sum() * 0.008 == pytest.approx(4 / 3 * np.pi * 0.9**3, rel=0.12)
-    split = finish_pair(decoded(0.45 * whole, 0.4 * whole), model(labels=2))
+    assert pair.measured[9:] == pytest.approx([100 * (pair.labels == 2).sum() / (pair.labels > 0).sum()])
+    split = finish_pair(decoded(0.45 * whole, 0.4 * whole), model(two))
     assert set(np.unique(split.labels)) == {0, 1} and split.measured[0] > 10  # half filled by both together
 
 

@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.special import ellipeinc, ellipkinc
-from scipy.stats import ks_2samp, multivariate_normal, spearmanr, wasserstein_distance
+from scipy.stats import beta, dirichlet, ks_2samp, multivariate_normal, spearmanr, wasserstein_distance
 
+from sbldm.cases.layouts import Source
 from sbldm.run.errors import InputError
-from sbldm.tumour.characteristics import NAMES, measure, sphere_surface, to_dict
+from sbldm.tumour.asking import parse_request, read_requests
+from sbldm.tumour.characteristics import NAMES, SHARES, measure, sphere_surface, to_dict
 from sbldm.tumour.normaliser import Normaliser
-from sbldm.tumour.requests import TumourModel, _functions, parse_request, read_requests
+from sbldm.tumour.requests import TumourModel, _functions
+from sbldm.tumour.shares import CONCENTRATION, Shares
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 ISO = (1.0, 1.0, 1.0)
@@ -417,6 +420,180 @@ def test_outside_names_value_and_range(planted):
     assert any("combination" in entry for entry in model.outside(apart))
 
 
+# --- shares of tissues ----------------------------------------------------------------------------------------------
+
+ALL = (*NAMES, *SHARES.values())
+THREE = {"necrotic": "necrotic", "oedema": "oedema", "enhancing": "enhancing"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "shares"),
+    [
+        ({"whole tumour": "all"}, ()),
+        (THREE, ("core_percent", "enhancing_percent")),
+        ({"core": ["necrotic", "enhancing"], "oedema": "oedema"}, ("core_percent",)),
+        ({"active": "enhancing", "rest": ["necrotic", "oedema"]}, ("enhancing_percent",)),
+        ({"necrotic": "necrotic", "oedema": "oedema"}, ()),
+    ],
+)
+def test_labels_decide_which_shares_are_known(labels, shares):
+    assert Source.from_config(["flair"], labels).characteristics == (*NAMES, *shares)
+
+
+def test_shares_of_nested_spheres():
+    """Of radius 20, 14 and 9 mm: the cubes of the ratios, on an anisotropic grid too; the nine are as without them."""
+    source = Source.from_config(["flair"], THREE)
+    for spacing in (ISO, (1, 1.5, 2)):
+        whole, affine = ellipsoid((20, 20, 20), spacing)
+        core, enhancing = (ellipsoid((r, r, r), spacing)[0] for r in (14, 9))
+        labels = np.where(enhancing, 3, np.where(core, 1, 2 * whole)).astype(np.uint8)
+        values = source.measure(labels, affine)
+        np.testing.assert_allclose(values[9:], [100 * 0.7**3, 100 * 0.45**3], rtol=0.03)
+        np.testing.assert_array_equal(values[:9], measure(whole, affine))
+        assert to_dict(values, ALL)["core_percent"] == round(values[9], 2) and list(to_dict(values, ALL)) == list(ALL)
+        labels[labels == 3] = 1
+        assert source.measure(labels, affine)[10] == 0
+    assert np.isnan([*source.shares(np.zeros((3, 3, 3), np.uint8)).values()]).all()
+    core = Source.from_config(["flair"], {"oedema": "oedema", "core": ["enhancing", "necrotic"]})
+    assert core.shares(np.array([1, 1, 2, 0], np.uint8)) == {"core_percent": pytest.approx(100 / 3)}
+
+
+def with_shares(n=60, seed=0):
+    """A population whose larger tumours have less core; each fourth has no enhancing tissue."""
+    values = population(n, seed)
+    rng = np.random.default_rng(seed)
+    core = np.clip(90 - 25 * np.log(values[:, 0] / 15) + rng.normal(0, 6, len(values)), 5, 95)
+    enhancing = core * rng.uniform(0.2, 0.8, len(values)) * (np.arange(len(values)) % 4 > 0)
+    return np.column_stack([values, core, enhancing])
+
+
+def test_draws_with_shares():
+    """Within what training saw, as many without enhancing tissue, alike in mean; size and place are what they were."""
+    values = with_shares()
+    model = TumourModel.fit(values, ALL)
+    draws = model.sample(600, 0)
+    assert model.names == ALL and not any(model.outside(row) for row in [*draws, *values])
+    core, enhancing = draws[:, 9:].T
+    assert (enhancing <= core).all() and enhancing.min() == 0 and core.min() > 0
+    assert (enhancing == 0).mean() == pytest.approx((values[:, 10] == 0).mean(), abs=0.07)
+    np.testing.assert_allclose(draws[:, 9:].mean(0), values[:, 9:].mean(0), atol=3)
+    assert spearmanr(draws[:, 0], core).statistic < -0.3
+    apart = np.abs(draws[:, None, 9:] - values[:, 9:]).max(2).min(1)
+    assert np.median(apart) > 0.5, "no copies of the training tumours' shares"
+    again = TumourModel.from_state(json.loads(json.dumps(model.state())))
+    np.testing.assert_array_equal(again.sample(5, 3), model.sample(5, 3))
+    nine = TumourModel.fit(values[:, :9])
+    np.testing.assert_array_equal(nine.sample(50, 7), model.sample(50, 7)[:, :9])
+    assert nine.state() == {k: v for k, v in model.state().items() if k != "shares"} and "shares" not in nine.state()
+
+
+def test_draws_of_one_label_are_what_they_were():
+    """Numbers as the version before there were shares drew them."""
+    model = TumourModel.fit(population(40, seed=3))
+    expected = [
+        *(85.8385597291, 15017.2268267, 0.626636948398, 43.7175497329, 6.76992011929, 40.6654391555),
+        *(60.7957369207, 77.0813600262, 65.1419609107),
+        *(20.0, 5476.41795247, 0.650640165052, 14.556453591, 6.9177113791, -13.9822944015),
+        *(41.168739554, 46.7135851451, 40.429023267),
+    ]
+    found = np.concatenate([model.complete({}, 5), model.complete({"volume_ml": 20.0}, 6, 4)])
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def two_kinds(shares):
+    """A model of two equally frequent tumours, of about 5 and 150 ml, with these shares `[2, 2]`."""
+    state = TumourModel.fit(population(12)).state() | {
+        "weights": [0.5, 0.5],
+        "means": [[8.5, 0.4, -30, 0, 0, 0.2, 0.2, 0.2], [11.9, 0.4, 30, 0, 0, 0.2, 0.2, 0.2]],
+        "covariances": [np.diag([0.04, 1e-4, 1, 1, 1, 1e-4, 1e-4, 1e-4]).tolist()],
+        "limits": [[-1e9, 1e9]] * 10,
+        "floor": -1e9,
+    }
+    return TumourModel.from_state(state | {"shares": dict(zip(SHARES.values(), np.transpose(shares), strict=True))})
+
+
+@pytest.mark.parametrize("asked", [{"core_percent": 45.0}, {"enhancing_percent": 25.0}, None])
+def test_shares_choose_the_tumour(monkeypatch, asked):
+    """The larger of two kinds is drawn as often as Bayes' rule says with the marginals of the two kernels; the share
+    that is left open has the mean of their conditional."""
+    core, enhancing = shares = np.array([[30.0, 20.0], [60.0, 30.0]]).T
+    model = two_kinds(shares.T)
+    tissues = np.stack([100 - core, core - enhancing, enhancing], axis=1) / 100
+    kernels = CONCENTRATION * (2 / 100) ** (1 / 3) * tissues + 0.5
+    asked = asked or {"core_percent": 45.0, "enhancing_percent": 25.0}
+    wanted = np.array(list(asked.values())) / 100
+    if len(asked) == 2:
+        point = [1 - wanted[0], wanted[0] - wanted[1], wanted[1]]
+        likely, other = np.array([dirichlet.pdf(point, a) for a in kernels]), np.array([0.0, 0.0])
+    elif "core_percent" in asked:
+        likely = beta.pdf(wanted[0], kernels[:, 1] + kernels[:, 2], kernels[:, 0])
+        other = 100 * wanted[0] * kernels[:, 2] / (kernels[:, 1] + kernels[:, 2])
+    else:
+        likely = beta.pdf(wanted[0], kernels[:, 2], kernels[:, 0] + kernels[:, 1])
+        other = 100 * (wanted[0] + (1 - wanted[0]) * kernels[:, 1] / (kernels[:, 0] + kernels[:, 1]))
+    expected = likely[1] / likely.sum()
+    monkeypatch.setattr(Shares, "_limits", property(lambda self: np.array([[-1e9, 1e9]] * 2)))
+    draws = np.array([model.complete(asked, seed) for seed in range(800)])
+    large = draws[:, 0] > 30
+    assert large.mean() == pytest.approx(expected, abs=3.5 * np.sqrt(expected * (1 - expected) / 800))
+    for name, value in asked.items():
+        assert (draws[:, ALL.index(name)] == value).all()
+    if len(asked) == 1:
+        (column,) = {9, 10} - {ALL.index(next(iter(asked)))}
+        for k, rows in enumerate((draws[~large], draws[large])):
+            assert rows[:, column].mean() == pytest.approx(other[k], abs=4 * rows[:, column].std() / np.sqrt(len(rows)))
+
+
+def test_what_a_tumour_lacks_its_draws_lack():
+    """No enhancing tissue in the small kind: it is never drawn there, and whoever asks for some gets the other kind."""
+    model = two_kinds([[40.0, 0.0], [60.0, 30.0]])
+    draws = np.array([model.complete({}, seed) for seed in range(200)])
+    assert ((draws[:, 10] == 0) == (draws[:, 0] < 30)).all() and 0.35 < (draws[:, 10] == 0).mean() < 0.65
+    for asked, larger in ((1.0, True), (0.0, False)):
+        draws = np.array([model.complete({"enhancing_percent": asked}, seed) for seed in range(50)])
+        assert ((draws[:, 0] > 30) == larger).all() and (draws[:, 10] == asked).all() and (draws[:, 9] > 30).any()
+    none = two_kinds([[40.0, 0.0], [60.0, 0.0]])  # nobody has any: as asked, and said
+    request = none.complete({"enhancing_percent": 10.0, "core_percent": 50.0}, 0)
+    assert request[9:].tolist() == [50, 10]
+    assert [said for said in none.outside(request) if "percent" in said] == ["enhancing_percent 10 is above 0 to 0"]
+    whole = two_kinds([[40.0, 10.0], [60.0, 30.0]]).complete({"core_percent": 100.0}, 0)  # none lacks the oedema
+    assert whole[9] == 100 and 0 < whole[10] < 100
+    equal = model.complete({"core_percent": 7.0, "enhancing_percent": 7.0}, 0)
+    assert equal[9:].tolist() == [7, 7]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"core_percent": 101}, "core_percent=101 must lie from 0 to 100"),
+        ({"enhancing_percent": -1}, "enhancing_percent=-1 must lie from 0 to 100"),
+        ({"core_percent": 20, "enhancing_percent": 30}, "enhancing_percent=30 is more than core_percent=20"),
+    ],
+)
+def test_impossible_shares_are_named(given, words):
+    with pytest.raises(InputError, match=words):
+        two_kinds([[40.0, 10.0], [60.0, 30.0]]).complete(given, 0)
+
+
+def test_a_model_without_tissues_knows_no_shares(planted):
+    with pytest.raises(InputError, match="core_percent: this model knows no such share: its labels"):
+        planted[1].complete({"core_percent": 20}, 0)
+    for bad in ([[30.0, 40.0]] * 4, [[101.0, 40.0]] * 4, [[30.0, -1.0]] * 4, [[np.nan, 1.0]] * 4):
+        with pytest.raises(ValueError, match="Shares must lie"):
+            TumourModel.fit(np.column_stack([population(8)[:4], bad]), ALL)
+
+
+def test_normaliser_of_shares():
+    """In the unit of their spread; of an older model, which knows none, the condition is as long as it was."""
+    values = with_shares()
+    normaliser = Normaliser.fit(values)
+    codes = normaliser.encode(values)
+    np.testing.assert_allclose([codes.mean(0), codes.std(0)], [[0] * 11, [1] * 11], atol=1e-4)
+    np.testing.assert_allclose(normaliser.decode(codes), values, rtol=1e-5, atol=1e-4)
+    older = Normaliser.fit(values[:, :9])
+    np.testing.assert_array_equal(older.encode(values), codes[:, :9])
+
+
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
@@ -466,6 +643,7 @@ def test_parts_of_a_request():
         "volume_ml": 30.0, "x_mm": -30.0, "y_mm": 10.0, "z_mm": 5.0, "w_mm": 40.0, "h_mm": 35.0, "d_mm": 30.0
     }  # fmt: skip
     assert parse_request() == parse_request(volume_ml="", contrast=None) == {}
+    assert parse_request(core_percent=40, enhancing_percent="0") == {"core_percent": 40, "enhancing_percent": 0}
     for part, content in (
         ("volume_ml", "thirty"),
         ("volume_ml", "-1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from sbldm.cases.labels import NO_TUMOUR, REGIONS, TISSUES, Scheme, check_scheme
 from sbldm.cases.naming import CHANNELS
 from sbldm.cases.volumes import read_image, whole_numbers
 from sbldm.run.errors import DataError, InputError
+from sbldm.tumour.characteristics import NAMES, SHARES, measure
 
 __all__ = ["Case", "Source", "content_hash", "read_arrays", "to_labels"]
 
@@ -100,6 +102,31 @@ class Source:
             if numbers not in found.values() and set().union(*(joined[k] for k in numbers)) == set(tissues):
                 found[name] = numbers
         return found
+
+    @property
+    def characteristics(self) -> tuple[str, ...]:
+        """What is known of a tumour, and can be asked for: the nine, and the shares of the smaller nested regions."""
+        return (*NAMES, *self._shared)
+
+    @property
+    def _shared(self) -> dict[str, list[int]]:
+        """The shares that labels tell, each with the numbers of its labels."""
+        return {SHARES[name]: numbers for name, numbers in self.nested.items() if name in SHARES}
+
+    def shares(self, labels: np.ndarray) -> dict[str, float]:
+        """Of labels `[X, Y, Z]` uint8 the share of each smaller nested region in the whole tumour, in per cent.
+
+        By the names of `SHARES`; NaN without a tumour.
+        """
+        if not (shared := self._shared):
+            return {}
+        counts = np.bincount(labels.ravel(), minlength=len(self.labels) + 1)
+        whole = int(counts[1:].sum())
+        return {name: 100 * int(counts[k].sum()) / whole if whole else math.nan for name, k in shared.items()}
+
+    def measure(self, labels: np.ndarray, affine: np.ndarray) -> np.ndarray:
+        """The `characteristics` `[K]` of the tumour in labels `[X, Y, Z]` uint8; see `sbldm.tumour.characteristics`."""
+        return np.array([*measure(labels, affine), *self.shares(labels).values()])
 
     @property
     def region_based(self) -> bool:

@@ -96,7 +96,7 @@ def prepare_run(
     if not lists["train"] or not lists["validation"]:
         raise DataError(f"{data}: {len(names)} usable case(s); one to train on and one to hold back are the least.")
     _check_lists(run, lists)
-    anew = _to_do_anew(run, identities)
+    anew = _to_do_anew(run, identities, source)
 
     run.save_preset(preset)
     write_lists(run.folder, lists, seed, str(root.absolute()))
@@ -141,7 +141,7 @@ def _used(run: Run) -> str:
     return next((f"{words} ({part}/)" for part, words in USES.items() if (run.folder / part).is_dir()), "")
 
 
-def _to_do_anew(run: Run, identities: Mapping[str, Identity]) -> list[str]:
+def _to_do_anew(run: Run, identities: Mapping[str, Identity], source: Source) -> list[str]:
     """Prepared cases whose files have changed, which is said.
 
     Raises:
@@ -166,7 +166,12 @@ def _to_do_anew(run: Run, identities: Mapping[str, Identity]) -> list[str]:
     if older:
         what = f"{len(older)} case(s) were prepared by an older version, which kept no hash of their masks"
         print(f"{what}: " + ("only their images were compared." if used else "prepared anew."))
-    return [*changed, *([] if used else older)]
+    known = set(source.characteristics)
+    unshared = [n for n in held if n not in (*changed, *older) and known - set(held[n].get("characteristics", known))]
+    if unshared:
+        what = f"{len(unshared)} case(s) were prepared by an older version, which measured no shares of tissues"
+        print(f"{what}: " + ("requests of this run know none." if used else "prepared anew."))
+    return [*changed, *([] if used else [*older, *unshared])]
 
 
 def is_prepared(run: Run) -> bool:

@@ -22,7 +22,7 @@ from sbldm.run.files import atomic_path, clear_partial, read_json, read_npz, wri
 from sbldm.run.preset import Data, Grid, Intensity
 from sbldm.run.room import check_room
 from sbldm.run.workers import map_in_processes
-from sbldm.tumour.characteristics import NAMES, measure, to_dict
+from sbldm.tumour.characteristics import NAMES, to_dict
 
 __all__ = ["Gridded", "known_sidecar", "load_prepared", "prepare_case", "prepare_cases", "read_sidecar"]
 
@@ -88,13 +88,13 @@ class Gridded:
         working = grid.placed(centre, oriented.GetDirection())
         return cls(np.stack(channels), occupancy, native, working, intensities, extents)
 
-    def characteristics(self, labels: np.ndarray, intensity: Intensity) -> np.ndarray:
-        """Those `[9]` of the mask that the occupancy makes on the native grid (`native_labels`), in the frame of the
+    def characteristics(self, labels: np.ndarray, source: Source, intensity: Intensity) -> np.ndarray:
+        """Those `[K]` of the labels that the occupancy makes on the native grid (`native_labels`), in the frame of the
         working grid; of `labels` where nothing comes back of it.
         """
         outline = native_brain(body_of(self.image, intensity.floor), self.working, self.native)
         drawn, _ = native_labels(self.occupancy / np.float32(255), outline, self.working, self.native)
-        return measure((drawn if drawn.any() else labels) > 0, self.native.frame(self.working))
+        return source.measure(drawn if drawn.any() else labels, self.native.frame(self.working))
 
 
 def prepare_case(case: Case, source: Source, grid: WorkingGrid, intensity: Intensity) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def prepare_case(case: Case, source: Source, grid: WorkingGrid, intensity: Inten
         "intensities": made.intensities,
         "brain_extents_mm": [round(e, 3) for e in made.extents_mm],
         "cropped": bool(np.any(np.asarray(made.extents_mm) > grid.fov_mm)),
-        "characteristics": to_dict(made.characteristics(labels, intensity)),
+        "characteristics": to_dict(made.characteristics(labels, source, intensity), source.characteristics),
     }
     return {"image": made.image, "occupancy": made.occupancy, "sidecar": sidecar}
 
@@ -179,7 +179,9 @@ def prepare_cases(
         finally:
             clear_partial(folder)  # a worker that had to go has no time for it on a busy machine
     sidecars = [read_sidecar(folder, case.name) for case in cases]
-    write_csv(folder / "characteristics.csv", [{"case": s["case"]} | s["characteristics"] for s in sidecars])
+    columns = max((s["characteristics"] for s in sidecars), key=len, default=())  # an older version knew no shares
+    rows = [{"case": s["case"]} | s["characteristics"] for s in sidecars]
+    write_csv(folder / "characteristics.csv", rows, ["case", *columns])
     return sidecars
 
 

@@ -182,6 +182,7 @@ def _describe(case: Case, index: int, source: Source, grid: WorkingGrid, cache: 
     volume = read_volume(case, source, grid)
     np.load(images, mmap_mode="r+")[index] = volume.image
     record = _measured(volume, cache / "cases")
+    record["tumours"] |= volume.shares  # not in the cache, whose key knows nothing of tissues
     record["features"] = features_of(volume, _worker["extractor"], cache / "features")
     return record | {"name": volume.name, "content": volume.content, "spacing": spacing_of(case)}
 

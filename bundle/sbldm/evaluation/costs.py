@@ -156,7 +156,7 @@ def _latent_costs(preset: Preset, volume: torch.Tensor, sampling: Mapping[str, A
         codes, positions = latents if stacked else _slices(latents), (torch.empty(depth), *[depth] * stacked)
     costs = {
         "encode": count(autoencoder, pixels, *positions, call="encode"),
-        "step": count(denoiser, latents, empty(), empty(len(NAMES))),
+        "step": count(denoiser, latents, empty(), empty(denoiser.built.get("condition_size", 0))),
         "decode": count(autoencoder, codes, *positions, call="decode"),
     }
     sampling = dict(preset.sampling) | sampling
@@ -192,7 +192,7 @@ def memory_of(device: torch.device) -> tuple[int, int]:
 
 
 def _conditions(model: Model, rows: int) -> torch.Tensor:
-    """Condition vectors `[rows, 9]` of tumours drawn like those of the training; NaN without requests."""
+    """Condition vectors `[rows, K]` of tumours drawn like those of the training; NaN without requests."""
     if not model.conditional:
         return torch.full((rows, len(NAMES)), torch.nan)
     return torch.from_numpy(model.normaliser.encode(model.tumours.sample(rows, seed=0)))

@@ -11,18 +11,12 @@ import numpy as np
 from sbldm.evaluation.cohort import Cohort, read_image
 from sbldm.evaluation.protocols import MEASURES, REFERENCES, Score
 from sbldm.evaluation.settings import Evaluation
-from sbldm.metrics import (
-    distribution,
-    requests,
-    similarity,
-    slices,
-    tumours,
-)
+from sbldm.metrics import distribution, requests, similarity, slices, tumours
 from sbldm.metrics.intervals import Estimate, mean_estimate, middle
 from sbldm.run.errors import StateError
 from sbldm.run.manifest import MEASURED, REQUESTED, Manifest
 from sbldm.run.workers import Workers
-from sbldm.tumour.characteristics import NAMES
+from sbldm.tumour.characteristics import NAMES, SHARES
 
 __all__ = [
     "LEAST",
@@ -276,8 +270,9 @@ def score_tumours(found: Evaluation, sides: Mapping[str, Cohort], heldout: Cohor
         for name, measured in c.tumours.items():
             if np.nanmax(heldout.tumours[name]) > np.nanmin(heldout.tumours[name]):
                 found.arrays[f"tumours.{name}.{c.role}"] = measured
-    for row, measured in zip(found.pairs, sides["synthetic"].characteristics, strict=True):
-        row |= {MEASURED + name: round(float(v), 3) for name, v in zip(NAMES, measured, strict=True)}
+    drawn = {n: v for n, v in sides["synthetic"].tumours.items() if n in (*NAMES, *SHARES.values())}
+    for k, row in enumerate(found.pairs):
+        row |= {MEASURED + name: round(float(values[k]), 3) for name, values in drawn.items()}
 
 
 def _place(heat: np.ndarray, reference: np.ndarray, draws: int = 200) -> Estimate:
@@ -362,21 +357,23 @@ def score_requests(found: Evaluation, synthetic: Cohort, manifest: Manifest | No
         if not any(pair.requested for pair in manifest.pairs):
             found.left_out.append(("requests", "these pairs were made without requests."))
             return
-        requested_of = dict(zip(pairs, manifest.values(REQUESTED, NAMES), strict=True))
+        names = (*NAMES, *(n for n in manifest.followed(SHARES.values()) if n in synthetic.tumours))
+        requested_of = dict(zip(pairs, manifest.values(REQUESTED, names), strict=True))
         # On a canvas the labels may hold another tumour too: what was measured when it was drawn counts.
         on_canvases = any(pair.canvas for pair in manifest.pairs)
-        measured_of = dict(zip(pairs, manifest.values(MEASURED, NAMES), strict=True)) if on_canvases else {}
+        measured_of = dict(zip(pairs, manifest.values(MEASURED, names), strict=True)) if on_canvases else {}
     except StateError as error:
         found.left_out.append(("requests", str(error)))
         return
     if not pairs.keys() & set(synthetic.names):
         found.left_out.append(("requests", f"{manifest.file}: names none of the pairs."))
         return
-    measurable = np.isfinite(synthetic.characteristics).all(axis=1)
+    own = np.column_stack([synthetic.characteristics, *(synthetic.tumours[name] for name in names[len(NAMES) :])])
+    measurable = np.isfinite(own).all(axis=1)
     known = [k for k, name in enumerate(synthetic.names) if name in pairs and measurable[k]]
     asked = {k: pairs[synthetic.names[k]] for k in known}
     for k, pair in asked.items():
-        found.pairs[k] |= {REQUESTED + name: pair.requested[name] for name in NAMES}
+        found.pairs[k] |= {REQUESTED + name: pair.requested[name] for name in names}
         found.pairs[k] |= {"extrapolated": pair.extrapolated, "redrawn": pair.redrawn}
     if drawn is not None:
         found.remarks.append(f"{drawn} pairs were drawn and {len(pairs)} accepted ({100 * len(pairs) / drawn:.0f} %).")
@@ -390,10 +387,10 @@ def score_requests(found: Evaluation, synthetic: Cohort, manifest: Manifest | No
                 found.left_out.append((f"requests{part}", f"{few}; {LEAST['requests']} are the least."))
             continue
         requested = np.array([requested_of[synthetic.names[k]] for k in chosen])
-        measured = np.array([measured_of.get(synthetic.names[k], synthetic.characteristics[k]) for k in chosen])
+        measured = np.array([measured_of.get(synthetic.names[k], own[k]) for k in chosen])
         found.arrays |= {f"requested{part}": requested, f"measured{part}": measured}
-        control, n = requests.shuffled(requested, measured), (len(chosen), len(chosen))
-        for key, value in requests.fidelity(requested, measured).items():
+        control, n = requests.shuffled(requested, measured, names), (len(chosen), len(chosen))
+        for key, value in requests.fidelity(requested, measured, names).items():
             name, _, kind = key.rpartition("_")
             followed = kind in ("slope", "spearman")
             protocol = f"{kind}.{name}{part}" if followed else f"request.{key}{part}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import nibabel as nib
 import numpy as np
@@ -51,6 +51,7 @@ class Volume:
         spacing: of the axes, mm.
         characteristics: `[9]` float64 of the tumour, measured on the file's own grid, positions from the centre of the
             brain's bounding box; None without a tumour.
+        shares: those of its tissues on the file's own grid, in per cent; NaN without a tumour (`Source.shares`).
     """
 
     name: str
@@ -59,6 +60,7 @@ class Volume:
     mask: np.ndarray | None
     spacing: tuple[float, float, float]
     characteristics: np.ndarray | None
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def brain(self) -> np.ndarray:
@@ -116,7 +118,8 @@ def read_volume(case: Case, source: Source, grid: WorkingGrid) -> Volume:
     axes = affine[:3, :3] / np.maximum(np.linalg.norm(affine[:3, :3], axis=0), 1e-9)
     if not np.isfinite(affine).all() or not np.allclose(axes.T @ axes, np.eye(3), atol=1e-2):
         raise DataError(f"{case.images[0]}: its affine has no three axes at right angles; left out.")
-    return to_volume(case.name, image, None if labels is None else labels > 0, affine, grid)
+    volume = to_volume(case.name, image, None if labels is None else labels > 0, affine, grid)
+    return replace(volume, shares=source.shares(np.zeros(1, np.uint8) if labels is None else labels))
 
 
 def to_volume(name: str, image: np.ndarray, mask: np.ndarray | None, affine: np.ndarray, grid: WorkingGrid) -> Volume:

@@ -58,15 +58,19 @@ def nested_labels(preset: Preset) -> list[int]:
     return Source.from_config(**dict(preset.data)).nested_order if asked else []
 
 
-def build_denoiser(preset: Preset) -> nn.Module:
-    """Stage 2 as the preset describes it, conditioned on the nine characteristics or on nothing.
+def build_denoiser(preset: Preset, conditions: int | None = None) -> nn.Module:
+    """Stage 2 as the preset describes it, conditioned on the characteristics of a tumour or on nothing.
 
     Its `forward(x, timesteps, context)` maps latents to latents; networks that take no requests ignore `context`. How
     requests are scaled lies in its weights, and for a training comes from the latent store (`RequestPicture`).
+
+    Args:
+        preset: as above.
+        conditions: numbers in a condition vector; None: those that its labels tell (`Source.characteristics`).
     """
     kind, values = preset.diffusion.kind, dict(preset.diffusion.network)
     if kind in ("stacked", "tiled"):
-        values["condition_size"] = len(NAMES)
+        values["condition_size"] = conditions or len(Source.from_config(**dict(preset.data)).characteristics)
     elif kind == "volume":
         values["condition_size"] = 0
     if preset.begins_with:  # goes on from weights that know regions
@@ -111,6 +115,8 @@ def as_built(preset: Preset, stage: str, network: nn.Module) -> Preset:
     if type(network) is not type(usual):
         raise InputError(f"network_def: the run's preset asks for {type(usual).__name__}; leave _target_ as it is.")
     changed = {name: value for name, value in network.built.items() if value != usual.built[name]}
+    if changed.get("condition_size") == len(NAMES):  # of a run from before there were shares
+        del changed["condition_size"]
     if not changed:
         return preset
     values = preset.state()

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sbldm.tumour.characteristics import NAMES
-from sbldm.tumour.normaliser import LOGARITHMIC, Normaliser
+from sbldm.tumour.normaliser import Normaliser
 
 __all__ = ["MARGIN_MM", "RequestPicture"]
 
@@ -23,7 +23,7 @@ SWOLLEN = 1 + (math.pi * EDGE) ** 2  # volume of the soft ellipsoid over that of
 class RequestPicture(nn.Module):
     """Soft ellipsoid with the centre and the extents of a request, as full as its volume asks for.
 
-    The constants of the condition vector are buffers, so that they travel with the weights.
+    The constants of the condition vector are buffers, so that they travel with the weights; of shares it shows nothing.
 
     Args:
         fov_mm: field of view of the working grid along L, P, S, whose centre is the origin of the characteristics.
@@ -37,8 +37,8 @@ class RequestPicture(nn.Module):
         self.register_buffer("std", torch.ones(len(NAMES)))
         if normaliser:
             known = Normaliser.from_state(normaliser)
-            self.mean.copy_(torch.from_numpy(known.mean))
-            self.std.copy_(torch.from_numpy(known.std))
+            self.mean.copy_(torch.from_numpy(known.mean[: len(NAMES)]))
+            self.std.copy_(torch.from_numpy(known.std[: len(NAMES)]))
 
     def coordinates(self, shape: Sequence[int]) -> torch.Tensor:
         """Centres of the cells of a latent grid `(H, W, D)`: `[3, H, W, D]` in mm along R, A, S."""
@@ -48,9 +48,8 @@ class RequestPicture(nn.Module):
 
     def _ellipsoid(self, context: torch.Tensor, x: torch.Tensor, margin_mm: float = 0.0) -> tuple[torch.Tensor, ...]:
         """Distance from the centre in radii, `[B, 1, H, W, D]`, volume in ml `[B]`, extents in mm `[B, 3]`."""
-        values = context.float().nan_to_num() * self.std + self.mean
-        values = torch.where(torch.from_numpy(LOGARITHMIC).to(x.device), values.exp(), values)
-        volume, centre, extents = values[:, 0], values[:, 3:6], values[:, 6:9].clamp(min=1)
+        values = context[:, : len(NAMES)].float().nan_to_num() * self.std + self.mean
+        volume, centre, extents = values.exp()[:, 0], values[:, 3:6], values[:, 6:9].clamp(min=1)
         offset = self.coordinates(x.shape[2:]) - centre.view(-1, 3, 1, 1, 1)
         radii = (extents / 2 + margin_mm).view(-1, 3, 1, 1, 1)
         return (offset / radii).square().sum(1, keepdim=True).sqrt(), volume, extents
@@ -65,7 +64,7 @@ class RequestPicture(nn.Module):
         return found.masked_fill(context.isnan().any(dim=1).view(-1, 1, 1, 1, 1), False).to(x.dtype)
 
     def forward(self, context: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
-        """The picture `[B, 1, H, W, D]` of condition vectors `[B, 9]` for latents `[B, Z, H, W, D]`; empty for none."""
+        """The picture `[B, 1, H, W, D]` of condition vectors `[B, K]` for latents `[B, Z, H, W, D]`; empty for none."""
         if context is None:
             return x.new_zeros(len(x), 1, *x.shape[2:])
         absent = context.isnan().any(dim=1)

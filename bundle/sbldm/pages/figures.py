@@ -23,7 +23,7 @@ from sbldm.evaluation.protocols import MEASURES, Score
 from sbldm.evaluation.written import EVALUATE_AGAIN, read_scores
 from sbldm.pages.style import EXTRAPOLATED, GREY, PLANES, ROLES, STYLE, WIDTH
 from sbldm.run.files import atomic_path, read_npz, read_rows
-from sbldm.tumour.characteristics import NAMES
+from sbldm.tumour.characteristics import NAMES, SHARES
 
 __all__ = ["draw_figures"]
 
@@ -135,7 +135,7 @@ def _percent(value: float, _: int) -> str:
 def _words(name: str, width: int = 18) -> str:
     """A measure as a title: in words, with its unit."""
     plain, _, unit = name.rpartition("_")
-    units = {"ml": " (ml)", "mm2": " (mm²)", "mm": " (mm)"}
+    units = {"ml": " (ml)", "mm2": " (mm²)", "mm": " (mm)", "percent": " (%)"}
     words = MEASURES.get(name, (plain if unit in units else name).replace("_", " "))
     return textwrap.fill(words + units.get(unit, ""), width)
 
@@ -377,13 +377,19 @@ def _requests(found: _Found) -> Figure | None:
         "": {"color": ROLES["synthetic"].colour, "marker": "o", "label": "within the training cases' range"},
         ".extrapolated": {"color": EXTRAPOLATED, "marker": "^", "label": "extrapolated"},
     }
-    figure = Figure(figsize=(WIDTH, 5.9), layout="constrained")
-    for k, (panel, name) in enumerate(zip(figure.subplots(3, 3).flat, NAMES, strict=True)):
-        both = np.vstack([rows[:, [k, k + len(NAMES)]] for rows in parts.values()])
+    scored = {protocol.split("_error")[0].removeprefix("request.") for protocol in found.scores}
+    names = [*NAMES, *(name for name in SHARES.values() if name.removesuffix("_percent") in scored)]
+    lines = -(-len(names) // 3)
+    figure = Figure(figsize=(WIDTH, 0.5 + 1.8 * lines), layout="constrained")
+    panels = figure.subplots(lines, 3)
+    for panel in panels.flat[len(names) :]:
+        panel.axis("off")
+    for k, (panel, name) in enumerate(zip(panels.flat, names, strict=False)):
+        both = np.vstack([rows[:, [k, k + len(names)]] for rows in parts.values()])
         ends = [both.min(), both.max()]
         panel.plot(ends, ends, color="0.6", linewidth=1, zorder=0.5)
         for part, rows in parts.items():
-            panel.scatter(rows[:, k], rows[:, k + len(NAMES)], s=9, alpha=0.6, linewidths=0, **styles[part])
+            panel.scatter(rows[:, k], rows[:, k + len(names)], s=9, alpha=0.6, linewidths=0, **styles[part])
         _scale(panel, name, "xy")
         panel.set_title(_words(name))
         panel.set_box_aspect(1)
@@ -391,7 +397,7 @@ def _requests(found: _Found) -> Figure | None:
         if score and np.isfinite(score.value):
             text = f"\N{GREEK SMALL LETTER RHO} {Formatter.fix_minus(f'{score.value:.2f}')}"
             panel.text(0.04, 0.98, text, transform=panel.transAxes, fontsize=8, va="top", color=GREY)
-    handles, labels = panel.get_legend_handles_labels()
+    handles, labels = panels.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2)
     figure.supxlabel("requested; \N{GREEK SMALL LETTER RHO}: Spearman's, within the range", fontsize=9)
     figure.supylabel("measured", fontsize=9)

@@ -13,7 +13,7 @@ from sbldm.pages.datasheet import write_datasheet
 from sbldm.pages.style import OUTLINES
 from sbldm.run.files import atomic_path, clear_partial, read_nifti
 from sbldm.run.manifest import DRAWN_BY, MEASURED, REQUESTED, Manifest
-from sbldm.tumour.characteristics import NAMES
+from sbldm.tumour.characteristics import NAMES, SHARES
 
 __all__ = ["contact_sheet", "request_plot", "show_pairs", "summarise"]
 
@@ -71,9 +71,14 @@ def contact_sheet(dataset: Path, path: Path, most: int = 8) -> None:
 
 def request_plot(manifest: Manifest, path: Path) -> None:
     """Plot each measured characteristic against the one asked for, all pairs of a manifest."""
-    asked, drawn = (manifest.values(kind, NAMES).T for kind in (REQUESTED, MEASURED))
-    figure = Figure(figsize=(8, 8))
-    for k, (panel, name) in enumerate(zip(figure.subplots(3, 3).flat, NAMES, strict=True)):
+    names = [*NAMES, *manifest.followed(SHARES.values())]
+    asked, drawn = (manifest.values(kind, names).T for kind in (REQUESTED, MEASURED))
+    lines = -(-len(names) // 3)
+    figure = Figure(figsize=(8, 8 / 3 * lines))
+    panels = figure.subplots(lines, 3)
+    for panel in panels.flat[len(names) :]:
+        panel.axis("off")
+    for k, (panel, name) in enumerate(zip(panels.flat, names, strict=False)):
         low, high = (f([f(asked[k]), f(drawn[k])]) for f in (np.min, np.max))
         panel.plot([low, high], [low, high], color="0.7", linewidth=1)
         panel.scatter(asked[k], drawn[k], s=10, color="#c2571a")
@@ -89,7 +94,8 @@ def request_plot(manifest: Manifest, path: Path) -> None:
 
 def summarise(manifest: Manifest) -> str:
     """One line on how well the tumours drawn match the ones asked for, over all pairs of a manifest."""
-    asked, drawn = (dict(zip(NAMES, manifest.values(kind, NAMES).T, strict=True)) for kind in (REQUESTED, MEASURED))
+    names = [*NAMES, *(shares := manifest.followed(SHARES.values()))]
+    asked, drawn = (dict(zip(names, manifest.values(kind, names).T, strict=True)) for kind in (REQUESTED, MEASURED))
     manifest.need("seconds")
     seconds = [pair.seconds for pair in manifest.pairs]
     error = np.median(np.abs(drawn["volume_ml"] / asked["volume_ml"] - 1))
@@ -97,4 +103,8 @@ def summarise(manifest: Manifest) -> str:
     line = f"Requested against measured, n = {len(seconds)}: volume off by a median {100 * error:.0f} %"
     if len(seconds) > 2 and np.ptp(asked["volume_ml"]) > 0:
         line += f" (Spearman {spearmanr(asked['volume_ml'], drawn['volume_ml']).statistic:.2f})"
-    return f"{line}, centre by {distance:.1f} mm; {np.median(seconds):.1f} s a pair."
+    line += f", centre by {distance:.1f} mm"
+    for name in shares:
+        error = np.median(np.abs(drawn[name] - asked[name]))
+        line += f", {name.removesuffix('_percent')} share by {error:.0f} points"
+    return f"{line}; {np.median(seconds):.1f} s a pair."

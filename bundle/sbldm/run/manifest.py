@@ -7,7 +7,7 @@ from which real cases they descend, `given_up.csv` which requests were refused e
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ RECORD = {"pair": str, "seed": int, "redrawn": int, "seconds": float}  # what `r
 GIVEN_UP = {"pair": str, "attempts": int}
 REQUESTED, MEASURED = "requested_", "measured_"  # before the name of a characteristic
 OVERRIDDEN = "OVERRIDDEN"  # how the column `gate` begins of a pair that is used against its advice
-ANYWHERE = ("x_mm", "y_mm", "z_mm", "contrast")  # what may be 0 or less; sizes may not
+ANYWHERE = ("x_mm", "y_mm", "z_mm", "contrast", "core_percent", "enhancing_percent")  # may be 0 or less; sizes not
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class PairRecord:
         seed: of its noise.
         redrawn: how often it was refused and drawn again before.
         seconds: that it took.
-        requested, measured: characteristics by name, in ml, mm2, 1 and mm; empty where nothing was asked for.
+        requested, measured: characteristics by name, in ml, mm2, 1, mm and %; empty where nothing was asked for.
         extrapolated: in what the request goes beyond the training cases.
         gate: what the gate said; None where there was none.
         near: whether it is nearer to a training case than 95 % of held-back cases; None where nobody looked.
@@ -267,6 +267,10 @@ class Manifest:
         if any(pair.parents is not None for pair in pairs):
             return "each pair repeats a real brain"
         return "each brain is a real one" if any(pair.canvas for pair in pairs) else ""
+
+    def followed(self, names: Iterable[str]) -> list[str]:
+        """Those of these characteristics that every pair was asked for and knows of itself."""
+        return [name for name in names if all(name in p.requested and name in p.measured for p in self.pairs)]
 
     def values(self, kind: str, names: Sequence[str]) -> np.ndarray:
         """`[N, K]` characteristics of all pairs: `REQUESTED` or `MEASURED` ones of these names."""

@@ -285,7 +285,12 @@ class Preparation:
     ] = None
     run: RunOption = RUN
     model: Annotated[ModelName | None, choice(ModelName, help="What to train.", show_default="sbldm")] = None
-    preset: Annotated[str, typer.Option(help="demo, small, fast, paper, multimodal, .. (configs/presets), or a YAML file.", show_default="small")] = ""
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="demo, small, fast, paper, multimodal, .. (configs/presets), or a YAML file.", show_default="small"
+        ),
+    ] = ""
     minutes: Annotated[
         float | None, number(0, MOST_MINUTES, above=True, help="Training time to aim at", show_default=PRESET)
     ] = None
@@ -377,6 +382,14 @@ class Drawing(Sampling):
         Numbers | None, three(-LARGEST, help="From the centre of the brain's box, mm.", rich_help_panel=REQUEST)
     ] = None
     extents_mm: Annotated[Numbers | None, three(0, help="Bounding box, mm.", rich_help_panel=REQUEST)] = None
+    core_percent: Annotated[
+        float | None,
+        number(0, 100, help="Tumour core, per cent of the tumour (of several labels)", rich_help_panel=REQUEST),
+    ] = None
+    enhancing_percent: Annotated[
+        float | None,
+        number(0, 100, help="Enhancing tumour, per cent of the tumour, part of the core", rich_help_panel=REQUEST),
+    ] = None
     contrast: Annotated[
         float | None,
         number(help="In real brains: brightness above what lies around, in SD of the brain.", rich_help_panel=REQUEST),
@@ -413,6 +426,6 @@ class Drawing(Sampling):
     @property
     def request(self) -> dict[str, Any]:
         """One request for all pairs, by name."""
-        alone = ("volume_ml", "surface_mm2", "sphericity", "contrast")
+        alone = ("volume_ml", "surface_mm2", "sphericity", "core_percent", "enhancing_percent", "contrast")
         several = {name: getattr(self, name) and list(getattr(self, name)) for name in ("centre_mm", "extents_mm")}
         return {name: getattr(self, name) for name in alone} | several

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from sbldm.cases.case import Source
 from sbldm.cases.export import native_labels
 from sbldm.cases.geometry import from_means, to_native
 from sbldm.cases.intensity import BRIGHTEST, to_scanner
@@ -23,7 +24,6 @@ from sbldm.synthesis.canvas import Canvas
 from sbldm.synthesis.healing import rise
 from sbldm.synthesis.model import Model
 from sbldm.synthesis.pairs import LEAST_ML, OUTSIDE, Pair
-from sbldm.tumour.characteristics import measure
 
 __all__ = ["blended", "contrast_of", "draw_into", "settled", "smaller", "varied"]
 
@@ -121,7 +121,7 @@ def draw_into(
         latents: `[Z, H, W, D]`, those of the canvas outside of the region.
         region: `[1, H, W, D]` of ones and zeros.
         model: decodes.
-        request: `[9]`; what was drawn is brought to its volume and centre (`settled`).
+        request: `[K]`; what was drawn is brought to its volume and centre (`settled`).
         contrast: that the first channel is to have (`contrast_of`); None: as it was drawn.
         strength: of what was drawn, where no contrast is asked for (`varied`).
     """
@@ -146,7 +146,7 @@ def draw_into(
     if contrast is not None:
         image, unmet = _with_contrast(contrast, image, drawn > 0, canvas)
         fault = fault or unmet
-    measured = measure(drawn, canvas.native.frame(canvas.working))
+    measured = Source.from_config(**dict(model.preset.data)).measure(drawn, canvas.native.frame(canvas.working))
     return Pair(image, drawn, measured, fault)
 
 
@@ -186,9 +186,9 @@ def contrast_of(channel: np.ndarray, tumour: np.ndarray, spacing: Sequence[float
 
 
 def smaller(request: np.ndarray) -> np.ndarray:
-    """What is drawn of a request `[9]` whose tumour then pushes: the same shape without `PUSHED` of its volume."""
+    """What is drawn of a request `[K]` whose tumour then pushes: the same shape without `PUSHED` of its volume."""
     scale = (1 - PUSHED) ** (1 / 3)
-    return request * np.array([scale**3, scale**2, 1, 1, 1, 1, scale, scale, scale])
+    return request * np.array([scale**3, scale**2, 1, 1, 1, 1, scale, scale, scale, *[1] * (len(request) - 9)])
 
 
 def settled(
@@ -205,7 +205,7 @@ def settled(
         image: `[C, X, Y, Z]` as `draw_into` drew it.
         labels: `[X, Y, Z]` uint8 of the drawn tumour.
         canvas: gives grids, and the labels that it keeps.
-        request: `[9]` that was asked for.
+        request: `[K]` that was asked for.
         weight: `[X, Y, Z]`; where it is 0 nothing moves.
     """
     window = ndimage.find_objects((weight > 0).astype(np.uint8))[0]

@@ -34,7 +34,7 @@ class Canvas:
         limits: `[C, 2]`, where the percentiles of its brain lie in its units.
         latents: `[Z, H, W, D]` float32, standardised, of the healed brain.
         volume: `[C + L, X, Y, Z]` in [-1, 1] on the working grid: these latents, decoded.
-        own: characteristics `[9]` of the tumour that it came with; empty where it had none.
+        own: characteristics `[K]` of the tumour that it came with; empty where it had none.
     """
 
     name: str
@@ -97,7 +97,7 @@ def read_canvas(case: Case, model: Model, known: bool = False) -> Canvas:
         limits=np.array(made.intensities),
         latents=latents.cpu().numpy(),
         volume=model.decode(latents),
-        own=made.characteristics(labels, preset.intensity) if labels.any() else np.empty(0),
+        own=made.characteristics(labels, source, preset.intensity) if labels.any() else np.empty(0),
     )
 
 

@@ -196,9 +196,9 @@ class Canvases:
         device = next(self.model.network.parameters()).device
         known = torch.from_numpy(np.stack([canvas.latents for canvas in ill])).to(device)
         region = torch.stack([self._covering(canvas) for canvas in ill]).to(device)
-        nothing = torch.full((len(ill), len(NAMES)), torch.nan, device=device)
         seeds = [int(canvas.content[:8], 16) for canvas in ill]
         own = torch.from_numpy(np.stack([self.model.normaliser.encode(canvas.own) for canvas in ill])).to(device)
+        nothing = torch.full_like(own, torch.nan)
         drawn = self.sampler(nothing, self.model.network, seeds, region=region, known=known, unwanted=own)
         healed = {}
         for canvas, where, latents in zip(ill, region, drawn, strict=True):
@@ -225,11 +225,11 @@ class Canvases:
         return self._picture.region(condition, torch.zeros(1, *canvas.latents.shape), MARGIN_MM)[0]
 
     def row(self, canvas: Canvas, request: np.ndarray, contrast: float | None = None) -> dict[str, Any]:
-        """What `PairSampler` and `draw_into` need of a request `[9]` for a canvas; one that pushes is drawn smaller."""
+        """What `PairSampler` and `draw_into` need of a request `[K]` for a canvas; one that pushes is drawn smaller."""
         drawn = smaller(request) if self.push else request
         return {
             "image": torch.from_numpy(self.model.normaliser.encode(drawn)),
-            "request": to_dict(request),
+            "request": to_dict(request, self.model.tumours.names),
             "canvas": canvas,
             "region": self.region(canvas, request),
             "place": request,
@@ -241,7 +241,7 @@ class Canvases:
         return copy.deepcopy(self.model.network.picture).cpu()
 
     def place(self, asked: Mapping[str, float], seed: int, among: int = 1) -> tuple[str, np.ndarray] | None:
-        """The name of a canvas and a request `[9]` that fits into its brain; None where no canvas takes it.
+        """The name of a canvas and a request `[K]` that fits into its brain; None where no canvas takes it.
 
         What is left open is drawn from the joint model of the training tumours until nine tenths of the ellipsoid lie
         inside the brain, clear of a tumour that is kept, and it is not nearly the canvas's own tumour, from which the
@@ -286,7 +286,7 @@ class Canvases:
         return self.get(max(found, key=found.__getitem__) if found else self.order(seed)[0])
 
     def satellite(self, canvas: Canvas, pair: Pair, seed: int) -> tuple[Canvas, np.ndarray] | None:
-        """A pair as the canvas of a second tumour, with a request `[9]` for it; None where a seed has none, or no room.
+        """A pair as the canvas of a second tumour, with a request `[K]` for it; None where a seed has none, or no room.
 
         It has half of the first's volume at most and lies `NEAR_MM` from its edge; nine tenths of its ellipsoid are
         free brain, as of any request.

@@ -26,7 +26,7 @@ from sbldm.synthesis.canvases import Canvases
 from sbldm.synthesis.copypaste import SCALE, paste_tumour
 from sbldm.synthesis.model import Model
 from sbldm.synthesis.raw_dataset import RawDataset
-from sbldm.tumour.characteristics import measure, to_dict
+from sbldm.tumour.characteristics import to_dict
 
 __all__ = ["KINDS", "draw_controls"]
 
@@ -91,7 +91,8 @@ def draw_controls(run: Run, dataset_id: int, show: Callable[[Path], None], weigh
             record = {"seed": asked.seed, "donor": donor, "canvas": canvas.name}
             record |= {"canvas_content": canvas.content, "own": settings["canvases"]["own"], "redrawn": 0}
             if kind == "pasted":
-                measured = to_dict(measure(labels, canvas.native.frame(canvas.working)))
+                values = model.source.measure(labels, canvas.native.frame(canvas.working))
+                measured = to_dict(values, model.source.characteristics)
                 record |= {MEASURED + name: value for name, value in measured.items()}
             record["seconds"] = round(time.perf_counter() - begun, 3)
             output.write(asked.seed, image, labels, record, canvas.native.affine())

@@ -39,7 +39,7 @@ from sbldm.run.progress import Progress
 from sbldm.synthesis.healing import heal, rise
 from sbldm.synthesis.raw_dataset import RawDataset
 from sbldm.synthesis.requests import count_pairs
-from sbldm.tumour.characteristics import measure, to_dict
+from sbldm.tumour.characteristics import to_dict
 
 __all__ = ["OWN", "draw_pairs", "paste_tumour"]
 
@@ -236,7 +236,8 @@ class _Training:
             pair = paste_tumour(*self.read(donor), image, labels, rng, self.native.spacing, left_right)
             if pair:
                 grid, working = (NativeGrid.from_state(self.sidecars[receiver][k]) for k in ("native", "working"))
-                measured = to_dict(measure(pair[1], grid.frame(working)))
+                values = self.source.measure(pair[1], grid.frame(working))
+                measured = to_dict(values, self.source.characteristics)
                 record = {"seed": seed, "parents": f"{donor};{receiver}", "own": self.own}
                 record |= {MEASURED + k: v for k, v in measured.items()} | {"redrawn": redrawn}
                 return *pair, record | {"seconds": round(time.perf_counter() - begun, 3)}

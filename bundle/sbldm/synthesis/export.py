@@ -65,7 +65,8 @@ def export_weights(run: Run, out: Path, data: str, licence: str, like: str | Pat
             f"{run.folder}: was trained on {len(cases)} cases, and the mean brain of fewer than {FEWEST} shows "
             "those; do not hand it on."
         )
-    tumours = TumourModel.fit(TumourModel.from_state(constants["tumours"]).sample(DRAWS, seed=0)).state()
+    own = TumourModel.from_state(constants["tumours"])
+    tumours = TumourModel.fit(own.sample(DRAWS, seed=0), own.names).state()
     about = {"data": data, "licence": licence, "cases": len(cases)}
     seen = Seen.of(read_sidecar(run.prepared, name) for name in cases)
     if before:  # it went on from somebody's weights: their cases and terms stay with it

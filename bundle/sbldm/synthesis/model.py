@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ class Model:
             )
 
         def network(weights: dict[str, torch.Tensor]) -> nn.Module:
-            built = (build_denoiser if autoencoder else build_generator)(trained)
+            built = _denoiser(trained, content["constants"]) if autoencoder else build_generator(trained)
             with reading_checkpoint(path):
                 built.load_state_dict(weights)
             return built.to(device).eval().requires_grad_(False)
@@ -135,7 +135,10 @@ class Model:
                 constants |= {key: measured[key] for key in ("intensities", "written")}
         networks = []
         with reading(weights.path, "it is damaged; restore it from a copy", remove=False, error=InputError):
-            for part, network in (("autoencoder", build_autoencoder(trained)), ("network", build_denoiser(trained))):
+            for part, network in (
+                ("autoencoder", build_autoencoder(trained)),
+                ("network", _denoiser(trained, constants)),
+            ):
                 network.load_state_dict(weights.states[part])
                 networks.append(network.to(device).eval().requires_grad_(False))
         autoencoder, denoiser = networks
@@ -221,6 +224,11 @@ class Model:
         fast = self.precision == "auto" and fast_bfloat16(latents.device)
         with torch.autocast(latents.device.type, torch.bfloat16, enabled=fast):
             return self.autoencoder.decode_volume(latents * std.view(-1, 1, 1, 1) + mean)
+
+
+def _denoiser(trained: Preset, constants: Mapping[str, Any]) -> nn.Module:
+    """Stage 2 as it was trained: from before labels told shares, on the nine characteristics alone."""
+    return build_denoiser(trained, len(constants["normaliser"]["mean"]))
 
 
 def row_noise(shape: Sequence[int], seeds: Sequence[int], attempts: Sequence[int], device: torch.device) -> Noise:
@@ -363,10 +371,10 @@ class PairSampler(Inferer):
         known: torch.Tensor | None = None,
         unwanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Draw latents `[B, Z, H, W, D]` for condition vectors `[B, 9]` and seeds `[B]`; attempt 0 unless given.
+        """Draw latents `[B, Z, H, W, D]` for condition vectors `[B, K]` and seeds `[B]`; attempt 0 unless given.
 
         With a region `[B, 1, H, W, D]` of ones and zeros within it alone; outside the latents are those of `known`.
-        Guidance leads away from `unwanted` condition vectors `[B, 9]` where these are given.
+        Guidance leads away from `unwanted` condition vectors `[B, K]` where these are given.
         """
         n, attempts = len(seeds), attempts or [0] * len(seeds)
         drawn = []

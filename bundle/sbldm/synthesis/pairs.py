@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sbldm.cases.case import Source
 from sbldm.cases.export import body_of, native_brain, native_image, native_labels
 from sbldm.cases.geometry import NativeGrid, WorkingGrid, brain_centre
 from sbldm.cases.intensity import whole_numbers, written_by
 from sbldm.run.preset import Preset
 from sbldm.synthesis.model import Model
-from sbldm.tumour.characteristics import measure
 
 __all__ = ["Pair", "finish", "finish_pair"]
 
@@ -28,7 +28,8 @@ class Pair:
         image: `[C, X, Y, Z]` int16, background exactly 0, brain 1 or more: in scanner units of the training data, or
             spread (see `cases.intensity`).
         labels: `[X, Y, Z]` uint8, 0 background, k the k-th label.
-        measured: characteristics `[9]`, positions from the centre of the brain's bounding box; None without a tumour.
+        measured: characteristics `[K]` (`Source.characteristics`), positions from the centre of the brain's bounding
+            box; None without a tumour.
         fault: why it is no pair at all, or an empty string (more is looked at by `Gate`).
     """
 
@@ -85,5 +86,6 @@ def finish(
     if volume_ml >= LEAST_ML:  # in the frame of the training cases: millimetres from the centre of this brain's box
         centre, _ = brain_centre(brain, native.image())
         grid = WorkingGrid.from_config(working.size, np.multiply(working.size, working.spacing))
-        measured = measure(tumour, native.frame(grid.placed(centre, working.direction)))
+        source = Source.from_config(**dict(preset.data))
+        measured = source.measure(labels, native.frame(grid.placed(centre, working.direction)))
     return Pair(np.stack(images), labels, measured, fault)

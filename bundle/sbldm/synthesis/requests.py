@@ -17,8 +17,8 @@ from sbldm.run.models import refuse_requests
 from sbldm.synthesis.canvases import Canvases
 from sbldm.synthesis.model import Model
 from sbldm.synthesis.raw_dataset import RawDataset
+from sbldm.tumour.asking import parse_request, read_requests
 from sbldm.tumour.characteristics import NAMES, to_dict
-from sbldm.tumour.requests import parse_request, read_requests
 
 __all__ = ["GAPS", "PairRequests", "RequestBatch", "count_pairs", "read_asked", "within"]
 
@@ -62,7 +62,7 @@ def read_asked(table: str | None = None, request: Mapping[str, Any] | None = Non
 class PairRequests(Dataset):
     """The pairs still to be drawn.
 
-    An item holds `image`, the condition vector `[9]` (MONAI's key for a network's input), the `request` it stands
+    An item holds `image`, the condition vector `[K]` (MONAI's key for a network's input), the `request` it stands
     for (ml, mm2, mm by name), in what it is `extrapolated`, and its `seed`; with canvases also the `canvas`, and the
     `region` `[1, H, W, D]` of it that is to be drawn (`Canvases.row`).
 
@@ -132,7 +132,8 @@ class PairRequests(Dataset):
             row = self.canvases.row(self.canvases.get(name), request, asked.get("contrast"))
         else:
             request = self.tumours.complete(asked, seed, self.among)
-            row = {"image": torch.from_numpy(self.normaliser.encode(request)), "request": to_dict(request)}
+            row = {"image": torch.from_numpy(self.normaliser.encode(request))}
+            row["request"] = to_dict(request, self.tumours.names)
         return row | {"extrapolated": "; ".join(self.tumours.outside(np.asarray(request))), "seed": seed}
 
     def _find_places(self) -> None:
@@ -155,7 +156,7 @@ class RequestBatch(PrepareBatch):
     """Condition vectors are the input; the seeds go to the inferer beside them."""
 
     def __call__(self, batchdata: list[dict[str, Any]], device: Any = None, *args: Any, **kwargs: Any) -> tuple:
-        """Return `(conditions [B, 9], requests, (), {"seeds": [B]})`, with canvases `region` and `known` too."""
+        """Return `(conditions [B, K], requests, (), {"seeds": [B]})`, with canvases `region` and `known` too."""
         conditions = torch.stack([row["image"] for row in batchdata]).to(device)
         return conditions, batchdata, (), {"seeds": [row["seed"] for row in batchdata]} | within(batchdata, device)
 

@@ -28,7 +28,7 @@ from sbldm.synthesis.model import Model, Sampler
 from sbldm.synthesis.pairs import Pair, finish_pair
 from sbldm.synthesis.raw_dataset import RawDataset
 from sbldm.synthesis.requests import PairRequests, within
-from sbldm.tumour.characteristics import NAMES, to_dict
+from sbldm.tumour.characteristics import to_dict
 
 __all__ = ["PairWriter", "run"]
 
@@ -180,7 +180,7 @@ class PairWriter:
         record = self._record(asked, pair, verdict)
         last = second if second and second.drawn else asked
         if "canvas" in row:
-            record["satellite_ml"] = "" if last is asked else to_dict(last.drawn[0].measured)["volume_ml"]
+            record["satellite_ml"] = "" if last is asked else round(float(last.drawn[0].measured[0]), 3)
             record["satellite_refused_because"] = "; ".join(second.faults) if second else ""
             if last is not asked:
                 own = last.drawn[1].record()
@@ -194,9 +194,9 @@ class PairWriter:
         self.accepted += 1
 
     def _record(self, asked: _Asked, pair: Pair, verdict: Verdict) -> dict[str, Any]:
-        row, measured = asked.row, to_dict(pair.measured)
+        row, measured = asked.row, to_dict(pair.measured, self.output.source.characteristics)
         if row["request"]:
-            request = {REQUESTED + name: row["request"][name] for name in NAMES}
+            request = {REQUESTED + name: value for name, value in row["request"].items()}
             request["extrapolated"] = row["extrapolated"]
             if "canvas" in row:
                 request[f"{REQUESTED}contrast"] = "" if row["contrast"] is None else row["contrast"]
@@ -207,7 +207,7 @@ class PairWriter:
             "seed": row["seed"],
             "model": self.model.preset.model,
             **request,
-            **{MEASURED + name: measured[name] for name in NAMES},
+            **{MEASURED + name: value for name, value in measured.items()},
             **({f"{MEASURED}contrast": _contrast(pair, row["canvas"])} if "canvas" in row else {}),
             "redrawn": len(asked.faults),
             "refused_because": "; ".join(asked.faults),

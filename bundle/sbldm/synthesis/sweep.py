@@ -64,11 +64,12 @@ def plan_sweeps(tumours: TumourModel) -> list[dict[str, Any]]:
     other side, and at the 90th (10th) percentile of y and the 90th of z. Percentiles are those of 500 draws.
 
     One shape serves all: the median of 500 completions of the request for the median volume at the first place. Its
-    sphericity is kept, its extents grow with the cube root of the volume, the surface follows from both.
+    sphericity and shares of tissues are kept, its extents grow with the cube root of the volume, the surface follows
+    from both.
 
     Returns:
-        One dictionary an image: `name`, `sweep` ("size" or "place"), `requested` (nine characteristics by name, ml,
-        mm2, mm) and `extrapolated` (in what the request lies beyond what training saw; empty when in nothing).
+        One dictionary an image: `name`, `sweep` ("size" or "place"), `requested` (characteristics by name, ml, mm2,
+        mm, %) and `extrapolated` (in what the request lies beyond what training saw; empty when in nothing).
     """
     draws = tumours.sample(DRAWS, 0)
     low, high = np.percentile(draws, PERCENTILES, axis=0)
@@ -85,7 +86,8 @@ def plan_sweeps(tumours: TumourModel) -> list[dict[str, Any]]:
     plan = []
     for name, (volume, centre) in asked.items():
         sphericity, extents = shape[2], shape[6:9] * np.cbrt(volume / usual)
-        requested = to_dict([volume, sphere_surface(volume) / sphericity, sphericity, *centre, *extents])
+        asked_of = [volume, sphere_surface(volume) / sphericity, sphericity, *centre, *extents, *shape[9:]]
+        requested = to_dict(asked_of, tumours.names)
         beyond = "; ".join(tumours.outside(np.array(list(requested.values()))))
         plan.append({"name": name, "sweep": name.split("_")[0], "requested": requested, "extrapolated": beyond})
     return plan
@@ -182,7 +184,7 @@ def draw_sweeps(
                 if own == seed:
                     _write(folder, step["name"], pair, grids.native)
                     records[step["name"]] = step | {"frame": _frame(pair, grids), "draws": draws}
-                measured = None if pair.measured is None else to_dict(pair.measured)
+                measured = None if pair.measured is None else to_dict(pair.measured, model.source.characteristics)
                 draws.append({"seed": own, "measured": measured, "fault": pair.fault})
                 draws.sort(key=itemgetter("seed"))
             save()

@@ -177,11 +177,11 @@ class VolumeDataset(_Shuffled):
 
 
 class LatentDataset(_Shuffled):
-    """Standardised latents `image` `[Z, H, W, D]` and condition vectors `condition` `[9]`, for stage 2.
+    """Standardised latents `image` `[Z, H, W, D]` and condition vectors `condition` `[K]`, for stage 2.
 
     Args:
         latents: `[N, 2, Z, H, W, D]` mean and log-variance of each item, as the latent store holds them.
-        conditions: `[N, 9]` normalised characteristics.
+        conditions: `[N, K]` normalised characteristics.
         mean: `[Z, 1, 1, 1]`, or of every position `[Z, H, W, D]`.
         std: `[Z]`.
         seed: order of the passes.

@@ -66,22 +66,24 @@ def deformed(volume: np.ndarray, spacing: Sequence[float], rng: np.random.Genera
 def deformed_characteristics(
     values: np.ndarray, before: np.ndarray, after: np.ndarray, frame: np.ndarray
 ) -> np.ndarray | None:
-    """The characteristics `[9]` of a deformed tumour, whose own are known on the native grid.
+    """The characteristics `[K]` of a deformed tumour, whose own are known on the native grid.
 
-    Volume, surface and extents grow, and the centre moves, as measured on the working grid.
+    Volume, surface and extents grow, and the centre moves, as measured on the working grid; shares stay.
 
     Args:
-        values: `[9]`, before.
+        values: `[K]`, before.
         before, after: masks `[X, Y, Z]` on the working grid.
         frame: 4x4, from its voxels to mm, as for `measure`.
 
     Returns:
-        `[9]`, or None where the working grid shows no tumour, before or after.
+        `[K]`, or None where the working grid shows no tumour, before or after.
     """
     if not (before.any() and after.any()):
         return None
     old, new = measure(before, frame), measure(after, frame)
-    result = values * new / old
+    result = values.copy()
+    result[: len(NAMES)] *= new
+    result[: len(NAMES)] /= old
     result[3:6] = values[3:6] + new[3:6] - old[3:6]  # the centre is a place
     volume, surface = NAMES.index("volume_ml"), NAMES.index("surface_mm2")
     least = sphere_surface(result[volume])

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
+from sbldm.cases.case import Source
 from sbldm.cases.geometry import NativeGrid
 from sbldm.cases.prepare import load_prepared, read_sidecar
 from sbldm.networks import SliceVAE, VolumeVAE, build_autoencoder
@@ -42,7 +43,6 @@ CONSTANTS = {
     "content": {str: str},
 }
 TEMPLATE_SIGMA = 0.7  # latents, of the Gaussian that smooths the mean brain
-MIRRORED = np.array([-1.0 if name == "x_mm" else 1.0 for name in NAMES])
 
 
 def load_autoencoder(run: Run, device: torch.device) -> SliceVAE | VolumeVAE:
@@ -138,16 +138,17 @@ def _encode_cases(
     """Encode the cases that are missing; score the held-back ones and leave a table of that."""
     images, scores = preset.image_channels, []
     copies = copies_of_each(preset.diffusion, len(lists["train"]))
+    measured = _characteristics(run, preset, lists)
     for name in progress(lists["train"] + lists["validation"], "Encoding cases"):
         held_back, path = name in lists["validation"], run.latents / f"{name}.npz"
         if path.exists() and not held_back:
             continue
         volume, sidecar = load_prepared(run.prepared, name)
-        brains = [(volume, _characteristics(run, name))]
+        brains = [(volume, np.array([*measured[name].values()]))]
         if not held_back:
             brains += _deformed(preset, volume, sidecar, brains[0][1], copies)
             if preset.mirror:
-                brains += [(brain[:, ::-1], values * MIRRORED) for brain, values in brains]
+                brains += [(brain[:, ::-1], _mirrored(values)) for brain, values in brains]
         encoded = np.stack([network.encode_volume(brain, device) for brain, _ in brains])
         with atomic_path(path) as temporary:
             np.savez(temporary, latents=encoded, characteristics=np.stack([values for _, values in brains]))
@@ -160,9 +161,17 @@ def _encode_cases(
         print(f"Autoencoder on {len(values)} held-back cases: {title} {values.mean():.3f} +/- {values.std():.3f}")
 
 
-def _characteristics(run: Run, name: str) -> np.ndarray:
-    values = read_sidecar(run.prepared, name)["characteristics"]
-    return np.array([values[n] for n in NAMES])
+def _characteristics(run: Run, preset: Preset, lists: dict[str, list[str]]) -> dict[str, dict[str, float]]:
+    """Case -> its characteristics by name: those that all have, as an older version measured no shares."""
+    held = {name: read_sidecar(run.prepared, name)["characteristics"] for names in lists.values() for name in names}
+    known = Source.from_config(**dict(preset.data)).characteristics
+    common = [name for name in known if all(name in values for values in held.values())]
+    return {case: {name: values[name] for name in common} for case, values in held.items()}
+
+
+def _mirrored(values: np.ndarray) -> np.ndarray:
+    """Characteristics `[K]` of a tumour across the midline."""
+    return np.where(np.arange(len(values)) == NAMES.index("x_mm"), -values, values)
 
 
 def _deformed(
@@ -180,7 +189,7 @@ def _deformed(
 
 
 def _load(run: Run, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Latents `[N, 2, Z, H, W, D]` of a case and what was made of it, and characteristics `[N, 9]`."""
+    """Latents `[N, 2, Z, H, W, D]` of a case and what was made of it, and characteristics `[N, K]`."""
     keys = ("latents", "characteristics")
     held = read_npz(run.latents / f"{name}.npz", keys, _encoded_anew(run), remove=False)
     return held["latents"], held["characteristics"]
@@ -214,14 +223,15 @@ def _measure_constants(run: Run, preset: Preset, lists: dict[str, list[str]], fi
     )
     if preset.diffusion.latent == "sample":
         variance = variance + noise
-    values = np.array([_characteristics(run, name) for name in lists["train"]])
+    measured = _characteristics(run, preset, lists)
+    values = np.array([[*measured[name].values()] for name in lists["train"]])
     return {
         "autoencoder_sha256": fingerprint,
         "latent_mean": mean.astype(np.float32).tolist(),
         "latent_std": np.sqrt(variance).tolist(),
         "latent_shape": list(_load(run, lists["train"][0])[0].shape[2:]),
         "normaliser": Normaliser.fit(np.concatenate([_load(run, name)[1] for name in lists["train"]])).state(),
-        "tumours": TumourModel.fit(values).state(),
+        "tumours": TumourModel.fit(values, tuple(measured[lists["train"][0]])).state(),
         **initial_constants(preset),
         **measure_cases(run, lists),
     }

@@ -23,7 +23,6 @@ from sbldm.run.errors import InputError
 from sbldm.run.folder import PRESETS, load_preset
 from sbldm.run.preset import Preset
 from sbldm.run.room import gigabytes
-from sbldm.tumour.characteristics import NAMES
 
 __all__ = ["LiveBytes", "check_memory", "training_bytes"]
 
@@ -112,7 +111,8 @@ def _autoencoder(preset: Preset) -> tuple[list[torch.nn.Module], list[Step]]:
 def _diffusion(preset: Preset) -> tuple[list[torch.nn.Module], list[Step]]:
     network, batch = build_denoiser(preset), preset.diffusion.batch_size
     latents, times = torch.zeros(batch, *preset.latent_shape), torch.zeros(batch)
-    return [network], [lambda: network(latents, times, torch.zeros(batch, len(NAMES))).square().mean()]
+    size = network.built.get("condition_size", 0)
+    return [network], [lambda: network(latents, times, torch.zeros(batch, size)).square().mean()]
 
 
 def _gan(preset: Preset) -> tuple[list[torch.nn.Module], list[Step]]:

@@ -1,5 +1,8 @@
 """The nine tumour characteristics of the paper (section "Tumour characteristics"), in physical units.
 
+Beside them stand the shares of the regions that labels tell apart (`SHARES`); which a source has it says itself
+(`Source.characteristics`).
+
 Frame: millimetres from the centre of a case's field of view, axes pointing to the right, anterior and superior (RAS+).
 
 Surface: marching cubes on the mask after a Gaussian of 0.8 voxel, as wide in mm along each axis, clipped so that the
@@ -21,10 +24,13 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 from skimage.measure import marching_cubes, mesh_surface_area
 
-__all__ = ["NAMES", "measure", "sphere_surface", "to_dict"]
+__all__ = ["NAMES", "SHARES", "measure", "sphere_surface", "to_dict"]
 
 NAMES = ("volume_ml", "surface_mm2", "sphericity", "x_mm", "y_mm", "z_mm", "w_mm", "h_mm", "d_mm")
-DECIMALS = (3, 1, 4, 2, 2, 2, 2, 2, 2)
+SHARES = {"tumour core": "core_percent", "enhancing tumour": "enhancing_percent"}
+"""Of the nested regions within a whole tumour, by name: the share of its volume that each is, the largest first."""
+
+DECIMALS = dict(zip((*NAMES, *SHARES.values()), (3, 1, 4, 2, 2, 2, 2, 2, 2, 2, 2), strict=True))
 
 
 def sphere_surface(volume_ml: float) -> float:
@@ -72,6 +78,6 @@ def measure(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return np.array([volume, surface, least / surface, *(positions.mean(0) + origin), *extents])
 
 
-def to_dict(values: np.ndarray | Sequence[float]) -> dict[str, float]:
-    """Name nine characteristics, rounded for tables: volume to 0.001 ml, surface to 0.1 mm2, lengths to 0.01 mm."""
-    return {n: round(float(v), d) for n, v, d in zip(NAMES, values, DECIMALS, strict=True)}
+def to_dict(values: np.ndarray | Sequence[float], names: Sequence[str] = NAMES) -> dict[str, float]:
+    """Name characteristics, rounded for tables: to 0.001 ml, 0.1 mm2, 0.01 mm and 0.01 %."""
+    return {name: round(float(value), DECIMALS[name]) for name, value in zip(names, values, strict=True)}

@@ -12,7 +12,7 @@ from sbldm.tumour.characteristics import NAMES
 
 __all__ = ["Normaliser"]
 
-LOGARITHMIC = np.array([name in ("volume_ml", "surface_mm2") for name in NAMES])
+LOGARITHMIC = slice(0, 2)  # volume and surface
 
 
 def _log(values: np.ndarray) -> np.ndarray:
@@ -29,8 +29,8 @@ class Normaliser:
     constants travel in the checkpoint (`state`).
 
     Attributes:
-        mean: [9], ln(ml), ln(mm2), 1, then mm.
-        std: [9], in the same units; 1 where the training list does not vary.
+        mean: [K], ln(ml), ln(mm2), 1, then mm and per cent.
+        std: [K], in the same units; 1 where the training list does not vary.
     """
 
     mean: np.ndarray
@@ -38,13 +38,13 @@ class Normaliser:
 
     @classmethod
     def fit(cls, values: np.ndarray) -> Normaliser:
-        """Fit to training characteristics [N, 9], N >= 1.
+        """Fit to training characteristics [N, K], N >= 1: the nine, and what shares there are.
 
         Raises:
             ValueError: the shape is wrong, a value is not finite, or a volume or surface is not positive.
         """
         values = np.asarray(values, dtype=np.float64)
-        if values.ndim != 2 or values.shape[1] != len(NAMES) or not len(values):
+        if values.ndim != 2 or values.shape[1] < len(NAMES) or not len(values):
             raise ValueError(f"Characteristics have shape {values.shape}; [N, {len(NAMES)}] with N >= 1 is needed.")
         if not np.isfinite(values).all() or (values[:, LOGARITHMIC] <= 0).any():
             raise ValueError("Characteristics must be finite, volumes and surfaces positive.")
@@ -53,11 +53,14 @@ class Normaliser:
         return cls(values.mean(axis=0), np.where(std > 1e-6, std, 1.0))
 
     def encode(self, values: np.ndarray) -> np.ndarray:
-        """Characteristics [..., 9] in ml, mm2, mm -> condition vectors [..., 9] float32."""
-        return ((_log(values) - self.mean) / self.std).astype(np.float32)
+        """Characteristics [..., K] in ml, mm2, mm, % -> condition vectors [..., K] float32.
+
+        Shares that it was not fitted to, as that of an older model, are left out.
+        """
+        return ((_log(values)[..., : len(self.mean)] - self.mean) / self.std).astype(np.float32)
 
     def decode(self, conditions: np.ndarray) -> np.ndarray:
-        """Condition vectors [..., 9] -> characteristics [..., 9] float64 in ml, mm2, mm."""
+        """Condition vectors [..., K] -> characteristics [..., K] float64 in ml, mm2, mm, %."""
         values = np.asarray(conditions, dtype=np.float64) * self.std + self.mean
         values[..., LOGARITHMIC] = np.exp(values[..., LOGARITHMIC])
         return values

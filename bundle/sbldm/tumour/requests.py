@@ -1,4 +1,4 @@
-"""Requests for tumours: read, completed, drawn from the training tumours' joint distribution, checked against it.
+"""Requests for tumours: completed, drawn from the training tumours' joint distribution, checked against it.
 
 The paper (section "Tumour characteristics") draws random conditions one by one from uniform ranges, which asks for
 impossible tumours. Here a smoothed bootstrap of the training tumours describes eight shape variables t,
@@ -8,7 +8,8 @@ impossible tumours. Here a smoothed bootstrap of the training tumours describes 
 in which each of the nine characteristics (lengths, volume and surface as logarithms, sphericity = A0/A too) is one
 linear function. A value that a user fixes is therefore one linear constraint on t, whichever it is. The bootstrap is a
 mixture of one Gaussian a training tumour, so conditioned on any set of constraints it is exact and closed-form;
-surface, volume and sphericity can never disagree.
+surface, volume and sphericity can never disagree. Where labels tell tissues apart, the shares of these belong to the
+same mixture (`sbldm.tumour.shares`).
 
 Chosen on 100 training tumours (mean 94 ml): mean volume of draws over theirs; Wasserstein-1 distances of 20,000 draws
 from them in their SDs, volume and largest of the nine (as many tumours drawn with replacement: .11 and .12 on average;
@@ -29,11 +30,8 @@ smoothed little, and what the other variables have beyond them much.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,25 +40,12 @@ from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 
 from sbldm.run.errors import InputError
-from sbldm.run.files import read_text, user_path
-from sbldm.run.limits import LARGEST
-from sbldm.tumour.characteristics import NAMES
+from sbldm.tumour.asking import PARTS, check_request
+from sbldm.tumour.characteristics import NAMES, SHARES
+from sbldm.tumour.shares import Shares
 
-__all__ = ["ASKABLE", "PARTS", "TumourModel", "parse_request", "read_requests"]
+__all__ = ["TumourModel"]
 
-PARTS = {
-    "volume_ml": NAMES[0:1],
-    "surface_mm2": NAMES[1:2],
-    "sphericity": NAMES[2:3],
-    "centre_mm": NAMES[3:6],
-    "extents_mm": NAMES[6:9],
-    "contrast": ("contrast",),
-}
-"""Parts of a request and what each one asks for: the nine characteristics, and on canvases the contrast."""
-
-ASKABLE = tuple(name for names in PARTS.values() for name in names)
-
-TITLES = {n: v if len(names) == 1 else f"{v} ({n})" for v, names in PARTS.items() for n in names}
 TOLERANCE = 0.1  # relative disagreement of surface, volume and sphericity that surface estimators explain
 NARROW, WIDE = 0.2, 1.2  # bandwidths at 100 tumours, in SDs before the shrinkage; those of ln V and x, and of the rest
 ROUNDING = 0.005  # what rounded values may exceed the sphere's and the box's bounds by, in logarithms
@@ -119,27 +104,6 @@ def _within(functions: np.ndarray, limits: np.ndarray) -> np.ndarray:
     return (functions >= limits[:, 0]) & (functions <= limits[:, 1])
 
 
-def _check(request: Mapping[str, float]) -> dict[str, float]:
-    """Plain floats, or an `InputError` that names the part."""
-    if unknown := [name for name in request if name not in ASKABLE]:
-        raise InputError(f"{unknown[0]!r} is no tumour characteristic; choose from {', '.join(ASKABLE)}.")
-    checked = {}
-    for name, value in request.items():
-        try:
-            checked[name] = value = float(value)
-        except (TypeError, ValueError):
-            raise InputError(f"{TITLES[name]}={value!r} is not a number.") from None
-        if not np.isfinite(value):
-            raise InputError(f"{TITLES[name]}={value} is not a finite number.")
-        if abs(value) > LARGEST:
-            raise InputError(f"{TITLES[name]}={value:g} is beyond anything in a head.")
-        if name not in (*NAMES[POSITION], "contrast") and value <= 0:
-            raise InputError(f"{TITLES[name]}={value:g} must be greater than 0.")
-        if name == "sphericity" and value > 1:
-            raise InputError(f"sphericity={value:g} must lie above 0 and not above 1 (a sphere).")
-    return checked
-
-
 def _contradictions(request: Mapping[str, float]) -> list[str]:
     """What makes the given values impossible together, one sentence each."""
     given = dict.fromkeys(NAMES, np.nan) | dict(request)
@@ -163,6 +127,9 @@ def _contradictions(request: Mapping[str, float]) -> list[str]:
     if functions[FILL] < -ROUNDING:
         box = volume * np.exp(functions[FILL])
         found.append(f"extents_mm make a box of {box:.4g} ml, smaller than volume_ml={volume:.4g}")
+    core, enhancing = (request.get(name, np.nan) for name in SHARES.values())
+    if enhancing > core:
+        found.append(f"enhancing_percent={enhancing:g} is more than core_percent={core:g}, of which it is a part")
     return found
 
 
@@ -178,6 +145,7 @@ class TumourModel:
         limits: [10, 2] the same in logarithms, with ln(box / volume) as tenth, 2 % wider: draws stay inside.
         floor: log-density below which a tumour counts as implausible: what all training tumours, each by the others'
             part of the density, and 99.9 % of the mixture's own draws exceed.
+        shares: of tissues, one row a component.
     """
 
     weights: np.ndarray
@@ -186,10 +154,16 @@ class TumourModel:
     ranges: np.ndarray
     limits: np.ndarray
     floor: float
+    shares: Shares = field(default_factory=Shares)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the characteristics: the nine, and the shares that it knows."""
+        return (*NAMES, *self.shares.names)
 
     @classmethod
-    def fit(cls, values: np.ndarray) -> TumourModel:
-        """Fit to training characteristics [N, 9] in the order of `NAMES`, N >= 1.
+    def fit(cls, values: np.ndarray, names: Sequence[str] = NAMES) -> TumourModel:
+        """Fit to training characteristics [N, K] of these `names`, N >= 1: `NAMES`, then those of shares.
 
         A kernel density estimate that keeps the mean and the covariance (Silverman, Density Estimation, 1986, section
         6.4.1: the tumours are drawn together by as much as the kernel widens them), with two bandwidths: in the
@@ -202,8 +176,9 @@ class TumourModel:
             ValueError: the shape is wrong or a value is impossible (not finite, not positive, sphericity above 1).
         """
         values = np.asarray(values, dtype=np.float64)
-        if values.ndim != 2 or values.shape[1] != len(NAMES) or not len(values):
-            raise ValueError(f"Characteristics have shape {values.shape}; [N, {len(NAMES)}] with N >= 1 is needed.")
+        if values.ndim != 2 or values.shape[1] != len(names) or not len(values):
+            raise ValueError(f"Characteristics have shape {values.shape}; [N, {len(names)}] with N >= 1 is needed.")
+        shares, values = Shares.of(names[len(NAMES) :], values[:, len(NAMES) :]), values[:, : len(NAMES)]
         lengths = np.delete(values, POSITION, axis=1)
         if not np.isfinite(values).all() or (lengths <= 0).any() or (values[:, SPHERICITY] > 1).any():
             raise ValueError("Characteristics must be finite, sizes positive and sphericities not above 1.")
@@ -235,8 +210,9 @@ class TumourModel:
             ranges=np.stack([values.min(0), values.max(0)], axis=1),
             limits=limits,
             floor=-np.inf,
+            shares=shares,
         )
-        own = model._candidates({}, np.random.default_rng(0), 10_000)
+        own, _ = model._candidates({}, np.random.default_rng(0), 10_000)
         others = _log_normal(shapes, means, model.covariances) + np.log(model.weights)
         if count > 1:  # its own kernel makes each training tumour likely
             np.fill_diagonal(others, -np.inf)
@@ -245,42 +221,56 @@ class TumourModel:
 
     def state(self) -> dict[str, Any]:
         """The model as plain lists and floats, for a checkpoint or JSON."""
-        return {name: np.asarray(value).tolist() for name, value in vars(self).items()}
+        state = {name: np.asarray(value).tolist() for name, value in vars(self).items() if name != "shares"}
+        shares = dict(zip(self.shares.names, self.shares.percents.T.tolist(), strict=True))
+        return state | ({"shares": shares} if shares else {})
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> TumourModel:
         """Rebuild from `state()`."""
-        arrays = {name: np.asarray(state[name], dtype=np.float64) for name in cls.__dataclass_fields__}
-        return cls(**(arrays | {"floor": float(state["floor"])}))
+        arrays = {n: np.asarray(state[n], dtype=np.float64) for n in cls.__dataclass_fields__ if n != "shares"}
+        shares = state.get("shares", {})
+        own = {"shares": Shares.of([*shares], np.array([*shares.values()]).T)} if shares else {}
+        return cls(**(arrays | {"floor": float(state["floor"])} | own))
 
     def _log_density(self, shapes: np.ndarray) -> np.ndarray:
         """Log-density of t [..., 8] under the mixture."""
         flat = _log_normal(shapes.reshape(-1, 8), self.means, self.covariances) + np.log(self.weights)
         return logsumexp(flat, axis=-1).reshape(shapes.shape[:-1])
 
-    def _candidates(self, given: Mapping[int, float], rng: np.random.Generator, count: int) -> np.ndarray:
-        """Draw t [count, 8] from the mixture conditioned on `given` (row of the ten functions -> value)."""
+    def _candidates(
+        self, given: Mapping[int, float], rng: np.random.Generator, count: int, beside: np.ndarray | float = 0.0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw t [count, 8] from the mixture conditioned on `given` (row of the ten functions -> value).
+
+        `beside` is added to the log-weight of each component, of which comes beside t the number [count].
+        """
         rows = _ROWS[list(given)]
         target = np.array(list(given.values())) - _OFFSETS[list(given)]
         cross = self.covariances @ rows.T
         inner = rows @ cross
         gains = np.swapaxes(np.linalg.solve(inner, np.swapaxes(cross, 1, 2)), 1, 2)
-        logits = np.log(self.weights)
+        logits = np.log(self.weights) + beside
         if given:
             logits = logits + _log_normal(target[None], self.means @ rows.T, inner)[0]
         component = rng.choice(len(logits), size=count, p=np.exp(logits - logsumexp(logits)))
         noise = rng.standard_normal((count, 8))
         own = component if len(self.covariances) > 1 else np.zeros(count, dtype=int)
         free = self.means[component] + np.einsum("nij,nj->ni", np.linalg.cholesky(self.covariances)[own], noise)
-        return free + np.einsum("nij,nj->ni", gains[own], target - free @ rows.T)
+        return free + np.einsum("nij,nj->ni", gains[own], target - free @ rows.T), component
 
-    def _draw(self, given: dict[int, float], rng: np.random.Generator) -> np.ndarray:
-        """The ten functions [10] of the first candidate that is plausible, else of the first that is possible."""
+    def _draw(
+        self, given: dict[int, float], rng: np.random.Generator, beside: np.ndarray | float
+    ) -> tuple[np.ndarray, int]:
+        """The ten functions [10] of the first candidate that is plausible, else of the first that is possible.
+
+        With the number of its component; `beside` as in `_candidates`.
+        """
         bounded = np.ones(10, dtype=bool)
         bounded[list(given)] = False
         first = None
         for _ in range(32):
-            shapes = self._candidates(given, rng, 64)
+            shapes, component = self._candidates(given, rng, 64, beside)
             functions = shapes @ _ROWS.T + _OFFSETS
             inside = _within(functions, self.limits)
             # A sphere has the least surface, a box holds its tumour: the two bounds on ln V, exceeded by so much.
@@ -288,9 +278,9 @@ class TumourModel:
             possible = (excess <= ROUNDING).all(0)
             for i in np.flatnonzero(possible & inside[:, bounded].all(1)):
                 if given or self._log_density(shapes[i]) >= self.floor:
-                    return functions[i]
+                    return functions[i], component[i]
             if first is None and possible.any():
-                first = functions[np.argmax(possible)]
+                first = functions[np.argmax(possible)], component[np.argmax(possible)]
         if first is not None:
             return first
         # The given values are so far out that no draw is possible: hold what is violated most at the training limit.
@@ -298,11 +288,11 @@ class TumourModel:
         given = given | {broken: self.limits[broken, side]}
         if np.linalg.matrix_rank(_ROWS[list(given)]) < len(given):
             raise InputError(f"No tumour has these {', '.join(PARTS)} together; leave one of them out.")
-        return self._draw(given, rng)
+        return self._draw(given, rng, beside)
 
     def sample(self, n: int, seed: int) -> np.ndarray:
-        """Draw plausible tumours [n, 9]; row i is a pure function of this model and `seed + i`."""
-        return np.array([self.complete({}, seed + i) for i in range(n)]).reshape(n, len(NAMES))
+        """Draw plausible tumours [n, K]; row i is a pure function of this model and `seed + i`."""
+        return np.array([self.complete({}, seed + i) for i in range(n)]).reshape(n, len(self.names))
 
     def complete(self, partial: Mapping[str, float], seed: int, among: int = 1) -> np.ndarray:
         """Fill up a request that is given in part with a draw from the conditional distribution.
@@ -311,19 +301,24 @@ class TumourModel:
         values allow it; a request far outside is extrapolated along the fitted correlations.
 
         Args:
-            partial: Characteristics by name, any subset of `NAMES`; they come back as given. (A contrast may be among
+            partial: Characteristics by name, any subset of `names`; they come back as given. (A contrast may be among
                 them and plays no part.)
             seed: Not negative; equal seeds give equal completions.
             among: So many are drawn, and the one whose size and place are the rarest among the training tumours is
                 taken; they are within what training saw, as all draws are.
 
         Returns:
-            [9] in the order of `NAMES`, ml, mm2, 1, mm.
+            [K] in the order of `names`, ml, mm2, 1, mm, %.
 
         Raises:
             InputError: a name is unknown, a value impossible, or the values contradict each other.
         """
-        given = _check(partial)
+        given = check_request(partial)
+        if unknown := [name for name in given if name in SHARES.values() and name not in self.names]:
+            raise InputError(
+                f"{unknown[0]}: this model knows no such share: its labels do not tell the tissue apart, or an older "
+                "version trained it; leave it out, or train one with labels such as necrotic, oedema and enhancing."
+            )
         if found := _contradictions(given):
             raise InputError(f"{'; '.join(found)}. Change one of them or leave it out.")
         full = _functions(np.array([given.get(name, np.nan) for name in NAMES]))
@@ -331,10 +326,14 @@ class TumourModel:
         if {0, 1} <= known.keys():
             known.pop(SPHERICITY, None)
         rng = np.random.default_rng(seed)
-        drawn = np.array([self._draw(known, rng) for _ in range(among)])
-        values = _characteristics(drawn[self._rarity(drawn).argmax()] if among > 1 else drawn[0])
+        likelihood = self.shares.log_likelihood(given)
+        drawn, components = zip(*(self._draw(known, rng, likelihood) for _ in range(among)), strict=True)
+        taken = self._rarity(np.array(drawn)).argmax() if among > 1 else 0
+        values = _characteristics(drawn[taken])
         values[SPHERICITY] = min(values[SPHERICITY], 1.0)
-        for i, name in enumerate(NAMES):
+        if self.shares.names:
+            values = np.append(values, self.shares.draw(components[taken], given, rng))
+        for i, name in enumerate(self.names):
             values[i] = given.get(name, values[i])
         return values
 
@@ -349,7 +348,7 @@ class TumourModel:
         return np.sort(cdist(asked / spread, known / spread), axis=1)[:, :3].mean(axis=1)
 
     def outside(self, request: np.ndarray) -> list[str]:
-        """Say in what a request [9] lies beyond what training saw; an empty list when in nothing.
+        """Say in what a request [K] lies beyond what training saw; an empty list when in nothing.
 
         One entry per characteristic more than 2 % of the (logarithmic) range beyond the training range, one when the
         values are impossible together, or possible but jointly less likely than `floor`.
@@ -357,9 +356,9 @@ class TumourModel:
         Raises:
             InputError: a value is not finite, not positive, or a sphericity above 1.
         """
-        values = _check(dict(zip(NAMES, request, strict=True)))
-        functions = _functions(np.array(list(values.values())))
-        found = []
+        values = check_request(dict(zip(self.names, request, strict=True)))
+        functions = _functions(np.array([values[name] for name in NAMES]))
+        found = self.shares.outside(values)
         for (name, value), position, limits, (low, high) in zip(
             values.items(), functions, self.limits, self.ranges, strict=False
         ):
@@ -371,61 +370,3 @@ class TumourModel:
         elif self._log_density(_shapes(functions)) < self.floor:
             found.append("the combination is less likely than every training tumour")
         return found
-
-
-def read_requests(path: Path) -> list[dict[str, float]]:
-    """Read requests from a CSV whose header names any of `ASKABLE`; an empty cell means "draw it".
-
-    Raises:
-        InputError: the file cannot be read or is empty, or a column or cell is wrong; file, line and column are named.
-    """
-    legend = f"The columns are any of {', '.join(ASKABLE)}."
-    legend_of_file = f"it must be a CSV table of requests. {legend.removesuffix('.')}"
-    text = read_text(user_path(path), legend_of_file, remove=False, error=InputError)
-    try:
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader if line]
-    except csv.Error as error:
-        raise InputError(f"{path}: cannot be read as a CSV of requests ({error}). {legend}") from None
-    if len(lines) < 2:
-        raise InputError(f"{path}: holds no request, a header and at least one row are needed. {legend}")
-    header = [name.lower() for name in lines[0][1]]
-    for name in header:
-        if name not in ASKABLE or header.count(name) > 1:
-            problem = "comes twice" if name in ASKABLE else "is unknown"
-            raise InputError(f"{path}, line {lines[0][0]}: column {name!r} {problem}. {legend}")
-    requests = []
-    for number, cells in lines[1:]:
-        if len(cells) != len(header):
-            raise InputError(f"{path}, line {number}: {len(cells)} cells under {len(header)} columns. {legend}")
-        requests.append({})
-        for name, cell in zip(header, cells, strict=True):
-            try:
-                requests[-1] |= _check({name: cell} if cell else {})
-            except InputError as error:
-                raise InputError(f"{path}, line {number}, column {name}: {error} {legend}") from None
-    return requests
-
-
-def parse_request(**parts: float | str | Sequence[float] | None) -> dict[str, float]:
-    """A request from its parts (`PARTS`): one number each, or three, as a sequence or with commas between them.
-
-    `centre_mm` counts millimetres to the right, anterior and superior from the centre of the brain's box, `extents_mm`
-    the bounding box along the same axes. What is None or empty is left open.
-
-    Raises:
-        InputError: a part is unknown, has too few or too many numbers, or an impossible value.
-    """
-    request: dict[str, float] = {}
-    for part, content in parts.items():
-        if part not in PARTS:
-            raise InputError(f"{part} is no part of a request; choose from {', '.join(PARTS)}.")
-        if content is None or (isinstance(content, str) and not content.strip()):
-            continue
-        names = PARTS[part]
-        values = content.split(",") if isinstance(content, str) else np.atleast_1d(content).tolist()
-        if len(values) != len(names):
-            form = "one number" if len(names) == 1 else "three numbers along R, A, S, as in 40,35,30,"
-            raise InputError(f"{part}={content!r}: {form} needed.")
-        request |= _check(dict(zip(names, values, strict=True)))
-    return request
