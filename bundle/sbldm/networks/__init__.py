@@ -9,6 +9,7 @@ from torch import nn
 from sbldm.networks.gan import GanGenerator
 from sbldm.networks.latent_unet import LatentUNet, TiledUNet
 from sbldm.networks.monai_networks import MonaiUNet, MonaiVAE
+from sbldm.networks.refiner import RefinerUNet
 from sbldm.networks.request_picture import RequestPicture
 from sbldm.networks.slice_vae import SliceVAE, StackVAE, VolumeVAE
 from sbldm.run.errors import InputError
@@ -21,6 +22,7 @@ __all__ = [
     "LatentUNet",
     "MonaiUNet",
     "MonaiVAE",
+    "RefinerUNet",
     "RequestPicture",
     "SliceVAE",
     "StackVAE",
@@ -31,6 +33,7 @@ __all__ = [
     "build_denoiser",
     "build_discriminator",
     "build_generator",
+    "build_refiner",
 ]
 
 AUTOENCODERS = {"slice": SliceVAE, "stack": StackVAE, "volume": VolumeVAE, "monai": MonaiVAE}
@@ -76,10 +79,16 @@ def build_discriminator(preset: Preset, stage: str) -> PatchDiscriminator:
     return PatchDiscriminator(3, values.channels, preset.all_channels, 1, num_layers_d=values.layers)
 
 
+def build_refiner(preset: Preset) -> RefinerUNet:
+    """What sharpens decoded planes around the tumour, as `refiner` of the preset describes it."""
+    return RefinerUNet(preset.image_channels, len(preset.data.labels), **dict(preset.refiner.network))
+
+
 BUILDERS = {
     "autoencoder": build_autoencoder,
     "diffusion": build_denoiser,
     "regions": lambda preset: build_denoiser(within_regions(preset)),
+    "refiner": build_refiner,
     "gan": build_generator,
 }
 
