@@ -199,10 +199,14 @@ def test_end_to_end(tmp_path: Path, taught_run: Path) -> None:
     (run / "preset.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     said = f"no refiner has been trained here; run `sbldm train refiner --run {run}` first."
     assert said in one_line(call(*synth, "--refine"), 4)
-    assert "leave --weights out" in one_line(call(*synth, "--refine", "--weights", "shipped"), 2)
+    assert "which --weights is not" in one_line(call(*synth, "--refine", "--weights", "shipped"), 2)
     assert call(*synth).returncode == 0
     assert call("train", "refiner", "--run", run).returncode == 0
+    lost = next((run / "refiner" / "pairs").glob("*.npz"))
+    content = dict(np.load(lost))
+    lost.write_bytes(b"damaged")
     assert "already trained (6 iterations)" in call("train", "refiner", "--run", run).stdout
+    assert all(np.array_equal(array, content[name]) for name, array in np.load(lost).items())  # drawn anew
     assert "already trained (80 iterations)" in call("train", "diffusion", "--run", run).stdout
     assert {"seconds", "cpu_seconds", "val_loss"} <= set(next(csv.DictReader((run / "refiner" / "history.csv").open())))
     sharper = (*synth, "--refine", "--dataset", 502, "--name", "SHARP")

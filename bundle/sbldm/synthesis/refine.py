@@ -67,7 +67,7 @@ class Refiner:
         if asked not in ("1", 1, True):
             raise InputError(f"--refine {asked}: write 1 to sharpen images around the tumour, or leave it out.")
         if weights:
-            raise InputError("--refine: a refiner knows the generator of its own run; leave --weights out.")
+            raise InputError("--refine: a refiner knows the generator of its own run alone, which --weights is not.")
         run = Run.at(run_dir)
         preset = with_refiner(run.preset)
         path = run.checkpoint("refiner")
@@ -138,9 +138,8 @@ class Refiner:
         planes = torch.from_numpy(np.ascontiguousarray(np.moveaxis(patch, -1, 0), np.float32))
         drawn = []
         for decoded, own in zip(planes.split(CHUNK), noise.split(CHUNK), strict=True):
-            decoded, own = decoded.to(device), own.to(device)
-            denoise = partial(self.network, decoded=decoded)
-            drawn.append(dpm_solver(denoise, lambda _: own, SCHEDULE, values.steps, "logsnr", values.sigma_min).cpu())  # noqa: B023
+            denoise, start = partial(self.network, decoded=decoded.to(device)), own.to(device)
+            drawn.append(dpm_solver(denoise, {0: start}.get, SCHEDULE, values.steps, sigma_min=values.sigma_min).cpu())
         scale = np.reshape(self.scale, (-1, 1, 1, 1)).astype(np.float32)
         return np.moveaxis(torch.cat(drawn).numpy(), 0, -1) * scale
 

@@ -106,8 +106,8 @@ class RefinerPairs:
         if so_far := unfinished(run, "diffusion"):
             raise StateError(f"{path}: only {so_far} done; `sbldm train --run {run.typed}` goes on.")
         hashes = {f"{stage}_sha256": sha256(run.checkpoint(stage)) for stage in ("autoencoder", "diffusion")}
-        values = preset.refiner.state()
-        made = hashes | {name: values[name] for name in ("plane", "margin_mm", "drawn", "noise")}
+        made = hashes | {name: getattr(preset.refiner, name) for name in ("plane", "margin_mm", "drawn", "noise")}
+        made["shrink"] = preset.refiner.network.shrink
         mark, finished = store / "made.json", store / "constants.json"
         if not mark.is_file() or read_json(mark, dict) != made:  # of another generator, or to be drawn otherwise
             for old in store.glob("*"):
@@ -115,8 +115,8 @@ class RefinerPairs:
         make_folder(store)
         clear_partial(store)
         write_json(mark, made)
+        _draw_pairs(run, preset, lists, content, device)
         if not finished.is_file():
-            _draw_pairs(run, preset, lists, content, device)
             pairs = [_read(run, name) for name in lists["train"]]
             scale = _scale(pairs, preset)
             write_json(finished, {"scale": scale, "lists": lists, **hashes})
@@ -134,26 +134,27 @@ def _draw_pairs(
 ) -> None:
     """Decode each case from its latents as they are, and as the generator draws them on from levels of noise.
 
-    A batch of cases shares each level, drawn from the range of the preset; of held-back cases one is enough.
+    A batch of cases shares each level, drawn from the range of the preset; of held-back cases one is enough. What is
+    there is kept.
     """
-    autoencoder, constants, values = load_autoencoder(run, device), content["constants"], preset.refiner
-    mean, std = (torch.tensor(constants[name], device=device) for name in ("latent_mean", "latent_std"))
-    std = std.view(-1, 1, 1, 1)
-    networks = _denoisers(run, content, device)
-    trained, schedule = content["preset"], Schedule.of_preset(content["preset"])
-    groups = [
-        (lists[role][first : first + trained.sampling.batch], values.drawn if role == "train" else 1)
-        for role in ("train", "validation")
+    constants, values, trained = content["constants"], preset.refiner, content["preset"]
+    batches = [
+        (lists[role][first : first + trained.sampling.batch], count)
+        for role, count in (("train", values.drawn), ("validation", 1))
         for first in range(0, len(lists[role]), trained.sampling.batch)
     ]
-    latents_of = LatentStore(run, lists, preset.mirror, constants)
-    with Progress("Drawing cases again", sum(len(names) for names, _ in groups), "case") as bar:
-        for number, (names, count) in enumerate(groups):
-            if all(cached_npz(_path(run, name)) for name in names):
-                bar.update(len(names))
-                continue
+    missing = [n for n, (names, _) in enumerate(batches) if not all(cached_npz(_path(run, name)) for name in names)]
+    if not missing:
+        return
+    autoencoder, networks = load_autoencoder(run, device), _denoisers(run, content, device)
+    mean, std = (torch.tensor(constants[name], device=device) for name in ("latent_mean", "latent_std"))
+    std, schedule = std.view(-1, 1, 1, 1), Schedule.of_preset(trained)
+    store = LatentStore(run, lists, preset.mirror, constants)
+    with Progress("Drawing cases again", sum(len(batches[n][0]) for n in missing), "case") as bar:
+        for number in missing:
+            names, count = batches[number]
             generator = torch.Generator().manual_seed(number)
-            x, condition = (torch.stack(parts).to(device) for parts in zip(*map(latents_of.item, names), strict=True))
+            x, condition = (torch.stack(parts).to(device) for parts in zip(*map(store.item, names), strict=True))
             denoise = guided(networks[0], condition, trained.sampling.guidance, *networks[1:])
             versions = [x]
             for share in (np.arange(count) + torch.rand(count, generator=generator).numpy()) / count:
