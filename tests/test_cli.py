@@ -141,7 +141,7 @@ def test_the_shell_completes() -> None:
     [
         ("", "sbldm: missing command; see `sbldm --help`."),
         ("draw", "sbldm: no such command 'draw'; see `sbldm --help`."),
-        ("train everything", "stage everything: choose one of all, autoencoder, diffusion, gan, regions."),
+        ("train everything", "stage everything: choose one of all, autoencoder, diffusion, gan, regions, refiner."),
         ("synth --number 3", "--number: no such option of `sbldm synth` (did you mean --name?)."),
         ("synth --volumeml 3", "--volumeml: no such option of `sbldm synth` (did you mean --volume-ml?)."),
         ("synth --zzz 3", "--zzz: no such option of `sbldm synth`; see `sbldm synth --help`."),
