@@ -13,13 +13,13 @@ sbldm := .venv/bin/python -m sbldm
 # Each value is quoted as it was typed, whatever it holds (blanks, quotes, #, $); an empty one is as if left out.
 given := $(foreach v,$(sort $(.VARIABLES)),$(if $(filter command,$(firstword $(origin $v))),$v))
 name = --$(shell echo '$1' | tr A-Z_ a-z-)
-switch = $(and $(filter KEEP PUSH STRICT,$1),$(filter 0 1,$(value $1)))
+switch = $(and $(filter KEEP PUSH REFINE STRICT,$1),$(filter 0 1,$(value $1)))
 valued = $(if $(value $1),$(name)='$(subst ','\'',$(value $1))')
 option = $(if $(switch),$(if $(filter 1,$(value $1)),$(name)),$(valued))
 options := $(foreach v,$(filter-out DEVICE PRECISION PYTHON DEMO,$(given)),$(call option,$v))
 
 own_targets := prepare train synth copypaste controls weights sweep evaluate report table1 phantom
-train_targets := train-autoencoder train-diffusion train-regions
+train_targets := train-autoencoder train-diffusion train-regions train-refiner
 nnunet_targets := nnunet-eval plateau verify filter
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow lint bench data $(own_targets) $(train_targets) $(nnunet_targets)

@@ -141,7 +141,7 @@ def test_the_shell_completes() -> None:
     [
         ("", "sbldm: missing command; see `sbldm --help`."),
         ("draw", "sbldm: no such command 'draw'; see `sbldm --help`."),
-        ("train everything", "stage everything: choose one of all, autoencoder, diffusion, gan, regions."),
+        ("train everything", "stage everything: choose one of all, autoencoder, diffusion, gan, regions, refiner."),
         ("synth --number 3", "--number: no such option of `sbldm synth` (did you mean --name?)."),
         ("synth --volumeml 3", "--volumeml: no such option of `sbldm synth` (did you mean --volume-ml?)."),
         ("synth --zzz 3", "--zzz: no such option of `sbldm synth`; see `sbldm synth --help`."),
@@ -347,7 +347,7 @@ ALIASES = {
         for name in ("prepare", "train", "synth", "copypaste", "controls", "weights", "sweep", "table1", "phantom")
     },
     **{name: f"{name} --run=runs/default" for name in ("evaluate", "report")},
-    **{f"train-{stage}": f"train {stage}" for stage in ("autoencoder", "diffusion", "regions")},
+    **{f"train-{stage}": f"train {stage}" for stage in ("autoencoder", "diffusion", "regions", "refiner")},
     **{name: f"nnunet {name}" for name in ("plateau", "verify", "filter")},
     **{"nnunet-eval": "nnunet eval", "data": "download", "bench": "bench --history docs/bench.json"},
 }
@@ -365,8 +365,10 @@ def test_make_is_an_alias(target: str) -> None:
 @INSTALLED
 def test_make_passes_variables() -> None:
     """What is typed behind `make` becomes options, a leading minus and spaces included; switches have no value."""
-    words = typed("synth", "N=3", "RUN=runs/my run", "CENTRE_MM=-30,10,5", "KEEP=1", "PUSH=0", "NAME=", "GATE=off")
-    assert words == ["synth", "--centre-mm=-30,10,5", "--gate=off", "--keep", "--n=3", "--run=runs/my run"]
+    words = typed(
+        "synth", "N=3", "RUN=runs/my run", "CENTRE_MM=-30,10,5", "KEEP=1", "PUSH=0", "NAME=", "GATE=off", "REFINE=1"
+    )
+    assert words == ["synth", "--centre-mm=-30,10,5", "--gate=off", "--keep", "--n=3", "--refine", "--run=runs/my run"]
     assert typed("synth", "KEEP=yes") == ["synth", "--keep=yes"]  # which is refused there
     assert typed("train-diffusion", "RUN=a", "SEED=3") == ["train", "diffusion", "--run=a", "--seed=3"]
     assert typed("prepare", "DATA=/x", "VALIDATION_CASES=h.txt", "STRICT=1") == [

@@ -12,8 +12,8 @@ from typing import Any
 from sbldm.cases.pipeline import check_same_data, is_prepared, prepare_run
 from sbldm.run.errors import InputError, StateError
 from sbldm.run.files import BUNDLE, user_path
-from sbldm.run.folder import Run, load_preset, within_regions
-from sbldm.run.models import configs_of, refuse_requests
+from sbldm.run.folder import Run, load_preset, with_refiner, within_regions
+from sbldm.run.models import LATER, configs_of, refuse_requests
 from sbldm.run.options import DATASET, Drawing, Preparation
 from sbldm.run.schema import refuse_expressions
 
@@ -64,9 +64,9 @@ def train(asked: Preparation, stage: str) -> None:
             f"{run.folder}: holds a run of the model {preset.model}, not of {asked.model}; choose another --run."
         )
     stages = preset.stages
-    if stage == "regions":
-        within_regions(preset)  # says so when the preset has none
-        _bundle(configs_of(preset, "regions"), "training", run, seed=asked.seed)
+    if stage in LATER:
+        (within_regions if stage == "regions" else with_refiner)(preset)  # says so when the preset has none
+        _bundle(configs_of(preset, stage), "training", run, seed=asked.seed)
         return
     if stage not in ("all", *stages):
         known = f"has the trainings {', '.join(stages)}" if stages else "trains nothing"
@@ -97,7 +97,7 @@ def synth(asked: Drawing) -> None:
         from sbldm.pages import show_pairs
         from sbldm.synthesis.copypaste import draw_pairs
 
-        others = {name: getattr(asked, name) or None for name in ("batch", "tol", "canvas", "keep", "push")}
+        others = {name: getattr(asked, name) or None for name in ("batch", "tol", "canvas", "keep", "push", "refine")}
         refuse_requests(model, requests, asked.sampling | others | {"satellites": asked.satellites})
         draw_pairs(run, asked.data, asked.n, asked.seed, show_pairs, asked.dataset, name, asked.own or "kept")
         print(_next(run, asked.dataset))
@@ -121,6 +121,7 @@ def synth(asked: Drawing) -> None:
         keep=asked.keep or None,
         push=asked.push or None,
         satellites=asked.satellites,
+        refine=asked.refine or None,
         dataset_id=asked.dataset,
         dataset_name=name,
     )

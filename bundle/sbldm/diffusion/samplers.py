@@ -30,6 +30,7 @@ __all__ = [
     "SOLVERS",
     "SPACINGS",
     "Noise",
+    "along",
     "ddim",
     "ddpm",
     "dpm_solver",
@@ -208,8 +209,16 @@ def dpm_solver(
     Raises:
         ValueError: as `solver_times`.
     """
-    path, seen = _path(schedule, solver_times(schedule, steps, spacing, sigma_min)), []
-    x = _begin(noise, path[0])
+    times = solver_times(schedule, steps, spacing, sigma_min)
+    return along(denoise, _begin(noise, _path(schedule, times)[0]), schedule, times)
+
+
+def along(denoise: Denoiser, x: torch.Tensor, schedule: Schedule, times: Sequence[float]) -> torch.Tensor:
+    """The way of `dpm_solver` down a list of times, from `x` `[B, ...]`, which is as noisy as the first of them.
+
+    With real samples that were noised to that time: SDEdit (Meng et al. 2022).
+    """
+    path, seen = _path(schedule, times), []
     for k, step in enumerate(path):
         seen = [*seen[-1:], _predict(denoise, schedule, x, step)[0]]  # 1. x_0 here, beside that of the step before
         x = _move(step, x, _extrapolated(path[: k + 1], seen))  # 2. a step towards x_0 on the line through both

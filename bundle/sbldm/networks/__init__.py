@@ -10,6 +10,7 @@ from sbldm.cases.case import Source
 from sbldm.networks.gan import GanGenerator
 from sbldm.networks.latent_unet import LatentUNet, TiledUNet
 from sbldm.networks.monai_networks import MonaiUNet, MonaiVAE
+from sbldm.networks.refiner import RefinerUNet
 from sbldm.networks.request_picture import RequestPicture
 from sbldm.networks.slice_vae import SliceVAE, StackVAE, VolumeVAE
 from sbldm.run.errors import InputError
@@ -22,6 +23,7 @@ __all__ = [
     "LatentUNet",
     "MonaiUNet",
     "MonaiVAE",
+    "RefinerUNet",
     "RequestPicture",
     "SliceVAE",
     "StackVAE",
@@ -32,6 +34,7 @@ __all__ = [
     "build_denoiser",
     "build_discriminator",
     "build_generator",
+    "build_refiner",
     "nested_labels",
 ]
 
@@ -95,10 +98,16 @@ def build_discriminator(preset: Preset, stage: str) -> PatchDiscriminator:
     return PatchDiscriminator(3, values.channels, preset.all_channels, 1, num_layers_d=values.layers)
 
 
+def build_refiner(preset: Preset) -> RefinerUNet:
+    """What sharpens decoded planes around the tumour, as `refiner` of the preset describes it."""
+    return RefinerUNet(preset.image_channels, len(preset.data.labels), **dict(preset.refiner.network))
+
+
 BUILDERS = {
     "autoencoder": build_autoencoder,
     "diffusion": build_denoiser,
     "regions": lambda preset: build_denoiser(within_regions(preset)),
+    "refiner": build_refiner,
     "gan": build_generator,
 }
 

@@ -18,7 +18,7 @@ from sbldm.run.models import MODELS, check_model
 from sbldm.run.preset import SCHEMAS, Preset, RegionsDiffusion, RegionsNetwork
 from sbldm.run.schema import nearest, read_yaml
 
-__all__ = ["PRESETS", "Run", "load_preset", "read_preset", "within_regions"]
+__all__ = ["PRESETS", "Run", "load_preset", "read_preset", "with_refiner", "within_regions"]
 
 PRESETS = BUNDLE / "configs" / "presets"
 BASELINES = PRESETS.parent / "baselines"
@@ -119,7 +119,7 @@ def _scaled(preset: Preset, minutes: float) -> Preset:
     if not preset.minutes:
         raise InputError(f"--minutes {minutes:g}: the preset '{preset.name}' does not say how long it trains.")
     changed: dict[str, Any] = {"minutes": float(minutes)}
-    for name in [*preset.stages, "regions"]:
+    for name in [*preset.stages, "regions", "refiner"]:
         if stage := getattr(preset, name, None):
             epoch = stage.iterations_per_epoch
             scaled = {"iterations": max(1, round(stage.iterations * minutes / preset.minutes / epoch)) * epoch}
@@ -145,6 +145,25 @@ def within_regions(preset: Preset) -> Preset:
     network = RegionsNetwork(**dict(preset.diffusion.network))
     stage = RegionsDiffusion(**dict(preset.diffusion) | own | {"network": network})
     return preset.model_copy(update={"diffusion": stage, "sampling": preset.sampling.but(guidance=values.guidance)})
+
+
+def with_refiner(preset: Preset) -> Preset:
+    """A preset with the training of a refiner; one from before there was any takes it from the shipped one of its name.
+
+    Raises:
+        InputError: neither says how, or that one does not fit its grid.
+    """
+    if getattr(preset, "refiner", None):
+        return preset
+    shipped = PRESETS / f"{preset.name}.yaml"
+    values = getattr(load_preset(preset.name), "refiner", None) if shipped.is_file() else None
+    if values is None or preset.model != "sbldm":
+        raise InputError(
+            f"the preset '{preset.name}' has no `refiner`: its pairs cannot be refined; prepare with --preset small, "
+            "or give the run's preset.yaml, of the model sbldm, the part that configs/presets/small.yaml has."
+        )
+    where = f"the preset '{preset.name}' has no `refiner`, and that of the shipped one does not fit it: "
+    return Preset.of(preset.state() | {"refiner": values.state()}, where)
 
 
 def read_preset(run_dir: str | Path) -> Preset:
@@ -274,7 +293,7 @@ class Run:
             raise StateError(
                 f"{self.folder}: holds a run of the model {held}, not of {preset.model}; choose another --run."
             )
-        if self.preset_file.exists() and self.preset != preset:
+        if self.preset_file.exists() and not self.preset.continues(preset):
             raise StateError(
                 f"{self.preset_file}: prepared with the preset '{self.preset.name}' and other values than "
                 f"'{preset.name}'; choose another --run or remove this folder."

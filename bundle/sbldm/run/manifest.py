@@ -46,6 +46,7 @@ class PairRecord:
         satellite_ml: volume of a second tumour.
         parents: the real cases that this pair alone descends from; None: all of the dataset's lineage.
         checkpoint: SHA-256 of the weights that drew it.
+        refiner: SHA-256 of the weights that sharpened it; empty where nothing did.
         cells: the line as it stands in the file.
     """
 
@@ -63,6 +64,7 @@ class PairRecord:
     satellite_ml: float
     parents: frozenset[str] | None
     checkpoint: str
+    refiner: str
     cells: Mapping[str, str]
 
     @classmethod
@@ -93,6 +95,7 @@ class PairRecord:
             satellite_ml=number("satellite_ml") or 0.0,
             parents=frozenset(cells["parents"].split(";")) if cells.get("parents") else None,
             checkpoint=cells.get("checkpoint_sha256", ""),
+            refiner=cells.get("refiner_sha256", ""),
             cells=cells,
         )
 

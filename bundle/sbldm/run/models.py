@@ -9,7 +9,7 @@ from typing import Any
 from sbldm.run.errors import InputError
 from sbldm.run.preset import Preset, Stage
 
-__all__ = ["MODELS", "SAMPLING", "ModelKind", "check_model", "configs_of", "refuse_requests", "settings_of"]
+__all__ = ["LATER", "MODELS", "SAMPLING", "ModelKind", "check_model", "configs_of", "refuse_requests", "settings_of"]
 
 STAGE_1, STAGE_2 = ("common", "train_autoencoder"), ("common", "train_diffusion")
 # What can be asked of a drawing in place of the preset.
@@ -25,7 +25,10 @@ OVERLAYS = {  # of a stage, by its kind
 }
 
 
-REGIONS = (*STAGE_2, "overlays/regions")  # what goes on from stage 2 for `--canvas`, if the preset says how
+LATER = {  # trainings behind stage 2, if the preset says how: for `--canvas`, and for `--refine`
+    "regions": (*STAGE_2, "overlays/regions"),
+    "refiner": (*STAGE_2, "overlays/refiner"),
+}
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,8 @@ def check_model(name: str) -> str:
 
 def configs_of(preset: Preset, stage: str) -> tuple[str, ...]:
     """The configs that wire a training of a preset, each laid over those before it."""
-    if stage == "regions":
-        return REGIONS
+    if stage in LATER:
+        return LATER[stage]
     kind = getattr(preset.stage(stage), "kind", "")
     return MODELS[preset.model].stages[stage] + OVERLAYS.get((stage, kind), ())
 

@@ -31,14 +31,14 @@ from sbldm.run.limits import (
     Sampler,
     Spacing,
 )
-from sbldm.run.models import MODELS
+from sbldm.run.models import LATER, MODELS
 
 RUN = Path("runs/default")
 DATASET = 501
 LABELS = "What the numbers in the masks mean: auto, brats21, brats23, brats24, peds, or a YAML file."
 
 ModelName = Literal[tuple(MODELS)]
-Stage = Literal[("all", *dict.fromkeys(stage for model in MODELS.values() for stage in model.stages), "regions")]
+Stage = Literal[("all", *dict.fromkeys(stage for model in MODELS.values() for stage in model.stages), *LATER)]
 Switch = Literal["on", "off"]
 Fid = Literal["1", "force"]
 
@@ -413,6 +413,9 @@ class Drawing(Sampling):
             help="Draw again until within per cent of the volume and mm of the centre: 20,10.",
         ),
     ] = None
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Sharpen images around the tumour, after `sbldm train refiner`.")
+    ] = False
     gate: Annotated[
         Switch, choice(Switch, help="off: write copies and implausible pairs too, marked in the manifest.")
     ] = "on"

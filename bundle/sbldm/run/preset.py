@@ -23,6 +23,7 @@ __all__ = [
     "Intensity",
     "NoiseLevels",
     "Preset",
+    "Refiner",
     "RegionsDiffusion",
     "RegionsNetwork",
     "Sampling",
@@ -365,6 +366,47 @@ class Regions(Values):
     healing: Guidance  # of healthy tissue, away from the tumour that was there
 
 
+class RefinerNetwork(Values):
+    """`RefinerUNet`."""
+
+    channels: Levels
+    num_res_blocks: Annotated[int, Field(ge=1, le=16)]
+    embedding: Width
+    patch: Annotated[int, Field(ge=1, le=16)]
+
+    @property
+    def shrink(self) -> int:
+        """By how much each side of a plane shrinks."""
+        return self.patch * 2 ** (len(self.channels) - 1)
+
+
+class Refiner(Stage):
+    """The training behind stage 2 of what sharpens decoded images around the tumour, for `--refine`."""
+
+    network: RefinerNetwork
+    plane: Annotated[list[Width], Field(min_length=2, max_length=2)]  # voxels of a training patch
+    margin_mm: Annotated[float, Field(ge=0, le=1000)]  # around the tumour, of what is refined
+    drawn: Annotated[
+        int, Field(ge=1, le=100)
+    ]  # times that each training case is drawn again, beside its reconstruction
+    noise: Annotated[list[Annotated[float, Field(gt=0, lt=NOISIEST)]], Field(min_length=2, max_length=2)]
+    warm_up: Natural
+    noise_levels: NoiseLevels
+    optimizer: Literal["adam", "adamw", "muon"]
+    ema_decay: Annotated[float, Field(ge=0, lt=1)]
+    steps: Annotated[int, Field(ge=1, le=1000)]  # of the solver
+    sigma_min: Annotated[float, Field(gt=0, lt=NOISIEST)]
+    along_z: Share  # correlation of the noise of neighbouring slices; 1: all slices share theirs
+
+    @model_validator(mode="after")
+    def _fits(self) -> Refiner:
+        if any(n % self.network.shrink for n in self.plane):
+            raise ValueError(f"plane {self.plane} must be divisible by {self.network.shrink} (the network halves it)")
+        if self.noise[0] > self.noise[1]:
+            raise ValueError(f"noise {self.noise}: the first must not be above the second")
+        return self
+
+
 class Diffusion(Stage):
     """Stage 2."""
 
@@ -503,6 +545,11 @@ class Preset(Values):
         """Weights that its trainings begin with, if any."""
         return getattr(self, "init", None)
 
+    def continues(self, other: Preset) -> bool:
+        """Whether they are the same, but for a refiner that a run from before there was any does not have."""
+        same = {} if getattr(self, "refiner", None) else {"refiner": None}
+        return self == (other.model_copy(update=same) if hasattr(other, "refiner") else other)
+
     def stage(self, name: str) -> Stage:
         """The values of a training."""
         return getattr(self, name)
@@ -609,11 +656,24 @@ class Sbldm(_Latent):
     autoencoder: SlicesOrStacks
     diffusion: StackedDiffusion
     regions: Regions | None = None
+    refiner: Refiner | None = None
 
     @model_validator(mode="after")
     def _told_where(self) -> Sbldm:
         if self.regions and not self.diffusion.network.picture:
             raise ValueError("regions needs diffusion.network.picture, which knows where a tumour is to lie")
+        return self
+
+    @model_validator(mode="after")
+    def _refines(self) -> Sbldm:
+        if self.refiner:
+            plane, shrink = self.grid.size[:2], self.refiner.network.shrink
+            if any(n % shrink for n in plane):
+                raise ValueError(
+                    f"grid.size {plane} must be divisible by {shrink} in the plane (the refiner halves it)"
+                )
+            if any(n > most for n, most in zip(self.refiner.plane, plane, strict=True)):
+                raise ValueError(f"refiner.plane {self.refiner.plane} must be within grid.size {plane}")
         return self
 
 

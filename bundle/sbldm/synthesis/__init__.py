@@ -7,6 +7,7 @@ from sbldm.synthesis.gate import Gate
 from sbldm.synthesis.model import Model, PairSampler
 from sbldm.synthesis.pairs import Pair, finish_pair
 from sbldm.synthesis.raw_dataset import RawDataset
+from sbldm.synthesis.refine import Refiner
 from sbldm.synthesis.requests import PairRequests, RequestBatch, read_asked
 from sbldm.synthesis.session import PairWriter, run
 
@@ -19,6 +20,7 @@ __all__ = [
     "PairSampler",
     "PairWriter",
     "RawDataset",
+    "Refiner",
     "RequestBatch",
     "finish_pair",
     "read_asked",

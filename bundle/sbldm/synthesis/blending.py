@@ -8,6 +8,7 @@ voxel beyond the region is its own, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from sbldm.synthesis.canvas import Canvas
 from sbldm.synthesis.healing import rise
 from sbldm.synthesis.model import Model
 from sbldm.synthesis.pairs import LEAST_ML, OUTSIDE, Pair
+from sbldm.synthesis.refine import Refine
 
 __all__ = ["blended", "contrast_of", "draw_into", "settled", "smaller", "varied"]
 
@@ -113,6 +115,7 @@ def draw_into(
     request: np.ndarray,
     contrast: float | None = None,
     strength: float = 1.0,
+    refine: Refine | None = None,
 ) -> Pair:
     """The pair of a canvas and what was drawn into it; its labels are those of the drawn tumour alone.
 
@@ -124,11 +127,14 @@ def draw_into(
         request: `[K]`; what was drawn is brought to its volume and centre (`settled`).
         contrast: that the first channel is to have (`contrast_of`); None: as it was drawn.
         strength: of what was drawn, where no contrast is asked for (`varied`).
+        refine: sharpens what was drawn, and with the same noise what it is the difference from (`Refiner.of`).
     """
-    images, volume = len(canvas.image), model.decode(latents)
+    images, volume, own = len(canvas.image), model.decode(latents), canvas.volume
     if not np.isfinite(volume).all():
         return Pair(canvas.image, np.zeros_like(canvas.labels), None, "voxels that are no numbers")
-    image, weight = blended(canvas, volume, region, model)
+    if refine:
+        volume, own = refine(volume, own)
+    image, weight = blended(replace(canvas, volume=own), volume, region, model)
     brain = (image != 0).any(axis=0)
     shares = (volume[images:].clip(-1, 1) + 1) / 2
     drawn, outside = native_labels(shares, brain, canvas.working, canvas.native)

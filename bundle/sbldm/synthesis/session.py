@@ -27,6 +27,7 @@ from sbldm.synthesis.gate import Gate, Verdict
 from sbldm.synthesis.model import Model, Sampler
 from sbldm.synthesis.pairs import Pair, finish_pair
 from sbldm.synthesis.raw_dataset import RawDataset
+from sbldm.synthesis.refine import Refiner
 from sbldm.synthesis.requests import PairRequests, within
 from sbldm.tumour.characteristics import to_dict
 
@@ -50,6 +51,11 @@ class _Asked:
     main: _Asked | None = None
     drawn: tuple[Pair, Verdict] | None = None
 
+    @property
+    def attempt(self) -> int:
+        """Number of this drawing among those of its seed."""
+        return len(self.faults) + (ATTEMPTS if self.main else 0)
+
 
 class PairWriter:
     """Handler that turns each batch of latents into finished pairs of the dataset.
@@ -65,6 +71,7 @@ class PairWriter:
         gate: passes or refuses them.
         total: number of pairs this run draws, for the progress bar.
         canvases: that the pairs are drawn into, if any.
+        refiner: that sharpens what is decoded around the tumour, if any.
     """
 
     def __init__(
@@ -75,9 +82,10 @@ class PairWriter:
         gate: Gate,
         total: int,
         canvases: Canvases | None = None,
+        refiner: Refiner | None = None,
     ) -> None:
         self.model, self.sampler, self.output, self.gate, self.total = model, sampler, output, gate, total
-        self.canvases = canvases
+        self.canvases, self.refiner = canvases, refiner
         self.accepted = 0
         self.waiting: list[_Asked] = []  # to be drawn again
         self.refused: list[str] = []
@@ -123,7 +131,7 @@ class PairWriter:
             rows, device = [asked.row for asked in batch], engine.state.output["pred"].device
             conditions = torch.stack([row["image"] for row in rows]).to(device)
             seeds = [row["seed"] for row in rows]
-            attempts = [len(asked.faults) + (ATTEMPTS if asked.main else 0) for asked in batch]
+            attempts = [asked.attempt for asked in batch]
             more = within(rows, device)
             self._sort(batch, self.sampler(conditions, engine.network, seeds=seeds, attempts=attempts, **more))
 
@@ -132,12 +140,14 @@ class PairWriter:
         sampling = (time.perf_counter() - self.started) / len(batch)
         for asked, latent in zip(batch, latents, strict=True):
             begun, row = time.perf_counter(), asked.row
-            canvas = row.get("canvas")
+            canvas, refine = row.get("canvas"), self.refiner and self.refiner.of(row["seed"], asked.attempt)
             if canvas is None:
-                pair, affine = finish_pair(self.model.decode(latent), self.model), self.model.native.affine()
+                volume = self.model.decode(latent)
+                (volume,) = refine(volume) if refine else (volume,)
+                pair, affine = finish_pair(volume, self.model), self.model.native.affine()
             else:
                 asked_of = row["place"], row["contrast"], varied(row["seed"])
-                pair = draw_into(canvas, latent, row["region"], self.model, *asked_of)
+                pair = draw_into(canvas, latent, row["region"], self.model, *asked_of, refine)
                 affine = canvas.native.affine()
             request = row["request"] | ({} if row.get("contrast") is None else {"contrast": row["contrast"]})
             verdict = self.gate.verdict_of(pair, affine, request, real_brain=canvas is not None)
@@ -214,6 +224,7 @@ class PairWriter:
             **verdict.record(),
             **({"canvas": row["canvas"].name, "canvas_content": row["canvas"].content} if "canvas" in row else {}),
             "checkpoint_sha256": self.model.sha256,
+            **({"refiner_sha256": self.refiner.sha256} if self.refiner else {}),
             **{name: settings[name] for name in SAMPLING if name in settings},
             "seconds": round(asked.seconds, 3),
         }

@@ -12,6 +12,7 @@ from sbldm.training.handlers import ClipGradient, FiniteLoss, MovingAverage, Pro
 from sbldm.training.latents import LatentStore
 from sbldm.training.losses import AutoencoderLoss, DiffusionLoss
 from sbldm.training.optimizers import build_optimizer
+from sbldm.training.refiner import RefinerBatch, RefinerPairs
 from sbldm.training.session import (
     MixedPrecision,
     continued,
@@ -36,6 +37,8 @@ __all__ = [
     "MixedPrecision",
     "MovingAverage",
     "ProgressBar",
+    "RefinerBatch",
+    "RefinerPairs",
     "RunCheckpoint",
     "Seeded",
     "SliceBatch",

@@ -38,7 +38,12 @@ __all__ = [
 FORMAT = 2  # raise it when networks, constants or the process of older checkpoints are not those of this program
 BEST = {"network": dict}
 LAST = {"states": dict, "epoch": int, "iteration": int, "best": float, "history": [dict]}
-LATER = {"autoencoder": ("diffusion", "regions"), "diffusion": ("regions",)}  # stages that do not touch one before
+LATER = {  # stages that do not touch one before
+    "autoencoder": ("diffusion", "regions", "refiner"),
+    "diffusion": ("regions", "refiner"),
+    "regions": ("refiner",),
+    "refiner": ("regions",),
+}
 CLOCKS = {"seconds": time.monotonic, "cpu_seconds": time.process_time}  # the second heeds no other work beside
 
 
@@ -55,7 +60,9 @@ def load_checkpoint(path: Path, stage: str) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(content, dict) and content.get("format") in range(1, FORMAT):
         run = Run(path.parents[1])
-        trained = [run.folder / name for name in ("autoencoder", "gan", "diffusion", "regions")] + [run.latents]
+        trained = [run.folder / name for name in ("autoencoder", "gan", "diffusion", "regions", "refiner")] + [
+            run.latents
+        ]
         folders = " ".join(shlex.quote(str(folder)) for folder in trained if folder.exists())
         raise StateError(
             f"{path}: trained with an older version (format {content['format']}, now {FORMAT}), whose networks are not "
@@ -92,15 +99,16 @@ def reading_checkpoint(path: Path) -> Iterator[None]:
 
 
 def _train(path: Path) -> str:
-    stage = " regions" * (path.parent.name == "regions")
+    stage = f" {path.parent.name}" if path.parent.name in ("regions", "refiner") else ""
     return f"sbldm train{stage} --run {shlex.quote(str(path.parents[1]))}"
 
 
 def _made_from(path: Path) -> str:
     """The folders that fall with a checkpoint: its own, and those of what was made with it."""
     run, stage = Run(path.parents[1]), path.parent.name
-    later = {"autoencoder": [run.latents, run.folder / "diffusion", run.folder / "regions"]}
-    folders = [path.parent, *later.get(stage, [])]
+    refiner = run.folder / "refiner"
+    later = {"autoencoder": [run.latents, run.folder / "diffusion", run.folder / "regions", refiner]}
+    folders = [path.parent, *(later | {"diffusion": [refiner]}).get(stage, [])]
     return " ".join(shlex.quote(str(folder)) for folder in folders if folder.exists())
 
 
@@ -156,7 +164,7 @@ class RunCheckpoint:
 
     Args:
         folder: where they go.
-        stage: `autoencoder`, `diffusion`, `regions` or `gan`.
+        stage: `autoencoder`, `diffusion`, `regions`, `refiner` or `gan`.
         preset: the preset in force, stored with the weights.
         constants: measured constants, plain values, stored with the weights.
         network: what is trained.

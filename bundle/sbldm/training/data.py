@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Sampler
 from sbldm.cases.prepare import load_prepared
 from sbldm.run.progress import progress
 
-__all__ = ["Continuing", "LatentDataset", "SliceDataset", "SliceValidation", "VolumeDataset"]
+__all__ = ["Continuing", "LatentDataset", "Shuffled", "SliceDataset", "SliceValidation", "VolumeDataset"]
 
 
 WHOLE = (slice(None), slice(None))  # of a plane
@@ -35,7 +35,7 @@ class Continuing(Sampler[int]):
         return self.total - self.start
 
 
-class _Shuffled(Dataset):
+class Shuffled(Dataset):
     """Sample number n of an endless sequence of reshuffled passes over `self.size` items."""
 
     size: int
@@ -67,7 +67,7 @@ def _slice(
     return {"image": torch.from_numpy(plane), "position": torch.arange(volumes.shape[-1])[which]}
 
 
-class SliceDataset(_Shuffled):
+class SliceDataset(Shuffled):
     """Axial slices `image` `[C + L, X, Y]` in [-1, 1] and their index `position`, for stage 1.
 
     Of the slices without any brain, a random tenth takes part in each pass, as the authors did.
@@ -149,7 +149,7 @@ class SliceValidation(Dataset):
         return _slice(self.volumes, *self.slices[n], depth=self.depth)
 
 
-class VolumeDataset(_Shuffled):
+class VolumeDataset(Shuffled):
     """Whole cases `[C + L, X, Y, Z]` in [-1, 1], for the 3-D rivals.
 
     Args:
@@ -176,7 +176,7 @@ class VolumeDataset(_Shuffled):
         return {self.key: torch.from_numpy(volume)}
 
 
-class LatentDataset(_Shuffled):
+class LatentDataset(Shuffled):
     """Standardised latents `image` `[Z, H, W, D]` and condition vectors `condition` `[K]`, for stage 2.
 
     Args:

@@ -117,6 +117,14 @@ class LatentStore:
             write_json(finished, _measure_constants(run, preset, lists, fingerprint))
         return cls(run, lists, preset.mirror, _read(run, finished.name, CONSTANTS))
 
+    def item(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Standardised latents `[Z, H, W, D]` and condition vector `[9]` of a case as it is."""
+        latents, values = _load(self.run, name)
+        mean, std = (np.asarray(self.constants[part], np.float32) for part in ("latent_mean", "latent_std"))
+        condition = Normaliser.from_state(self.constants["normaliser"]).encode(values[0])
+        standard = (latents[0, 0].astype(np.float32) - mean) / std.reshape(-1, 1, 1, 1)
+        return torch.from_numpy(standard), torch.from_numpy(np.asarray(condition, np.float32))
+
     def dataset(self, role: str, seed: int, mode: str, repeats: int = 1) -> LatentDataset:
         """Latents of a role as a data set; mirrored and deformed brains only in training, each `repeats` times."""
         held = [_load(self.run, name) for name in self.lists[role]]

@@ -18,6 +18,7 @@ from sbldm.networks import (
     build_denoiser,
     build_discriminator,
     build_generator,
+    build_refiner,
 )
 from sbldm.run.errors import InputError
 from sbldm.run.folder import PRESETS, load_preset
@@ -121,7 +122,19 @@ def _gan(preset: Preset) -> tuple[list[torch.nn.Module], list[Step]]:
     return [network, discriminator], [lambda: discriminator(network(noise))[-1].square().mean()]
 
 
-PARTS = {"autoencoder": _autoencoder, "diffusion": _diffusion, "regions": _diffusion, "gan": _gan}
+def _refiner(preset: Preset) -> tuple[list[torch.nn.Module], list[Step]]:
+    network, values = build_refiner(preset), preset.refiner
+    images, decoded = (torch.zeros(values.batch_size, n, *values.plane) for n in (network.images, preset.all_channels))
+    return [network], [lambda: network(images, torch.zeros(len(images)), decoded).square().mean()]
+
+
+PARTS = {
+    "autoencoder": _autoencoder,
+    "diffusion": _diffusion,
+    "regions": _diffusion,
+    "refiner": _refiner,
+    "gan": _gan,
+}
 
 
 def check_memory(preset: Preset, stage: str, device: torch.device, mixed: bool) -> None:
