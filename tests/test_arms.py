@@ -71,7 +71,8 @@ def test_two_sources_share_an_arm(book):
 
 def test_shares_over_the_training(book):
     """Constant, falling, and pairs alone first; `longer` gives real cases as many iterations as other arms have."""
-    found = {name.removeprefix("real+synth+aug+"): arm for name, arm in book.arms.items() if arm.share}
+    one = "real+synth+aug+"
+    found = {name.removeprefix(one): arm for name, arm in book.arms.items() if arm.share and name.startswith(one)}
     drawn = {name: [share_at(arm.share, epoch, 4) for epoch in range(4)] for name, arm in found.items()}
     assert drawn == {
         "share25": [0.25] * 4,
@@ -79,6 +80,8 @@ def test_shares_over_the_training(book):
         "pretrain": [1, 1, 0, 0],
         "pretrain_longer": [1, 1, 0, 0],
     }
+    both = book.arms["real+synth+copypaste+aug+pretrain"]
+    assert (both.share, both.amount) == (found["pretrain"].share, found["pretrain"].amount)
     assert {name: arm.lengthening for name, arm in found.items()} == dict.fromkeys(found, 1) | {"pretrain_longer": 2}
 
 
