@@ -1,6 +1,8 @@
 """The gate: copies, empty and implausible pairs are drawn again, the override is loud, refusals are written down."""
 
 import csv
+import hashlib
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,8 @@ from scipy import ndimage
 from nnunet_integration.sources import find_pairs, find_real
 from sbldm.cases.geometry import NativeGrid
 from sbldm.cases.lists import read_lists
-from sbldm.cases.prepare import load_prepared
+from sbldm.cases.phantom import write_phantoms
+from sbldm.cases.prepare import load_prepared, read_sidecar
 from sbldm.metrics.copies import REACH, Memory
 from sbldm.metrics.nearness import too_many_copies
 from sbldm.metrics.tumours import shape_measures
@@ -74,6 +77,66 @@ def test_training_cases_are_copies_and_others_are_not(run: Run, gate: Gate) -> N
     for name in read_lists(run.folder)["validation"]:
         verdict = gate.verdict_of(*drawn_as(run, name))
         assert not verdict.refused and verdict.record()["gate"] == "passed", verdict
+
+
+def key_of_one_channel(run: Run, gate: Gate) -> str:
+    """What a gate of one channel is kept by."""
+    lists = read_lists(run.folder).items()
+    cases = {role: sorted(read_sidecar(run.prepared, name)["content"] for name in names) for role, names in lists}
+    return hashlib.sha256(f"9 {gate.grid} {json.dumps(cases)}".encode()).hexdigest()
+
+
+def test_one_channel_is_as_before_there_were_several(run: Run, gate: Gate) -> None:
+    """Files, key and numbers: what existing runs have kept is not measured anew."""
+    assert sorted(path.name for path in run.gate.iterdir()) == ["memory.npz", "ranges.json", "tumours.npz"]
+    assert read_json(run.gate / "ranges.json")["key"] == key_of_one_channel(run, gate)
+    assert [gate.memory.near, gate.memory.copy] == pytest.approx([0.10296, 0.16625], abs=1e-4)
+    held_back, train = (drawn_as(run, read_lists(run.folder)[role][0]) for role in ("validation", "train"))
+    record = gate.verdict_of(*held_back).record()
+    known = {"nearest_correlation": 0.2581, "nearest_excess": 0.1109, "tumour_dsc": 0.7069, "tumour_excess": 0.1873}
+    assert record == {"gate": "passed", "near_copy": 1} | {k: pytest.approx(v, abs=1e-3) for k, v in known.items()}
+    fault = "copy of a training case (correlation 1.00, 1.00 beyond the next)"
+    assert gate.verdict_of(*train).fault == fault
+
+
+def test_a_copy_in_one_of_several_channels_is_refused(tmp_path: Path) -> None:
+    """T1 alone is a training brain's: the fault names the channel, which FLAIR says nothing of; a canvas is real."""
+    write_phantoms(tmp_path / "cases", 8, 5, (48, 48, 31), 5.0, channels=("flair", "t1"), progress=False)
+    preset = {"inherits_from": "demo", "data": {"channels": ["flair", "t1"]}}
+    (tmp_path / "two.yaml").write_text(json.dumps({"preset": preset | {"name": "two"}}))
+    (tmp_path / "held.txt").write_text("Phantom_007\n")
+    done = call(
+        *("prepare", "--data", tmp_path / "cases", "--run", tmp_path / "run", "--preset", tmp_path / "two.yaml"),
+        *("--validation-cases", tmp_path / "held.txt"),
+    )
+    assert done.returncode == 0, done.stderr
+    run = Run.at(tmp_path / "run")
+    gate = Gate.of_run(str(run.folder))
+    honest, affine, request = drawn_as(run, "Phantom_007")
+    own = gate.verdict_of(honest, affine, request)
+    assert not own.refused and own.channel in ("FLAIR", "T1") and own.record()["gate"] == "passed", own
+    flair, t1 = honest.image[0], drawn_as(run, "Phantom_003")[0].image[1]
+    pair = replace(honest, image=np.stack([flair, t1]))
+    verdict = gate.verdict_of(pair, affine, request)
+    assert verdict.refused and verdict.near and verdict.record()["nearest_channel"] == "T1"
+    assert verdict.fault == "copy of a training case (T1: correlation 1.00, 1.00 beyond the next)"
+    blind = replace(gate, memories={"flair": gate.memories["flair"]})
+    first = blind.verdict_of(replace(honest, image=flair[None]), affine, request)
+    assert "copy" not in first.fault and first.excess <= own.excess and "nearest_channel" not in first.record()
+    canvas = gate.verdict_of(pair, affine, request, real_brain=True)
+    assert "copy" not in canvas.fault and "nearest_channel" not in canvas.record()
+
+    names = ["memory.npz", "memory_t1.npz", "ranges.json", "tumours.npz"]
+    files = [run.gate / name for name in names]
+    assert sorted(path.name for path in run.gate.iterdir()) == names
+    kept = [file.stat().st_mtime_ns for file in files]
+    again = Gate.of_run(str(run.folder)).verdict_of(pair, affine, request)
+    assert again == verdict and [file.stat().st_mtime_ns for file in files] == kept
+    ranges, memory = read_json(files[2]), Memory.load(files[1])
+    files[1].unlink()  # as of a gate that knew the first channel alone
+    write_json(files[2], ranges | {"key": key_of_one_channel(run, gate)})
+    assert [*Gate.of_run(str(run.folder)).memories] == ["flair", "t1"] and read_json(files[2]) == ranges
+    assert Memory.load(files[1]).copy == memory.copy == gate.memory.copy
 
 
 def test_copied_tumours_are_refused(run: Run, gate: Gate) -> None:

@@ -59,15 +59,8 @@ def score_copies(
     memory, several = memories[0], len(memories) > 1
     each = f", for the nearest of {', '.join(map(str.upper, channels))}, each compared by itself" if several else ""
     found.remarks.append(f"Copies: limits set by {memory.calibration}{each}. {copies.REACH}")
-    looks = [
-        [
-            memory.nearest(cohorts["synthetic"].fingerprints[k])
-            for memory, cohorts in zip(memories, of_channel, strict=True)
-        ]
-        for k in range(len(synthetic))
-    ]
-    where = [int(np.argmax([near.excess for near in look])) for look in looks]
-    nearest = [look[c] for look, c in zip(looks, where, strict=True)]
+    prints = zip(*(cohorts["synthetic"].fingerprints for cohorts in of_channel), strict=True)
+    where, nearest = zip(*(copies.nearest_of(memories, of_pair) for of_pair in prints), strict=True)
     excess = np.array([n.excess for n in nearest])
     n, floor_n = (len(synthetic), len(train)), (memory.honest, len(train))
     floors = {"near": nearness.near_floor(len(synthetic), memory.honest), "sure": nearness.SURE}
@@ -79,14 +72,14 @@ def score_copies(
 
     worst = np.argsort(-excess)[:WORST]
     originals = [by_name[where[k]][nearest[k].name] for k in worst]
-    prints = [of_channel[where[k]]["synthetic"].fingerprints[k] for k in worst]
+    own = [of_channel[where[k]]["synthetic"].fingerprints[k] for k in worst]
     found.arrays |= {
         "copies.excess.synthetic": excess,
         "copies.excess.heldout": memory.heldout_excess,
         "copies.limits": np.array([memory.near, memory.copy]),
         "copies.worst": worst,
         "copies.differences": np.stack(
-            [copies.aligned(own, other) - other for own, other in zip(prints, originals, strict=True)]
+            [copies.aligned(cells, other) - other for cells, other in zip(own, originals, strict=True)]
         ),
     }
     if several:

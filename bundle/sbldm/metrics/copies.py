@@ -32,7 +32,7 @@ from sbldm.metrics.nearness import (
 from sbldm.run.errors import DataError
 from sbldm.run.files import atomic_path
 
-__all__ = ["REACH", "Memory", "aligned", "fingerprint", "memories_of"]
+__all__ = ["REACH", "Memory", "aligned", "fingerprint", "memories_of", "nearest_of"]
 
 
 CELL, GRID = 6.0, (30, 36, 30)  # mm; 180 x 216 x 180 mm hold every skull-stripped adult brain
@@ -296,6 +296,18 @@ def memories_of(train: Sequence[Mapping[str, np.ndarray]], heldout: Sequence[Map
     honest, calibration = yardstick_of(nearest, lambda: np.max([_leave_one_out(*part) for part in parts], axis=0))
     known = tuple(train[0]), *limits_of(honest), calibration, len(honest), nearest
     return [Memory(*known, template, look) for (*_, template), look in zip(parts, looks, strict=True)]
+
+
+def nearest_of(memories: Sequence[Memory], prints: Sequence[np.ndarray]) -> tuple[int, Nearest]:
+    """The number of the channel in which one brain is nearest, and how near it is there.
+
+    Args:
+        memories: see `memories_of`.
+        prints: the brain's fingerprint in each of their channels.
+    """
+    found = [memory.nearest(cells) for memory, cells in zip(memories, prints, strict=True)]
+    k = int(np.argmax([near.excess for near in found]))
+    return k, found[k]
 
 
 def _fitted_to_mean(prints: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

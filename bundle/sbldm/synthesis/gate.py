@@ -2,7 +2,8 @@
 
 The yardstick is the run's own prepared cases. It is measured once and kept in `RUN/gate/`. Size and shape of a tumour
 are measured on the pair's own grid, where nothing is lost; its contrast and the brain on the coarse grid on which real
-cases are measured. What cannot be measured is refused: a pair passes by its numbers alone.
+cases are measured. A copy is looked for in every image channel, all else in the first. What cannot be measured is
+refused: a pair passes by its numbers alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from scipy.stats import t as student
 from sbldm.cases.geometry import WorkingGrid
 from sbldm.cases.lists import read_lists
 from sbldm.cases.prepare import load_prepared, read_sidecar
-from sbldm.metrics.copies import Memory, fingerprint
+from sbldm.metrics.copies import Memory, fingerprint, memories_of, nearest_of
 from sbldm.metrics.tumour_copies import TumourMemory, tumour_print
 from sbldm.metrics.tumours import shape_measures, tumour_contrast, tumour_measures
 from sbldm.metrics.volumes import Volume, evaluation_grid, to_volume
@@ -101,12 +102,13 @@ class Verdict:
     Attributes:
         fault: what is wrong with it, or an empty string.
         refused: whether it must be drawn again.
-        correlation, excess: with the nearest training case, and over the next ones (see `Memory`); NaN where copies are
-            not looked for.
+        correlation, excess: with the nearest training case, and over the next ones (see `Memory`), of the nearest
+            channel; NaN where copies are not looked for.
         near: nearer to a training case than 95 % of the held-back cases are; on a canvas, whose brain is real by
             design, the tumour to a training tumour.
         tumour_dsc, tumour_excess: the same two numbers of the tumour alone (see `TumourMemory`).
         real_brain: of a canvas.
+        channel: which of several is the nearest; empty of one.
     """
 
     fault: str
@@ -117,6 +119,7 @@ class Verdict:
     tumour_dsc: float = np.nan
     tumour_excess: float = np.nan
     real_brain: bool = False
+    channel: str = ""
 
     def record(self) -> dict[str, Any]:
         """What the manifest keeps."""
@@ -131,6 +134,7 @@ class Verdict:
         return {
             "gate": f"{OVERRIDDEN}: {self.fault}" if self.fault else passed,
             **{name: "" if np.isnan(value) else round(value, 4) for name, value in numbers.items()},
+            **({"nearest_channel": self.channel} if self.channel else {}),
             "near_copy": "" if unseen else int(self.near),
         }
 
@@ -140,7 +144,8 @@ class Gate:
     """What a pair must pass.
 
     Attributes:
-        memory: knows the training cases; None where there are none to compare with, so copies pass unseen.
+        memories: of each image channel by name, know the training cases; empty where there are none to compare with, so
+            copies pass unseen.
         tumours: knows their tumours; None where fewer than three have one.
         ranges: measure -> limits of what is plausible beside the real cases of the run (`_limits`).
         grid: on which pairs are looked at.
@@ -148,7 +153,7 @@ class Gate:
         tolerance: against the request.
     """
 
-    memory: Memory | None
+    memories: Mapping[str, Memory]
     tumours: TumourMemory | None
     ranges: dict[str, tuple[float, float]]
     grid: WorkingGrid
@@ -184,22 +189,27 @@ class Gate:
             if switch == "off":
                 print("Warning: --gate off: implausible pairs will be written.")
             grid = evaluation_grid(WorkingGrid.from_config(**dict(held.preset.grid)).spacing)
-            return cls(None, None, held.ranges, grid, switch == "on", within)
+            return cls({}, None, held.ranges, grid, switch == "on", within)
         if not MODELS[run.preset.model].conditional:
             refuse_requests(run.preset.model, (), {"tol": tolerance or None})
         grid = evaluation_grid(WorkingGrid.from_config(**dict(run.preset.grid)).spacing)
         try:
-            memory, tumours, ranges = _yardstick(run, grid)
+            memories, tumours, ranges = _yardstick(run, grid)
         except (StateError, DataError) as error:
             if switch == "on":
                 raise StateError(f"The gate has no yardstick: {error} --gate off draws without it.") from None
             if isinstance(error, StateError) and run.prepared.is_dir():  # they are there, and one is damaged
                 raise
-            memory, tumours, ranges = None, None, {}
+            memories, tumours, ranges = {}, None, {}
         if switch == "off":
-            unseen = "" if memory else " Nobody looks whether they are copies."
+            unseen = "" if memories else " Nobody looks whether they are copies."
             print(f"Warning: --gate off: copies of training cases and implausible pairs will be written.{unseen}")
-        return cls(memory, tumours, ranges, grid, switch == "on", within)
+        return cls(memories, tumours, ranges, grid, switch == "on", within)
+
+    @property
+    def memory(self) -> Memory | None:
+        """Of the first channel; all have the same limits."""
+        return next(iter(self.memories.values()), None)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -235,12 +245,15 @@ class Gate:
             return Verdict(fault, True)
         volume = to_volume("", pair.image[0], pair.labels > 0, affine, self.grid)
         brain = tumour = None
-        if self.memory and not real_brain:
-            brain = self.memory.nearest(fingerprint(volume.image, volume.spacing))
+        channel = ""
+        if self.memories and not real_brain:
+            k, brain = nearest_of([*self.memories.values()], _prints(volume, pair, affine, self.grid))
+            channel = [*self.memories][k].upper() if len(self.memories) > 1 else ""
         if self.tumours and volume.mask.any():
             tumour = self.tumours.nearest(tumour_print(volume.mask, volume.spacing))
         if brain and brain.excess > self.memory.copy:
-            fault = f"copy of a training case (correlation {brain.correlation:.2f}, {brain.excess:.2f} beyond the next)"
+            numbers = f"correlation {brain.correlation:.2f}, {brain.excess:.2f} beyond the next"
+            fault = f"copy of a training case ({f'{channel}: ' if channel else ''}{numbers})"
         elif tumour and tumour.excess > self.tumours.copy:
             fault = f"copy of a training tumour (DSC {tumour.correlation:.2f}, {tumour.excess:.2f} beyond the next)"
         else:
@@ -248,7 +261,9 @@ class Gate:
             fault = self._implausible(measured, request, real_brain) or _unlike_request(measured, request)
         near = tumour and tumour.excess > self.tumours.near if real_brain else brain and brain.excess > self.memory.near
         numbers = [value for found in (brain, tumour) for value in (found[1:] if found else (np.nan, np.nan))]
-        return Verdict(fault, bool(fault) and self.enforced, *numbers[:2], bool(near), *numbers[2:], real_brain)
+        return Verdict(
+            fault, bool(fault) and self.enforced, *numbers[:2], bool(near), *numbers[2:], real_brain, channel
+        )
 
     def _implausible(self, found: Mapping[str, float], request: Mapping[str, float], real_brain: bool = False) -> str:
         """The first measure that is missing or beyond its real range, if any; nothing without a yardstick."""
@@ -323,7 +338,15 @@ def _measures(volume: Volume, pair: Pair, affine: np.ndarray) -> dict[str, float
     return found
 
 
-def _yardstick(run: Run, grid: WorkingGrid) -> tuple[Memory, TumourMemory | None, dict[str, tuple[float, float]]]:
+def _prints(first: Volume, pair: Pair, affine: np.ndarray, grid: WorkingGrid) -> list[np.ndarray]:
+    """A fingerprint of each channel of a pair, whose first one is on the evaluation grid."""
+    others = (to_volume(first.name, channel, None, affine, grid) for channel in pair.image[1:])
+    return [fingerprint(volume.image, volume.spacing) for volume in (first, *others)]
+
+
+def _yardstick(
+    run: Run, grid: WorkingGrid
+) -> tuple[dict[str, Memory], TumourMemory | None, dict[str, tuple[float, float]]]:
     """What the gate compares pairs with, from `RUN/gate/`, or measured anew on the prepared cases.
 
     Raises:
@@ -332,16 +355,23 @@ def _yardstick(run: Run, grid: WorkingGrid) -> tuple[Memory, TumourMemory | None
     cases = {role: _prepared(run, names) for role, names in read_lists(run.folder).items()}
     folder = run.gate
     contents = json.dumps({role: sorted(found.values()) for role, found in cases.items()})
-    key = hashlib.sha256(f"{VERSION} {grid} {contents}".encode()).hexdigest()
+    several = f" {list(paths)}" if len(paths := _memory_files(run)) > 1 else ""
+    key = hashlib.sha256(f"{VERSION} {grid} {contents}{several}".encode()).hexdigest()
     try:
         kept = read_json(folder / "ranges.json", {"key": str, "tumours": bool, "ranges": {str: [float]}})
-        memory, path = Memory.load(folder / "memory.npz"), folder / "tumours.npz"
-        tumours = TumourMemory.load(path) if kept["tumours"] else None
         if kept["key"] != key:
             raise ValueError
+        memories = {channel: Memory.load(path) for channel, path in paths.items()}
+        tumours = TumourMemory.load(folder / "tumours.npz") if kept["tumours"] else None
     except (StateError, ValueError):  # not there, damaged, or of other cases
-        kept, memory, tumours = _measure(run, cases, grid, folder, key)
-    return memory, tumours, {name: tuple(limits) for name, limits in kept["ranges"].items()}
+        kept, memories, tumours = _measure(run, cases, grid, folder, key)
+    return memories, tumours, {name: tuple(limits) for name, limits in kept["ranges"].items()}
+
+
+def _memory_files(run: Run) -> dict[str, Path]:
+    """Where the memory of each image channel is kept."""
+    first, *others = run.preset.data.channels
+    return {first: run.gate / "memory.npz"} | {name: run.gate / f"memory_{name}.npz" for name in others}
 
 
 def _prepared(run: Run, names: list[str]) -> dict[str, str]:
@@ -351,17 +381,19 @@ def _prepared(run: Run, names: list[str]) -> dict[str, str]:
 
 def _measure(
     run: Run, cases: dict[str, dict[str, str]], grid: WorkingGrid, folder: Path, key: str
-) -> tuple[dict[str, Any], Memory, TumourMemory | None]:
+) -> tuple[dict[str, Any], dict[str, Memory], TumourMemory | None]:
     """Fingerprints of all prepared cases as pairs, and the ranges of those to train on (the rest is for tests)."""
     preset, written = run.preset, measure_cases(run, read_lists(run.folder))["written"]
-    prints, shapes = ({role: {} for role in cases} for _ in range(2))
+    prints = {role: [{} for _ in range(preset.image_channels)] for role in cases}
+    shapes: dict[str, dict[str, np.ndarray]] = {role: {} for role in cases}
     measured: list[dict[str, Any]] = []
     for role, names in cases.items():
         for name in progress(names, f"The gate looks at the {role} cases"):
             volume, sidecar = load_prepared(run.prepared, name)
             pair, affine = as_pair(volume, sidecar, preset, written)
             found = to_volume(name, pair.image[0], pair.labels > 0, affine, grid)
-            prints[role][name] = fingerprint(found.image, found.spacing)
+            for of_channel, cells in zip(prints[role], _prints(found, pair, affine, grid), strict=True):
+                of_channel[name] = cells
             shapes[role][name] = tumour_print(found.mask, found.spacing)
             if role == "train":
                 tumour = pair.labels.any()
@@ -376,15 +408,17 @@ def _measure(
     for name, factor in {"largest": MULTIFOCAL, "thickness": np.cbrt(MULTIFOCAL), "depth": np.cbrt(MULTIFOCAL)}.items():
         if name in ranges:
             ranges[name][0] /= float(factor)
-    memory = Memory.build(prints["train"], prints["validation"])
-    memory.save(folder / "memory.npz")
+    paths = _memory_files(run)
+    memories = dict(zip(paths, memories_of(prints["train"], prints["validation"]), strict=True))
+    for channel, memory in memories.items():
+        memory.save(paths[channel])
     tumours = None
     if sum(mask.any() for mask in shapes["train"].values()) >= LEAST_CASES:
         tumours = TumourMemory.build(shapes["train"], shapes["validation"])
         tumours.save(folder / "tumours.npz")
     kept = {"key": key, "tumours": tumours is not None, "ranges": ranges}
     write_json(folder / "ranges.json", kept)
-    return kept, memory, tumours
+    return kept, memories, tumours
 
 
 def _limits(values: np.ndarray) -> list[float]:
