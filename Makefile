@@ -3,8 +3,8 @@
 # Variables of the environment play no part, but for DEVICE (cpu, cuda:1), PRECISION (auto, float32) and PYTHON.
 export DEVICE PRECISION
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-asked := $(if $(filter command,$(firstword $(origin PRESET))),$(PRESET))
-several := $(filter multimodal%,$(asked))
+asked := $(if $(filter command,$(firstword $(origin PRESET))),$(value PRESET))
+several := $(filter multimodal,$(value asked))
 DEMO := runs/$(if $(several),multimodal_demo,demo)
 ready := .venv/.installed
 comma := ,
@@ -35,7 +35,7 @@ $(ready): pyproject.toml
 	$(PYTHON) -m venv .venv && .venv/bin/pip install -q --disable-pip-version-check -e '.[dev]' && touch $@
 install: $(ready) ## set up .venv (every other target does this by itself)
 demo: $(ready) ## fresh clone, no data: phantom cases -> trainings -> pairs -> report -> a small Table 2 (PRESET=multimodal: 4 channels)
-	$(if $(asked:multimodal%=),$(error PRESET=$(asked): the demo has multimodal alone; leave it out for FLAIR))
+	$(if $(and $(value asked),$(if $(several),,x)),$(error PRESET=$(value asked): the demo has multimodal alone; leave it out for FLAIR))
 	$(sbldm) phantom --out $(DEMO)/cases --n 30 $(if $(several),--channels flair$(comma)t1$(comma)t1ce$(comma)t2)
 	@seq -f 'Phantom_%03g' 20 29 > $(DEMO)/test_cases.txt
 	$(sbldm) prepare $(DEMO)/cases --run $(DEMO) --preset $(if $(several),multimodal_demo,demo) --validation-cases $(DEMO)/test_cases.txt

@@ -197,7 +197,9 @@ def test_regions_that_do_not_tell_labels_apart():
     """Two labels that no region of BraTS separates cannot be learned as regions."""
     labels = {"n": "necrotic", "x": ["oedema", "enhancing"]}
     assert Source.from_config(["flair"], labels).nested == {"whole tumour": [1, 2]}
-    with pytest.raises(InputError, match="whole tumour do not tell the labels n, x apart; ask for the tissues"):
+    with pytest.raises(
+        InputError, match="n, x are not told apart by the regions whole tumour that they make up; ask for the tissues"
+    ):
         Source.from_config(["flair"], labels, regions=True)
 
 

@@ -163,8 +163,8 @@ class Source:
             own = set(numbers) - set().union(*regions[k + 1 :])
             if len(own) != 1:
                 raise InputError(
-                    f"regions: {join(self.nested)} do not tell the labels {join(self.labels)} apart; ask for the "
-                    f"tissues {join(TISSUES)} one by one, or leave `regions` (and `nested`) out."
+                    f"labels: {join(self.labels)} are not told apart by the regions {join(self.nested)} that they make "
+                    f"up; ask for the tissues {join(TISSUES)} one by one, or leave `regions` and `nested` out."
                 )
             order += own
         return order

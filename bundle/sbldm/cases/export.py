@@ -17,7 +17,7 @@ from sbldm.cases.geometry import NativeGrid, from_means, to_native
 from sbldm.cases.intensity import to_scanner
 from sbldm.run.preset import Intensity
 
-__all__ = ["body_of", "native_brain", "native_image", "native_labels"]
+__all__ = ["body_of", "native_brain", "native_image", "native_labels", "tumour_of"]
 
 THRESHOLDS = (0.3, 0.7)  # between which the one that keeps a tumour's volume is looked for
 
@@ -40,6 +40,11 @@ def body_of(images: np.ndarray, floor: float) -> np.ndarray:
     sizes = np.bincount(components.ravel())
     sizes[0] = 0
     return ndimage.binary_fill_holes(components == sizes.argmax())
+
+
+def tumour_of(labels: np.ndarray) -> np.ndarray:
+    """Where the tumour is on the working grid: labels `[L, X, Y, Z]` in [-1, 1] that together fill half of a voxel."""
+    return labels.sum(axis=0) + len(labels) - 1 > 0
 
 
 def native_brain(body: np.ndarray, working: NativeGrid, native: NativeGrid) -> np.ndarray:

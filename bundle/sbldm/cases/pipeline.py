@@ -77,6 +77,8 @@ def prepare_run(
     source, root = Source.from_config(**dict(preset.data)), user_path(data)
     asked = read_case_list(cases) if cases else []
     held_back = read_case_list(validation_cases) if validation_cases else []
+    if getattr(getattr(preset, "autoencoder", None), "nested", False):
+        _ = source.nested_order  # says so when there is none, before `data` is fixed
     found = find_cases(root, source, [*asked, *held_back] if asked else None)
     # Lists may call cases otherwise than they are called here; a name that does not exist is an error too.
     asked, held_back = (

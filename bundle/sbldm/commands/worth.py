@@ -15,7 +15,7 @@ from sbldm.cases.layouts import Case, Source, find_cases
 from sbldm.cases.lists import read_case_list, read_lists, read_lists_file
 from sbldm.cases.pipeline import original_cases
 from sbldm.commands.question import Question
-from sbldm.evaluation.evaluate import SCORING, evaluate, reference_names
+from sbldm.evaluation.evaluate import evaluate, is_scored_alike, reference_names
 from sbldm.evaluation.protocols import REFERENCES
 from sbldm.evaluation.settings import GROUPS, Settings
 from sbldm.evaluation.written import read_evaluation
@@ -228,7 +228,7 @@ def make_report(asked: Question) -> None:
     provenance = read_evaluation(out)["provenance"] if last.is_file() else {}
     manifest = Manifest(out / provenance.get("dataset", "")).file
     drawn_since = last.is_file() and manifest.is_file() and manifest.stat().st_mtime > last.stat().st_mtime
-    older = provenance.get("scoring") != SCORING and (asked.run or asked.synthetic)
+    older = not is_scored_alike(provenance) and (asked.run or asked.synthetic)
     if not last.is_file() or drawn_since or older:
         evaluate_pairs(asked)
     else:

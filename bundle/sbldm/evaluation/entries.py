@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sbldm.cases.lists import read_lists
-from sbldm.evaluation.evaluate import SCORING
+from sbldm.evaluation.evaluate import is_scored_alike
 from sbldm.evaluation.written import read_evaluation
 from sbldm.run.errors import InputError, StateError
 from sbldm.run.files import user_path
@@ -73,7 +73,7 @@ class Entry:
         manifest = Manifest(self.dataset).file
         if not self.evaluation.is_file() or self.evaluation.stat().st_mtime_ns < manifest.stat().st_mtime_ns:
             return False
-        return read_evaluation(self.evaluation.parent)["provenance"].get("scoring") == SCORING
+        return is_scored_alike(read_evaluation(self.evaluation.parent)["provenance"])
 
 
 def read_entries(runs: Sequence[str]) -> list[Entry]:

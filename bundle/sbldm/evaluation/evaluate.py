@@ -19,6 +19,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
@@ -48,12 +49,22 @@ from sbldm.run.errors import DataError
 from sbldm.run.files import PARTIAL, clear_partial, make_folder
 from sbldm.run.workers import Workers
 
-__all__ = ["ROLES", "SCORING", "evaluate", "reference_names"]
+__all__ = ["ROLES", "SCORING", "evaluate", "is_scored_alike", "reference_names"]
 
 ROLES = ("synthetic", "train", "heldout")
 OF_TUMOURS = ("tumours", "tissues", "seam")  # groups of cases with a tumour
 SCORING = 2
 """Raise it when a score of one name is computed otherwise: evaluations of different versions do not go together."""
+
+
+def _scoring(channels: Sequence[str]) -> int:
+    """Of several channels the audit for copies once looked at the first alone, all else is as with one."""
+    return SCORING + (len(channels) > 1)
+
+
+def is_scored_alike(provenance: Mapping[str, Any]) -> bool:
+    """Whether the scores of an evaluation were computed as they are today."""
+    return provenance.get("scoring") == _scoring(provenance.get("channels", ()))
 
 
 def evaluate(settings: Settings) -> Evaluation:
@@ -134,7 +145,7 @@ def evaluate(settings: Settings) -> Evaluation:
         "features": extractor.name,
         "first_channel": first,
         **({"channels": settings.source.channels} if further else {}),
-        "scoring": SCORING,
+        "scoring": _scoring(settings.source.channels),
         "cases": {role: len(cohort) for role, cohort in cohorts.items()},
         "contents": {role: cohort.contents for role, cohort in cohorts.items()},
         "references": {kind: cohort.contents for kind, cohort in references.items()},

@@ -252,7 +252,7 @@ def score_tumours(found: Evaluation, sides: Mapping[str, Cohort], heldout: Cohor
     """Each tumour measure, and where tumours lie, over cases with a tumour."""
     rows = equal(sides, tumour=True)
     with_tumour = np.isfinite(heldout.tumours["volume_ml"])
-    for name in heldout.tumours:
+    for name in [name for name in heldout.tumours if name not in SHARES.values()]:  # these are tissues' scores
         reference = finite(heldout.tumours[name][with_tumour])
         samples = {side: finite(c.tumours[name][rows[side]]) for side, c in sides.items()}
         samples = comparable(found, "tumours", name, reference, samples)

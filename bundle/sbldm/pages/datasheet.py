@@ -98,6 +98,8 @@ def _origin(manifest: Manifest) -> list[str]:
         own = f", the receiver's own tumour {settings['own']}" if "own" in settings else ""
         return [f"- Generator: {settings.get('generator', 'unknown')}{own}, seed {settings.get('seed')}; no training."]
     sampling = ", ".join(f"{name} {value}" for name, value in settings.get("sampling", {}).items())
+    if refiner := settings.get("refiner"):
+        sampling += f"; images sharpened around the tumour by a refiner, checkpoint {refiner['sha256'][:16]}"
     name = settings.get("model", "sbldm")
     model, extrapolated = MODELS[name], sum(bool(pair.extrapolated) for pair in manifest.pairs)
     asked = f"requests and measured tumours of every pair in `manifest.csv`; {extrapolated} requests lie beyond what "

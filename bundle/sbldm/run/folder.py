@@ -157,10 +157,12 @@ def with_refiner(preset: Preset) -> Preset:
         return preset
     shipped = PRESETS / f"{preset.name}.yaml"
     values = getattr(load_preset(preset.name), "refiner", None) if shipped.is_file() else None
-    if values is None or preset.model != "sbldm":
+    if preset.model != "sbldm":
+        raise InputError(f"the model {preset.model} has no refiner: its pairs cannot be sharpened by one.")
+    if values is None:
         raise InputError(
-            f"the preset '{preset.name}' has no `refiner`: its pairs cannot be refined; prepare with --preset small, "
-            "or give the run's preset.yaml, of the model sbldm, the part that configs/presets/small.yaml has."
+            f"the preset '{preset.name}' has no `refiner`: give the run's preset.yaml the part that "
+            "configs/presets/small.yaml has, or prepare with a preset that has one (small, fast, multimodal)."
         )
     where = f"the preset '{preset.name}' has no `refiner`, and that of the shipped one does not fit it: "
     return Preset.of(preset.state() | {"refiner": values.state()}, where)

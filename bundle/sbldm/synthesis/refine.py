@@ -20,14 +20,14 @@ import torch
 from sbldm.cases.export import body_of
 from sbldm.diffusion import dpm_solver
 from sbldm.networks import RefinerUNet, build_refiner
-from sbldm.run.errors import InputError, StateError
+from sbldm.run.errors import InputError
 from sbldm.run.files import sha256
 from sbldm.run.folder import Run, with_refiner
 from sbldm.run.preset import Preset
 from sbldm.synthesis.healing import rise
 from sbldm.synthesis.model import Model
 from sbldm.training.checkpoints import load_checkpoint, reading_checkpoint, require_same, unfinished
-from sbldm.training.refiner import SCHEDULE, around
+from sbldm.training.refiner import SCHEDULE, around, require_generator
 
 __all__ = ["Refine", "Refiner"]
 
@@ -67,18 +67,16 @@ class Refiner:
         if asked not in ("1", 1, True):
             raise InputError(f"--refine {asked}: write 1 to sharpen images around the tumour, or leave it out.")
         if weights:
-            raise InputError("--refine: a refiner knows the generator of its own run alone, which --weights is not.")
+            raise InputError(
+                "--refine: a refiner knows the generator of its own run alone, and these pairs come from a file of "
+                "weights; leave it out, or train both in a run."
+            )
         run = Run.at(run_dir)
         preset = with_refiner(run.preset)
         path = run.checkpoint("refiner")
         content = load_checkpoint(path, "refiner")
         require_same(path, content, run.preset, ("data", "grid", "intensity"))
-        made_with = {f"{stage}_sha256": sha256(run.checkpoint(stage)) for stage in ("autoencoder", "diffusion")}
-        if any(content["constants"].get(name) != value for name, value in made_with.items()):
-            raise StateError(
-                f"{path}: trained on what another generator made; remove {path.parent} and run "
-                f"`sbldm train refiner --run {run.typed}`."
-            )
+        require_generator(run)
         if so_far := unfinished(run, "refiner"):
             print(f"Warning: the refiner of {run.folder} is half-trained: {so_far}.")
         preset = content["preset"]

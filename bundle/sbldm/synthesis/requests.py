@@ -18,7 +18,7 @@ from sbldm.synthesis.canvases import Canvases
 from sbldm.synthesis.model import Model
 from sbldm.synthesis.raw_dataset import RawDataset
 from sbldm.tumour.asking import parse_request, read_requests
-from sbldm.tumour.characteristics import NAMES, to_dict
+from sbldm.tumour.characteristics import NAMES, SHARES, to_dict
 
 __all__ = ["GAPS", "PairRequests", "RequestBatch", "count_pairs", "read_asked", "within"]
 
@@ -108,6 +108,12 @@ class PairRequests(Dataset):
             self.tumours, self.normaliser = model.tumours, model.normaliser
             if not canvases and any("contrast" in row for row in self.asked):
                 raise InputError("--contrast: can be asked for on canvases alone; add --canvas, or leave it out.")
+            shares = {name for row in self.asked for name in row} & set(SHARES.values())
+            if shares and getattr(model.preset.diffusion.network, "one_hot", False):
+                raise InputError(
+                    f"{' and '.join(sorted(shares))} cannot be asked for: this model takes requests as twelve bits "
+                    "(`one_hot`), which tell no tissues; leave it out."
+                )
             for row in self.asked:  # a contradiction shows before the first pair, not at the hundredth
                 self.tumours.complete(row, self.seed)
         else:

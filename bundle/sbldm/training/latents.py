@@ -13,6 +13,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from sbldm.cases.case import Source
+from sbldm.cases.export import tumour_of
 from sbldm.cases.geometry import NativeGrid
 from sbldm.cases.prepare import load_prepared, read_sidecar
 from sbldm.networks import SliceVAE, VolumeVAE, build_autoencoder
@@ -64,7 +65,7 @@ def reconstruction_scores(volume: np.ndarray, decoded: np.ndarray, image_channel
     """PSNR inside the brain (dB, images in [0, 1], data range 1) and DSC of the joined labels, on the working grid."""
     brain = volume[:image_channels].max(axis=0) > -1
     error = (volume[:image_channels, brain] - decoded[:image_channels, brain]) / 2
-    real, drawn = ((v[image_channels:] > 0).any(axis=0) for v in (volume, decoded))
+    real, drawn = (tumour_of(v[image_channels:]) for v in (volume, decoded))
     overlap = 2 * (real & drawn).sum() / max(1, real.sum() + drawn.sum())
     return {"psnr_brain_db": float(-10 * np.log10(np.mean(error**2))), "mask_dsc": float(overlap)}
 
@@ -118,7 +119,7 @@ class LatentStore:
         return cls(run, lists, preset.mirror, _read(run, finished.name, CONSTANTS))
 
     def item(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Standardised latents `[Z, H, W, D]` and condition vector `[9]` of a case as it is."""
+        """Standardised latents `[Z, H, W, D]` and condition vector `[K]` of a case as it is."""
         latents, values = _load(self.run, name)
         mean, std = (np.asarray(self.constants[part], np.float32) for part in ("latent_mean", "latent_std"))
         condition = Normaliser.from_state(self.constants["normaliser"]).encode(values[0])
@@ -190,7 +191,7 @@ def _deformed(
     for number in range(count):
         rng = np.random.default_rng([zlib.crc32(sidecar["case"].encode()), number])
         copy = deformed(volume, grid.spacing, rng)
-        masks = ((v[images:] > 0).any(axis=0) for v in (volume, copy))
+        masks = (tumour_of(v[images:]) for v in (volume, copy))
         if (its := deformed_characteristics(values, *masks, grid.frame(grid))) is not None:
             copies.append((copy, its))
     return copies

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from monai.engines import PrepareBatch
 
+from sbldm.cases.export import tumour_of
 from sbldm.cases.prepare import load_prepared
 from sbldm.diffusion import SOLVERS, Schedule, along, guided, solver_times, time_steps
 from sbldm.networks import build_denoiser
@@ -30,7 +31,15 @@ from sbldm.training.checkpoints import load_checkpoint, reading_checkpoint, requ
 from sbldm.training.data import Shuffled
 from sbldm.training.latents import LatentStore, load_autoencoder
 
-__all__ = ["SCHEDULE", "RefinerBatch", "RefinerDataset", "RefinerPairs", "around", "drawn_on"]
+__all__ = [
+    "SCHEDULE",
+    "RefinerBatch",
+    "RefinerDataset",
+    "RefinerPairs",
+    "around",
+    "drawn_on",
+    "require_generator",
+]
 
 SCHEDULE = Schedule(kind="cosine", prediction="sample")  # of what is lacking, in units of its deviation
 Box = tuple[slice, slice, slice]
@@ -47,7 +56,7 @@ def around(labels: np.ndarray, values: Refiner, spacing: Sequence[float]) -> Box
     Returns:
         slices along X, Y, Z within the grid; None without a tumour.
     """
-    tumour = (labels > 0).any(axis=0)
+    tumour = tumour_of(labels)
     if not tumour.any():
         return None
     least, multiple = [*values.plane, 1], [values.network.shrink] * 2 + [1]
@@ -105,7 +114,8 @@ class RefinerPairs:
         require_same(path, content, run.preset, ("data", "grid", "intensity", "mirror", "autoencoder", "diffusion"))
         if so_far := unfinished(run, "diffusion"):
             raise StateError(f"{path}: only {so_far} done; `sbldm train --run {run.typed}` goes on.")
-        hashes = {f"{stage}_sha256": sha256(run.checkpoint(stage)) for stage in ("autoencoder", "diffusion")}
+        hashes = _generator(run)
+        require_generator(run)
         made = hashes | {name: getattr(preset.refiner, name) for name in ("plane", "margin_mm", "drawn", "noise")}
         made["shrink"] = preset.refiner.network.shrink
         mark, finished = store / "made.json", store / "constants.json"
@@ -127,6 +137,29 @@ class RefinerPairs:
         pairs = [_read(self.run, name) for name in self.lists[role]]
         mirror = self.preset.mirror and role == "train"
         return RefinerDataset(pairs, self.preset, self.constants["scale"], seed, mirror, fixed=role != "train")
+
+
+def _generator(run: Run) -> dict[str, str]:
+    """The checkpoints whose pairs a refiner learns to mend."""
+    return {f"{stage}_sha256": sha256(run.checkpoint(stage)) for stage in ("autoencoder", "diffusion")}
+
+
+def require_generator(run: Run) -> None:
+    """Make sure that the refiner of a run, if it has one, was trained on what the run's generator makes.
+
+    Raises:
+        StateError: it was trained on the pairs of another one.
+    """
+    for which in ("best", "last"):
+        path = run.checkpoint("refiner", which)
+        if not path.is_file():
+            continue
+        known, own = load_checkpoint(path, "refiner")["constants"], _generator(run)
+        if any(known.get(name) != value for name, value in own.items()):
+            raise StateError(
+                f"{path}: trained on what another generator made; remove {path.parent} and run "
+                f"`sbldm train refiner --run {run.typed}`."
+            )
 
 
 def _draw_pairs(

@@ -97,7 +97,7 @@ class Shares:
             part[part.sum(axis=1) == 0, 0] = 1  # the tumour has none of these: the outermost takes all
             part /= part.sum(axis=1, keepdims=True)
             part *= mass
-        drawn = np.cumsum(tissues[:, :0:-1], axis=1)[:, ::-1].clip(max=100)
+        drawn = np.cumsum(tissues[:, :0:-1], axis=1)[:, ::-1].clip(max=100) + 0.0  # no -0
         free = [k for k in range(count - 1) if k + 1 not in bounds]
         low, high = self._limits[free].T
         return drawn[np.argmax(((drawn[:, free] >= low) & (drawn[:, free] <= high)).all(axis=1))]
