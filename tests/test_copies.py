@@ -13,7 +13,7 @@ from scipy.stats import betabinom, mannwhitneyu
 from sbldm.evaluation.disguises import DISGUISES as MADE_UP
 from sbldm.evaluation.disguises import scaled, turned, warped
 from sbldm.metrics.alignment import affine_fit, moved
-from sbldm.metrics.copies import Memory, _fitted, _Look, _shifted, fingerprint, memories_of
+from sbldm.metrics.copies import Memory, _fitted, _Look, _shifted, fingerprint, memories_of, nearest_of
 from sbldm.metrics.feature_copies import authenticity, feature_ratio
 from sbldm.metrics.nearness import copy_rate, excess_of
 from sbldm.metrics.tumour_copies import TumourMemory, mask_print, nearest_mask, tumour_print
@@ -215,6 +215,7 @@ def test_several_channels(train, heldout):
         assert memory.nearest(fingerprint(head(2000), SPACING)) == own.nearest(fingerprint(head(2000), SPACING))
     first, second = (fingerprint(image, SPACING) for image in (head(2000), noisy(head(5003))))
     assert both[0].nearest(first).excess < both[0].copy < both[1].nearest(second).excess
+    assert nearest_of(both, [first, second]) == (1, both[1].nearest(second))
     assert both[1].nearest(second).name == "case 3"
     left_out = memories_of([few[0], others[0]], [{}, {}])
     assert left_out[0].calibration == "12 training cases, each against the others"
