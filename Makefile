@@ -43,7 +43,7 @@ demo: $(ready) ## fresh clone, no data: phantom cases -> trainings -> pairs -> r
 	@{ echo volume_ml; seq 24 3 81; } > $(DEMO)/requests.csv  # after so short a training smaller ones come out empty
 	$(sbldm) synth --run $(DEMO) --requests $(DEMO)/requests.csv
 	$(sbldm) report --run $(DEMO)
-	$(sbldm) nnunet eval --run $(DEMO) --arms "$(if $(several),real+aug real+synth+aug,real real+aug synth synth+aug real+synth real+synth+aug)"
+	$(sbldm) nnunet eval --run $(DEMO) --budget demo --arms "$(if $(several),real+aug real+synth+aug,real real+aug synth synth+aug real+synth real+synth+aug)"
 	@echo; echo "Look at $(DEMO)/figures/ and $(DEMO)/evaluation/Dataset501_SBLDM/report.html"
 test: $(ready) ## the test suite
 	.venv/bin/python -m pytest -m "not slow"

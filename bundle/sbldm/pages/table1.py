@@ -257,7 +257,7 @@ def draw_methods(entries: Sequence[Entry], path: Path) -> Path:
             row = [figure.add_subplot(grid[2 * k + 1, 4 * m + c]) for c in range(3)]
             for panel in row:
                 panel.axis("off")
-            brains._draw_planes(row, pair, (x, x, y), (-tall / 2, tall / 2))
+            brains._draw_planes(row, pair, pair.images[0], (x, x, y), [(-tall / 2, tall / 2)] * 3)
             row[2].text(
                 0.98, 0.97, pair.title, transform=row[2].transAxes, color="white", fontsize=8, ha="right", va="top"
             )
