@@ -255,7 +255,7 @@ def test_prepare_refuses_wrong_options(tmp_path: Path, phantom_cases: Path) -> N
     run = tmp_path / "run"
     assert "--data is missing: sbldm prepare --data" in one_line(call("prepare", "--run", run), 2)
     message = one_line(call("prepare", phantom_cases, "--run", run, "--preset", "tall"), 2)
-    assert "--preset tall: no such preset; choose one of demo, fast, paper, small" in message
+    assert "--preset tall: no such preset; choose one of demo, fast, multimodal" in message
     for option, value in (("seed", "-1"), ("seed", "x"), ("workers", "0"), ("workers", "two")):
         done = call("prepare", "--run", run, "--data", phantom_cases, f"--{option}={value}")
         assert f"--{option} {value}: " in one_line(done, 2)
