@@ -60,6 +60,13 @@ def test_fast_trains_within_eight_gigabytes() -> None:
     assert max(training_bytes(small, stage) for stage in ("autoencoder", "diffusion")) < 1e9
 
 
+def test_advice_is_of_the_same_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several channels are told of a preset of several, never of phantoms'."""
+    monkeypatch.setattr(memory, "_free_bytes", lambda device: 2**30)
+    with pytest.raises(InputError, match=r"take a new run with --preset multimodal \("):
+        check_memory(load_preset("multimodal_fast"), "autoencoder", CPU, mixed=False)
+
+
 def test_too_little_memory_is_said_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the preset that fits; without a word where it fits or nobody knows."""
     fast = load_preset("fast")

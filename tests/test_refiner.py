@@ -178,7 +178,7 @@ def test_presets_from_before(tmp_path: Path) -> None:
     run.save_preset(SMALL.but(refiner=LITTLE))
     with pytest.raises(Exception, match="prepared with the preset 'small' and other values"):
         run.check_preset(SMALL)
-    with pytest.raises(InputError, match=r"the preset 'mine' has no `refiner`: .* prepare with --preset small"):
+    with pytest.raises(InputError, match=r"the preset 'mine' has no `refiner`: .* prepare with a preset that has one"):
         with_refiner(before.but(name="mine"))
     with pytest.raises(InputError, match=r"does not fit it: refiner\.plane"):
         with_refiner(before.but(grid={"size": [32, 48, 16], "fov_mm": [160, 240, 160]}))
@@ -199,7 +199,7 @@ def test_end_to_end(tmp_path: Path, taught_run: Path) -> None:
     (run / "preset.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     said = f"no refiner has been trained here; run `sbldm train refiner --run {run}` first."
     assert said in one_line(call(*synth, "--refine"), 4)
-    assert "which --weights is not" in one_line(call(*synth, "--refine", "--weights", "shipped"), 2)
+    assert "these pairs come from a file of weights" in one_line(call(*synth, "--refine", "--weights", "shipped"), 2)
     assert call(*synth).returncode == 0
     assert call("train", "refiner", "--run", run).returncode == 0
     lost = next((run / "refiner" / "pairs").glob("*.npz"))

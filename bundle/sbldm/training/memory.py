@@ -165,8 +165,12 @@ def _mend(preset: Preset, free: int, mixed: bool) -> str:
             other = load_preset(name, preset.model)
         except InputError:  # not every model has every preset
             continue
+        if (len(other.data.channels) > 1) != (len(preset.data.channels) > 1):
+            continue  # of other data
         sizes[name] = max(training_bytes(other, stage) for stage in other.stages) * (HALVED if mixed else 1)
-    fitting = [name for name, needed in sizes.items() if needed <= free and name not in ("demo", preset.name)]
+    fitting = [
+        name for name, needed in sizes.items() if needed <= free and not name.endswith("demo") and name != preset.name
+    ]
     if not fitting:
         return "lower batch_size or the networks' channels in a preset of your own, or free memory"
     best = max(fitting, key=sizes.__getitem__)
