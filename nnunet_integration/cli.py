@@ -8,18 +8,16 @@ from typing import Annotated
 import typer
 
 from nnunet_integration.options import (
-    WHOLE,
     ArmsFileOption,
     Evaluation,
     JobsOption,
     OutOption,
     Plan,
     Plateau,
-    ShardOption,
 )
 from sbldm.run.errors import loading
 from sbldm.run.limits import MOST_PROCESSES
-from sbldm.run.options import DATASET, RUN, DatasetOption, RunOption, number, takes, whole
+from sbldm.run.options import DATASET, RUN, ClusterOption, DatasetOption, RunOption, number, takes, whole
 
 __all__ = ["app"]
 
@@ -45,11 +43,11 @@ def export(asked: Plan) -> None:
 
 
 @app.command()
-def run(run: RunOption = RUN, out: OutOption = None, jobs: JobsOption = None, shard: ShardOption = WHOLE) -> None:
+def run(run: RunOption = RUN, out: OutOption = None, jobs: JobsOption = None, cluster: ClusterOption = "") -> None:
     """Run the queued jobs; a finished one is never run again, a stopped one goes on."""
     with loading():
         from nnunet_integration import commands
-    commands.work(run, out, jobs, shard)
+    commands.work(run, out, jobs, cluster)
 
 
 @app.command()

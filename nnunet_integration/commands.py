@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,8 @@ from nnunet_integration.statistics import LEAST_TRAININGS
 from sbldm.run.errors import InputError
 from sbldm.run.files import user_path
 from sbldm.run.folder import Run
+from sbldm.run.processes import cores
+from sbldm.run.workers import at_work
 
 __all__ = ["evaluate", "list_arms", "plateau", "queue", "table", "work"]
 
@@ -34,15 +35,17 @@ def list_arms(file: Path | None) -> None:
 def queue(asked: Plan) -> None:
     """Check everything, fill the pool, plan on the real cases, preprocess, and queue the jobs."""
     out = _out(asked.run, asked.out)
-    jobs = export(_question(asked, asked.arms or (), ()), out, asked.workers)
+    with at_work(asked.cluster, out):
+        jobs = export(_question(asked, asked.arms or (), ()), out, asked.workers)
     print(f"{out}: {len(jobs)} jobs queued.")
 
 
-def work(run: Path, out: Path | None, jobs: int | None, shard: Sequence[int]) -> None:
+def work(run: Path, out: Path | None, jobs: int | None, cluster: str) -> None:
     """Run the queued jobs; a finished one is never run again, a stopped one goes on."""
     folders = queued(_out(run, out))
     threads = read_job(folders[0])["budget"]["threads"]
-    run_jobs(folders, _at_once(jobs, threads), tuple(shard))
+    with at_work(cluster, _out(run, out)):
+        run_jobs(folders, _at_once(jobs, threads))
 
 
 def table(run: Path, out: Path | None) -> None:
@@ -68,15 +71,15 @@ def evaluate(asked: Evaluation, arms: Sequence[str] = (), amounts: Sequence[floa
         amounts: numbers of pairs for each real case, see `Question`.
     """
     question, out = _question(asked, arms or asked.arms or (), amounts), _out(asked.run, asked.out)
-    at_once, shard = _at_once(asked.jobs, question.budget["threads"]), tuple(asked.shard)
-    jobs = export(question, out, asked.workers)
-    trainings = Counter((job["n_real"], job["arm"]) for job in map(read_job, queued(out)))
-    if min(trainings.values()) < LEAST_TRAININGS:
-        print(f"Arms with fewer than {LEAST_TRAININGS} trainings are not decided; --seeds 0,1,2 trains three of each.")
-    run_jobs(jobs, at_once, shard)
-    if shard[1] > 1 and any(not (folder / "done.json").exists() for folder in jobs):
-        print(f"Shard {shard[0]}/{shard[1]} is finished; when all are: sbldm nnunet table --out {out}")
-        return
+    at_once = _at_once(asked.jobs, question.budget["threads"])
+    with at_work(asked.cluster, out):
+        jobs = export(question, out, asked.workers)
+        trainings = Counter((job["n_real"], job["arm"]) for job in map(read_job, queued(out)))
+        if min(trainings.values()) < LEAST_TRAININGS:
+            print(
+                f"Arms with fewer than {LEAST_TRAININGS} trainings are not decided; --seeds 0,1,2 trains three of each."
+            )
+        run_jobs(jobs, at_once)
     table(asked.run, asked.out)
 
 
@@ -91,7 +94,7 @@ def _out(run: Path, out: Path | None) -> Path:
 
 
 def _at_once(jobs: int | None, threads: int) -> int:
-    """As many jobs at once as were asked for, or as fit on the cores; one on a GPU."""
+    """As many jobs at once as were asked for, or as fit on the cores; one on each GPU."""
     from sbldm.run.device import choose_device
 
     device = choose_device()  # a wrong DEVICE is said before any work
@@ -99,8 +102,11 @@ def _at_once(jobs: int | None, threads: int) -> int:
         raise InputError(f"DEVICE={device}: nnU-Net takes the first card; write CUDA_VISIBLE_DEVICES={device.index}.")
     if jobs:
         return jobs
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // threads) if device.type == "cpu" else 1
+    if device.type == "cpu":
+        return max(1, cores() // threads)
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _question(asked: Plan, arms: Sequence[str], amounts: Sequence[float]) -> Question:

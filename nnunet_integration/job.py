@@ -8,7 +8,6 @@ import resource
 import shutil
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from nnunet_integration.pool import PLANS, Pool
 from sbldm.metrics.segmentation import score_folder
 from sbldm.run.device import choose_device
 from sbldm.run.files import make_folder, read_json, read_rows, write_csv, write_json
-from sbldm.run.workers import end_with_parent
 
 __all__ = ["run_job"]
 
@@ -29,10 +27,10 @@ TRAINERS = Path(__file__).parent / "trainers"
 
 
 def run_job(folder: Path) -> None:
-    """Do what `folder/job.json` says, going on where an earlier process stopped; ends this process.
+    """Do what `folder/job.json` says, going on where an earlier process stopped.
 
     Leaves `curve.csv` (each epoch), `predictions/`, `scores.csv` and those of the snapshots, `lesions.csv`,
-    `snapshots.csv`, and last `done.json`, which marks the job finished. Everything printed goes to `log.txt`.
+    `snapshots.csv`, and last `done.json`, which marks the job finished. Exit code `BUSY`: another process is at it.
     """
     lock = open(folder / "lock", "w")  # noqa: SIM115 - held until the process ends, however it ends
     try:
@@ -40,18 +38,7 @@ def run_job(folder: Path) -> None:
     except BlockingIOError:
         sys.exit(BUSY)
     os.register_at_fork(after_in_child=lock.close)  # nnU-Net's workers must not hold it after this process
-    os.setsid()
-    end_with_parent()  # a killed queue must not leave jobs behind that compete with those of the next one
-    log = open(folder / "log.txt", "a", buffering=1)  # noqa: SIM115
-    os.dup2(log.fileno(), 1)
-    os.dup2(log.fileno(), 2)
-    sys.stdout = sys.stderr = log
-    try:
-        _run(folder, read_job(folder))
-    except BaseException:
-        traceback.print_exc()
-        log.flush()
-        sys.exit(1)
+    _run(folder, read_job(folder))
 
 
 def _run(folder: Path, job: dict[str, Any]) -> None:

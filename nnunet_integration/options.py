@@ -9,12 +9,23 @@ from typing import Annotated
 import typer
 
 from sbldm.run.limits import MOST_ITERATIONS, MOST_PROCESSES
-from sbldm.run.options import RUN, MovedOption, Numbers, RunOption, Words, WorkersOption, numbers, shard, whole, words
+from sbldm.run.options import (
+    RUN,
+    ClusterOption,
+    MovedOption,
+    Numbers,
+    RunOption,
+    Words,
+    WorkersOption,
+    numbers,
+    whole,
+    words,
+)
 
 __all__ = ["Evaluation", "Plan", "Plateau"]
 
-BUDGET, AT_ONCE = "Budget", "At once"
-FIRST, WHOLE, AMOUNTS = Numbers([0]), Numbers([1, 1]), Numbers([0, 0.5, 1, 2, 5])
+BUDGET = "Budget"
+FIRST, AMOUNTS = Numbers([0]), Numbers([0, 0.5, 1, 2, 5])
 HIGHEST_FOLD = 4
 MANY = 10**9
 NUMBERS = "numbers separated by commas"
@@ -24,17 +35,7 @@ ArmsFileOption = Annotated[
     Path | None, typer.Option(help="YAML file of arms.", show_default="nnunet_integration/arms.yaml")
 ]
 JobsOption = Annotated[
-    int | None, whole(1, MOST_PROCESSES, help="Jobs at once", show_default="as the cores allow, one on a GPU")
-]
-ShardOption = Annotated[
-    Numbers,
-    typer.Option(
-        parser=shard,
-        metavar="i/k",
-        help="The i-th of k processes or machines that share the queue.",
-        show_default="1/1",
-        rich_help_panel=AT_ONCE,
-    ),
+    int | None, whole(1, MOST_PROCESSES, help="Jobs at once", show_default="as the cores allow, one on each GPU")
 ]
 
 
@@ -89,6 +90,7 @@ class Plan:
         ),
     ] = None
     workers: WorkersOption = 2
+    cluster: ClusterOption = ""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,6 @@ class Evaluation(Plan):
     """The same, and how its jobs are run."""
 
     jobs: JobsOption = None
-    shard: ShardOption = WHOLE
 
 
 @dataclass(frozen=True)

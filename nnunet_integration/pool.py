@@ -34,7 +34,8 @@ from sbldm.run.files import (
     write_json,
     write_nifti,
 )
-from sbldm.run.workers import map_in_processes, run_tied
+from sbldm.run.processes import run_tied
+from sbldm.run.workers import map_in_processes
 
 __all__ = ["Pool", "plan_and_preprocess", "require_nnunet"]
 

@@ -1,13 +1,9 @@
-"""The queue at work: jobs that are not finished, several at once, each in a process of its own."""
+"""The queue at work: jobs that are not finished, each in a process of its own that a worker starts and waits for."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 import time
 from collections.abc import Sequence
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -15,87 +11,72 @@ import numpy as np
 from nnunet_integration.jobs import BUSY, made_anew
 from sbldm.run.errors import StateError
 from sbldm.run.files import read_json, read_rows
+from sbldm.run.processes import run_tied
 from sbldm.run.progress import Progress
 from sbldm.run.text import some
-from sbldm.run.workers import start_quietly
+from sbldm.run.workers import Workers
 
 __all__ = ["run_jobs"]
 
+LOOK = 1.0  # seconds between two looks at how far the jobs are
+JOB = "import sys; from pathlib import Path; from nnunet_integration.job import run_job; run_job(Path(sys.argv[1]))"
 
-def run_jobs(folders: Sequence[Path], at_once: int, shard: tuple[int, int] = (1, 1)) -> None:
-    """Run those jobs of this shard that are not finished, several at once, with one progress bar.
 
-    Each job is a process of its own, forked from a server that has imported nnU-Net once. A job that another process is
-    at is left to it, and waited for.
+def run_jobs(folders: Sequence[Path], at_once: int) -> None:
+    """Run those jobs that are not finished, with one progress bar.
+
+    The queue is what lies on the disk: a job whose worker is lost goes on at another one from its checkpoint, and one
+    that another process is at is left to it, and waited for.
 
     Args:
-        folders: all jobs, in the same order in every shard.
-        at_once: jobs beside each other.
-        shard: `(i, k)`: this is the i-th of k processes or machines.
+        folders: all jobs.
+        at_once: jobs beside each other on this machine; on a cluster as many as it has workers.
 
     Raises:
         StateError: jobs failed (the others have been run); the last lines of their logs are printed.
+        ClusterError: see `Workers.outcomes`.
     """
-    own = [folder for index, folder in enumerate(folders) if index % shard[1] == shard[0] - 1]
-    waiting = [folder for folder in own if not (folder / "done.json").exists()]
+    waiting = [folder for folder in folders if not (folder / "done.json").exists()]
     if not waiting:
-        print(f"All {len(own)} jobs are finished.")
+        print(f"All {len(folders)} jobs are finished.")
         return
-    print(f"{len(waiting)} of {len(own)} jobs to run, {at_once} at once; logs in {folders[0].parent}/JOB/log.txt")
-    os.environ.setdefault("nnUNet_def_n_proc", "1")  # nnU-Net reads it when it is imported
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["nnunet_integration.job"])
-    running: dict[Path, BaseProcess] = {}
-    elsewhere: set[Path] = set()
-    failed, total = [], sum(read_json(folder / "job.json")["budget"]["iterations"] for folder in waiting)
-    with Progress("Jobs", total, "it", sum(map(_iterations, waiting))) as bar:
-        queue = list(waiting)
-        try:
-            while queue or running:
-                while queue and len(running) < at_once:
-                    folder = queue.pop(0)
-                    running[folder] = context.Process(target=_start, args=(str(folder),))
-                    start_quietly(running[folder])
-                time.sleep(0.5)
-                for folder, process in list(running.items()):
-                    if process.exitcode is None:
-                        continue
-                    del running[folder]
-                    if (folder / "done.json").exists():
-                        bar.write(f"{folder.name}: {_result(folder)}")
-                    elif process.exitcode == BUSY:
-                        if folder not in elsewhere:
-                            bar.write(f"{folder.name}: another process is at it")
-                        elsewhere.add(folder)
-                        time.sleep(2)
-                        queue.append(folder)
-                    else:
-                        failed.append(folder)
-                        bar.write(f"{folder.name}: failed ({process.exitcode})\n{_last_lines(folder / 'log.txt')}")
-                bar.describe(", ".join(folder.name for folder in running)[:60] or "Jobs")
-                bar.update(sum(_iterations(folder) for folder in waiting) - bar.done)
-        finally:
-            for process in running.values():
-                _kill(process)
+    print(f"{len(waiting)} of {len(folders)} jobs to run; logs in {folders[0].parent}/JOB/log.txt", flush=True)
+    begun, failed, elsewhere = list(waiting), [], set()
+    total = sum(read_json(folder / "job.json")["budget"]["iterations"] for folder in begun)
+    with (
+        Progress("Jobs", total, "it", sum(map(_iterations, begun))) as bar,
+        Workers(at_once, None, True, False) as pool,
+    ):
+        while waiting:
+            busy = []
+            for done in pool.outcomes(_run, waiting, "nnU-Net job", bar.write, LOOK):
+                bar.update(sum(map(_iterations, begun)) - bar.done)
+                if done is None:
+                    continue
+                folder, code = waiting[done[0]], done[1]
+                if code == BUSY:
+                    busy.append(folder)
+                    if folder not in elsewhere:
+                        bar.write(f"{folder.name}: another process is at it")
+                    elsewhere.add(folder)
+                elif code == 0:
+                    bar.write(f"{folder.name}: {_result(folder)}")
+                else:
+                    failed.append(folder)
+                    bar.write(f"{folder.name}: failed ({code})\n{_last_lines(folder / 'log.txt')}")
+            if waiting := busy:
+                time.sleep(2)
     if failed:
         raise StateError(
-            f"{len(failed)} of {len(own)} jobs failed: {some(f.name for f in failed)}; see {failed[0] / 'log.txt'}. "
-            "The same command tries them again."
+            f"{len(failed)} of {len(folders)} jobs failed: {some(f.name for f in failed)}; see "
+            f"{failed[0] / 'log.txt'}. The same command tries them again."
         )
 
 
-def _kill(process: BaseProcess) -> None:
-    """The job and what it has started; it leads a group of its own."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        process.kill()
-
-
-def _start(folder: str) -> None:
-    from nnunet_integration.job import run_job
-
-    run_job(Path(folder))
+def _run(folder: Path) -> int:
+    """One job, in a process that ends with this one; its exit code."""
+    with open(folder / "log.txt", "a") as log:
+        return run_tied(JOB, [str(folder)], stdout=log, stderr=log)
 
 
 def _iterations(folder: Path) -> int:

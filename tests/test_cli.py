@@ -167,7 +167,6 @@ def test_the_shell_completes() -> None:
             "--scores fit,looks: looks is none of similarity, distribution, channels, ",
         ),
         ("evaluate --fid 2", "--fid 2: choose one of 1, force."),
-        ("nnunet eval --shard 5/4", "--shard 5/4: i must be from 1 to k."),
         ("nnunet eval --n-real 0,5", "--n-real 0,5: 0 is not from 1 to 1000000000."),
         ("nnunet eval --seeds a", "--seeds a: write numbers separated by commas."),
         ("nnunet plateau --amounts 1,-2", "--amounts 1,-2: -2 is not from 0 to 1000."),
@@ -190,7 +189,7 @@ def test_values_with_several_things_in_them(tmp_path: Path) -> None:
     assert options.words("gan=/a 'x=/b c' y=\"/it's\"") == ("gan=/a", "x=/b c", "y=/it's")
     assert options.words(str(spaced)) == (str(spaced),) and options.words(f"gan={spaced}") == (f"gan={spaced}",)
     assert options.tolerance("20%, 10") == (20, 10) and options.tolerance("20") == (20, float("inf"))
-    assert options.tolerance(",10") == (float("inf"), 10) and options.shard("2/3") == (2, 3)
+    assert options.tolerance(",10") == (float("inf"), 10)
     for text in ("gan='x", 'gan="x', "a=/it's"):
         with pytest.raises(options.Wrong, match="a quotation mark has no counterpart"):
             options.words(text)

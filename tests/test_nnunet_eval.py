@@ -1,4 +1,4 @@
-"""Table 2 end to end with real nnU-Net on coarse phantoms: scores, resume, shards, failures."""
+"""Table 2 end to end with real nnU-Net on coarse phantoms: scores, resume, one queue, failures."""
 
 from __future__ import annotations
 
@@ -218,12 +218,11 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_weights(evaluated, exported
 
 
 @pytest.mark.slow
-def test_two_shards_give_the_same_table(evaluated, exported, tmp_path, cli):
+def test_two_commands_at_one_queue_give_the_same_table(evaluated, exported, tmp_path, cli):
     out = copy_evaluation(exported, tmp_path)
-    shards = [run(out, "--jobs", 1, "--shard", f"{i}/2") for i in (1, 2)]
-    for shard in shards:
-        output, _ = shard.communicate(timeout=300)
-        assert shard.returncode == 0, output
+    for command in [run(out, "--jobs", 1) for _ in range(2)]:
+        output, _ = command.communicate(timeout=300)
+        assert command.returncode == 0, output
     assert cli("nnunet", "table", "--out", out).returncode == 0
     measured = ("minutes", "peak_gb")
     tables = [
@@ -266,7 +265,6 @@ def test_another_question_needs_another_folder(question, evaluated, cli):
         (["--n-real", "9"], 2, "--n-real 9"),
         (["--seeds", "a"], 2, "--seeds a: write numbers"),
         (["--folds", "5"], 2, "--folds 5: 5 is not from 0 to 4"),
-        (["--shard", "3/2"], 2, "--shard 3/2"),
         (["--test", "/nowhere"], 2, "/nowhere"),
         (["--synth", "gan=/nowhere"], 4, "--synth gan=/nowhere: holds no nnU-Net raw dataset"),
         (["--iterations", "61"], 2, "multiple of iterations_per_epoch"),

@@ -28,7 +28,7 @@ def act(task: tuple[str, str]) -> str | int:
         os._exit(7)
     elif what == "data":
         raise DataError(f"{name}: is wrong.")
-    elif what == "full":
+    elif what == "full" or (what == "full here" and os.environ.get("FULL")):
         try:
             raise OSError(28, "No space left on device", name)
         except OSError as error:
@@ -50,3 +50,18 @@ def touch(path: str) -> None:
     """Say that this worker is at work, and stay at it."""
     Path(path).touch()
     time.sleep(600)
+
+
+def fill_disk(full: bool) -> None:
+    """Whether the disk of this worker is full from now on."""
+    os.environ["FULL"] = "1" if full else ""
+
+
+def append(item: tuple[Path, float]) -> str:
+    """Write the name of a file into it, as a whole, after some seconds."""
+    path, seconds = item
+    time.sleep(seconds)
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    beside.write_text(path.name)
+    beside.rename(path)
+    return path.name

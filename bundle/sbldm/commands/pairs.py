@@ -16,6 +16,7 @@ from sbldm.run.folder import Run, load_preset, with_refiner, within_regions
 from sbldm.run.models import LATER, configs_of, refuse_requests
 from sbldm.run.options import DATASET, Drawing, Preparation
 from sbldm.run.schema import refuse_expressions
+from sbldm.run.workers import at_work
 
 __all__ = ["prepare", "sweep", "synth", "train"]
 
@@ -30,18 +31,20 @@ def prepare(asked: Preparation) -> None:
         preset = Weights.read(asked.init, "--init").fine_tuning
     else:
         preset = load_preset(asked.preset or "small", asked.model or "", asked.minutes)
-    prepare_run(
-        asked.data,
-        Run.at(asked.run),
-        preset,
-        asked.cases,
-        asked.validation_cases,
-        asked.seed,
-        asked.strict,
-        asked.workers,
-        asked.labels,
-        asked.accept or (),
-    )
+    run = Run.at(asked.run)
+    with at_work(asked.cluster, run.folder):
+        prepare_run(
+            asked.data,
+            run,
+            preset,
+            asked.cases,
+            asked.validation_cases,
+            asked.seed,
+            asked.strict,
+            asked.workers,
+            asked.labels,
+            asked.accept or (),
+        )
 
 
 def train(asked: Preparation, stage: str) -> None:

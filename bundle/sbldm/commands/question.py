@@ -13,6 +13,7 @@ from sbldm.run.options import (
     DATASET,
     LABELS,
     RUN,
+    ClusterOption,
     DatasetOption,
     Fid,
     MovedOption,
@@ -50,6 +51,7 @@ class Scores:
     ] = None
     licence: Annotated[str, typer.Option(help="Terms of the real cases, for the datasheet.")] = ""
     workers: WorkersOption = 2
+    cluster: ClusterOption = ""
     out: Annotated[Path | None, typer.Option(help="Folder to write to.", show_default="below the (first) run")] = None
 
 

@@ -23,7 +23,8 @@ from sbldm.run.errors import InputError, StateError
 from sbldm.run.files import make_folder, read_json, user_path
 from sbldm.run.folder import Run
 from sbldm.run.manifest import Manifest
-from sbldm.run.workers import killed_with_parent
+from sbldm.run.processes import killed_with_parent
+from sbldm.run.workers import at_work
 
 __all__ = ["evaluate_pairs", "make_report", "set_beside"]
 
@@ -202,7 +203,8 @@ def evaluate_pairs(asked: Question) -> None:
 
     settings = _settings(asked)
     make_folder(settings.out)
-    found = evaluate(settings)
+    with at_work(asked.cluster, settings.out):
+        found = evaluate(settings)
     found.write(settings.out)
     paths = [write_table(settings.out), *draw_figures(settings.out)]
     print(paths[0].read_text())

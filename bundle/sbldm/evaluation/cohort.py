@@ -22,6 +22,7 @@ from sbldm.metrics.slices import adjacent_curve, slice_measures
 from sbldm.metrics.tumour_copies import mask_print, tumour_print
 from sbldm.metrics.tumours import heat_map, tumour_measures
 from sbldm.metrics.volumes import Volume, read_volume, spacing_of
+from sbldm.run.device import choose_device
 from sbldm.run.errors import DataError
 from sbldm.run.files import atomic_path, cached_npz
 from sbldm.run.workers import Workers
@@ -89,9 +90,9 @@ class Cohort:
         return np.random.default_rng(0).permutation(len(self))[:count]
 
 
-def workers(count: int, features: str, device: str) -> Workers:
+def workers(count: int, features: str) -> Workers:
     """Processes that describe cases and compare volumes, each with one thread and the feature network in memory."""
-    return Workers(count, partial(_begin, features, device))
+    return Workers(count, partial(_begin, features))
 
 
 def describe(
@@ -157,11 +158,11 @@ def describe(
 _worker: dict[str, Extractor] = {}
 
 
-def _begin(features: str, device: str) -> None:
+def _begin(features: str) -> None:
     """Once in each process."""
     torch.set_num_threads(1)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    _worker["extractor"] = load_extractor(features, device)
+    _worker["extractor"] = load_extractor(features, choose_device())
 
 
 def read_image(place: tuple[str, int]) -> np.ndarray:

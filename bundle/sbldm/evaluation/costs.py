@@ -44,7 +44,7 @@ from sbldm.run.errors import DataError, InputError, OutputError, StateError
 from sbldm.run.files import read_json, sha256, user_path, write_json
 from sbldm.run.folder import Run
 from sbldm.run.preset import Preset
-from sbldm.run.workers import killed_with_parent
+from sbldm.run.processes import killed_with_parent
 from sbldm.synthesis.model import Model, Sampler
 from sbldm.tumour.characteristics import NAMES
 

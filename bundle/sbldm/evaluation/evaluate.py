@@ -81,7 +81,7 @@ def evaluate(settings: Settings) -> Evaluation:
     clear_partial(settings.out)
     with (
         TemporaryDirectory(prefix=PARTIAL, dir=make_folder(settings.out)) as images,
-        workers(settings.workers, settings.features, str(device)) as pool,
+        workers(settings.workers, settings.features) as pool,
     ):
         grid = evaluation_grid(common_spacing(settings.heldout))
         first, *further = settings.source.channels

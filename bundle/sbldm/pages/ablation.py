@@ -42,7 +42,7 @@ from sbldm.run.files import atomic_path, make_folder, write_csv
 from sbldm.run.folder import Run
 from sbldm.run.manifest import Manifest
 from sbldm.run.preset import Preset
-from sbldm.run.workers import killed_with_parent
+from sbldm.run.processes import killed_with_parent
 from sbldm.training.checkpoints import read_history, unfinished
 from sbldm.training.deformation import copies_of_each
 

@@ -1,7 +1,8 @@
 """What can go wrong, in one line that names the file or option and the mend.
 
 Exit codes (also printed by `sbldm --help`): 0 done, 2 an option is wrong, 3 the data are wrong,
-4 a step that must come first is missing, unfinished or of another preset, 5 the output cannot be written.
+4 a step that must come first is missing, unfinished or of another preset, 5 the output cannot be written,
+6 the cluster cannot be reached, or none of its workers can do the work.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from sbldm.run.progress import Progress
 __all__ = [
     "DENIED",
     "REFUSALS",
+    "ClusterError",
     "DamagedError",
     "DataError",
     "InputError",
     "OutputError",
     "SbldmError",
     "StateError",
+    "disk_is_full",
     "finish",
     "loading",
     "mendable",
@@ -91,6 +94,12 @@ class OutputError(SbldmError):
     exit_code = 5
 
 
+class ClusterError(SbldmError):
+    """The cluster cannot be reached, or none of its workers can do the work."""
+
+    exit_code = 6
+
+
 def refused(path: str | Path, error: OSError, doing: str = "read or written") -> str:
     """One line for what the system refused: file, reason and mend.
 
@@ -144,6 +153,15 @@ def report(error: Exception) -> int:
         raise error
     print(f"Error: {known}", file=sys.stderr)
     return known.exit_code
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether a disk without room is behind an exception."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @contextmanager

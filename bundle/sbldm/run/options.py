@@ -201,19 +201,6 @@ def some_of(among: Any) -> Callable[[str | Words], Words]:
     return parse
 
 
-def shard(text: str | Numbers) -> Numbers:
-    """`i/k` as two whole numbers, i from 1 to k."""
-    if not isinstance(text, str):
-        return text
-    try:
-        index, count = (int(part) for part in text.split("/"))
-    except ValueError:
-        raise Wrong(f"{text}: write i/k, for example 1/4.") from None
-    if not 1 <= index <= count:
-        raise Wrong(f"{text}: i must be from 1 to k.")
-    return Numbers([index, count])
-
-
 # --- commands that take many ------------------------------------------------------------------------------------------
 
 
@@ -252,6 +239,14 @@ OutOption = Annotated[Path, typer.Option(help="Folder to write to.")]
 SeedOption = Annotated[int, whole(0, MOST_SEED, help="Seed")]
 FirstSeedOption = Annotated[int, whole(0, MOST_SEED, help="Pair i has the seed SEED + i")]
 WorkersOption = Annotated[int, whole(1, MOST_PROCESSES, help="Processes")]
+ClusterOption = Annotated[
+    str,
+    typer.Option(
+        metavar="tcp://HOST:PORT|FILE",
+        help="Work on a Dask scheduler, or on the cluster of a YAML file, in place of --workers.",
+        show_default="this machine",
+    ),
+]
 PairsOption = Annotated[int | None, whole(1, MOST_PAIRS, help="Number of pairs")]
 DatasetOption = Annotated[int, whole(1, 999, help="nnU-Net dataset number")]
 MovedOption = Annotated[Path | None, typer.Option(help="Folder of the run's cases, where it has moved.")]
@@ -318,6 +313,7 @@ class Preparation:
     ] = None
     seed: SeedOption = 0
     workers: WorkersOption = 2
+    cluster: ClusterOption = ""
 
 
 @dataclass(frozen=True)

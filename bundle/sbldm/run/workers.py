@@ -1,46 +1,33 @@
-"""One kind of processes that share work: quiet at Ctrl-C, gone with their parent, and named when they are killed."""
+"""Processes that share work: tasks of Dask, on this machine or on the cluster that a command was given.
+
+A task may be run twice, when the worker that was at it is lost: functions leave whole files or none.
+"""
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
 import os
 import pickle
-import signal
-import subprocess
 import sys
-import threading
-import time
-import traceback
+import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from sbldm.run.errors import SbldmError, StateError, mendable
 from sbldm.run.progress import Progress
 
-__all__ = [
-    "Workers",
-    "at_most",
-    "end_with_parent",
-    "killed_with_parent",
-    "map_in_processes",
-    "run_tied",
-    "start_quietly",
-]
+if TYPE_CHECKING:
+    from sbldm.run.cluster import Cluster
+
+__all__ = ["Workers", "at_most", "at_work", "map_in_processes"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 A_CORE = 4  # processes on each core at most, whatever is asked for: more only take memory
 LOOK = 5.0  # seconds
-GRACE = 1.0  # seconds in which a worker that is to end may clear away what it has half done
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+PASSED_ON = ("DEVICE", "PRECISION")  # variables of the environment that hold on other machines too
 
 
 def at_most(asked: int, items: int) -> int:
@@ -48,23 +35,50 @@ def at_most(asked: int, items: int) -> int:
     return max(1, min(asked, items, A_CORE * (os.cpu_count() or 1)))
 
 
-class Workers:
-    """Processes that call functions on items, started anew (`spawn`) when there is work for them.
+@contextmanager
+def at_work(cluster: str, folder: Path) -> Iterator[None]:
+    """Within it all `Workers` give their items to one cluster.
 
-    With one worker, or one item, the work is done in this process. Ctrl-C is heard by this process alone, which ends
-    the others; a worker ends when this process does, however that is.
+    Args:
+        cluster: `tcp://HOST:PORT` of a Dask scheduler, a YAML file that describes a cluster, or nothing: processes of
+            this machine, started when there is work.
+        folder: of the run, which every worker must see.
+
+    Raises:
+        ClusterError: it cannot be reached, or has no worker that can do the work.
+        InputError: `cluster` is neither.
+    """
+    if not cluster:
+        yield
+        return
+    from sbldm.run.cluster import connected
+
+    with connected(cluster, folder):
+        yield
+
+
+class Workers:
+    """Processes that call functions on items, started when there is work for them.
+
+    With one worker, or one item, the work is done in this process; with a cluster (`at_work`) all is done there.
+    Ctrl-C is heard by this process alone, which ends those it has started; they end when it does, however that is.
 
     Args:
         count: processes at most; no more are started than there are items.
         begin: called once in each process before its first item (also in this one, when it does the work; the
             numbers of threads of torch and SimpleITK are then brought back afterwards).
+        device: items use the GPU, where there is one: one process for each, and on a cluster the workers that say they
+            have one (`--resources GPU=1`).
+        here: whether this process may do the work.
     """
 
-    def __init__(self, count: int, begin: Callable[[], Any] | None = None) -> None:
-        self.count, self.begin = count, begin
-        self._workers: list[_Worker] = []
+    def __init__(
+        self, count: int, begin: Callable[[], Any] | None = None, device: bool = False, here: bool = True
+    ) -> None:
+        self.count, self.begin, self.device, self.here = count, begin, device, here
+        self._own: Cluster | None = None
         self._here_only = ExitStack()  # what is undone when this process has done the work
-        self._begun = False
+        self._token = ""  # of those that have begun
 
     def __enter__(self) -> Workers:
         return self
@@ -78,63 +92,97 @@ class Workers:
         """`function(item)` for all items, in their order, with a `Progress`.
 
         Raises:
-            StateError: a worker was killed (the item it was at is named), or ran out of memory.
-            Exception: what the function raised first; the others are stopped. Where nothing of it is mendable, the
-                traceback in the worker is told too.
+            Exception: what went wrong first, see `outcomes`; the others are stopped.
         """
         if not items:
             return []
+        results: dict[int, Result] = {}
         with Progress(description, len(items), unit) as bar:
-            if (count := at_most(self.count, len(items))) == 1:
-                return self._here(function, items, bar)
-            while len(self._workers) < count:
-                self._workers.append(_Worker(self.begin))
-            try:
-                return self._share(function, items, bar)
-            except BaseException:
-                self.close()
-                raise
+            for done in self.outcomes(function, items, description, bar.write):
+                if done is None:
+                    bar.update(0)  # long items are not silent in a log
+                    continue
+                index, result = done
+                if isinstance(result, Exception):
+                    self.close()
+                    raise result
+                results[index] = result
+                bar.update()
+        return [results[index] for index in range(len(items))]
+
+    def outcomes(
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        description: str,
+        say: Callable[[str], None] = print,
+        look: float = LOOK,
+    ) -> Iterator[tuple[int, Result | Exception] | None]:
+        """`(index, function(item))` of each item as soon as it is done, and None every `look` seconds.
+
+        In place of the result stands what the function raised, with its traceback in the worker as `__cause__` where
+        nothing of it is mendable; a `StateError` where every worker at this item was killed or ran out of memory. A
+        disk that is full on one machine of several is no such failure: the others go on, which is said.
+
+        Raises:
+            ClusterError: the cluster has gone, or no worker of it can do the work.
+        """
+        count = at_most(self.count, len(items))
+        if count == 1 and self.here and self._cluster(0) is None:
+            yield from self._in_this_process(function, items)
+            return
+        cluster = self._cluster(count)
+        try:
+            yield from cluster.outcomes(self._call(function), items, description, say, look, self.device)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
-        """End all processes, whatever they are at."""
-        for worker in self._workers:
-            worker.process.terminate()
-        stop = time.monotonic() + GRACE
-        for worker in self._workers:
-            worker.process.join(max(0.0, stop - time.monotonic()))
-            worker.process.kill()
-            worker.process.join()
-            worker.connection.close()
-        self._workers, self._begun = [], False
+        """End all processes that were started here, whatever they are at."""
+        if self._own is not None:
+            self._own.close()
+        self._own, self._token = None, ""
         self._here_only.close()
 
-    def _here(self, function: Callable[[Item], Result], items: Sequence[Item], bar: Progress) -> list[Result]:
-        if self.begin is not None and not self._begun:
+    def _cluster(self, count: int) -> Cluster | None:
+        """That of the command, else our own, which is started with so many processes; for 0 it is not, but None."""
+        if "sbldm.run.cluster" in sys.modules:  # else no command has connected to one
+            from sbldm.run.cluster import Cluster
+
+            if found := Cluster.current():
+                return found
+        if self._own is None and count:
+            from sbldm.run.cluster import Cluster
+
+            cards = self._cards()[:count] if self.device else []
+            self._own = Cluster.local(len(cards) or count, cards)
+        return self._own
+
+    def _cards(self) -> list[str]:
+        """GPUs of this machine, as `CUDA_VISIBLE_DEVICES` names them."""
+        from sbldm.run.device import choose_device
+
+        if choose_device().type != "cuda":
+            return []
+        import torch
+
+        told = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        return told.split(",") if told else [str(index) for index in range(torch.cuda.device_count())]
+
+    def _in_this_process(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Any]]:
+        if self.begin is not None and not self._token:
             self._here_only.enter_context(_threads_kept())
             self.begin()
-            self._begun = True
-        results = []
-        for item in items:
-            results.append(function(item))
-            bar.update()
-        return results
+            self._token = "here"
+        for index, item in enumerate(items):
+            yield index, function(item)
 
-    def _share(self, function: Callable[[Item], Result], items: Sequence[Item], bar: Progress) -> list[Result]:
-        results: dict[int, Result] = {}
-        free, waiting = list(self._workers), iter(range(len(items)))
-        busy: dict[Connection, _Worker] = {}
-        while len(results) < len(items):
-            while free and (index := next(waiting, None)) is not None:
-                worker = free.pop()
-                worker.give(index, function, items[index])
-                busy[worker.connection] = worker
-            for connection in wait(list(busy), LOOK):  # a worker that has gone has closed its end
-                worker = busy.pop(connection)
-                results[worker.index] = worker.take()
-                free.append(worker)
-                bar.update()
-            bar.update(0)  # long items are not silent in a log
-        return [results[index] for index in range(len(items))]
+    def _call(self, function: Callable[[Item], Result]) -> bytes:
+        """What `answer` needs to know besides an item."""
+        self._token = self._token or uuid.uuid4().hex
+        told = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        return pickle.dumps((self._token, self.begin, told, function))
 
 
 def map_in_processes(
@@ -150,91 +198,6 @@ def map_in_processes(
         return pool.map(function, items, description, unit)
 
 
-class _Worker:
-    """One process from the side of its parent."""
-
-    def __init__(self, begin: Callable[[], Any] | None) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, begin), daemon=True)
-        start_quietly(self.process)
-        theirs.close()
-        self.index, self.item = -1, None
-
-    def give(self, index: int, function: Callable[[Item], Result], item: Item) -> None:
-        self.index, self.item = index, item
-        with suppress(BrokenPipeError, ConnectionResetError):  # it has gone, which `take` tells
-            self.connection.send((function, item))
-
-    def take(self) -> Any:
-        try:
-            result, error, trace = self.connection.recv()
-        except (EOFError, ConnectionResetError):
-            self.process.join(GRACE)
-            raise StateError(
-                f"{_name(self.item)}: a worker process was killed at it ({_ending(self.process.exitcode)}); memory may "
-                "have run out; try --workers 1. What was finished before is kept."
-            ) from None
-        if isinstance(error, MemoryError):
-            raise StateError(f"{_name(self.item)}: memory ran out in a worker process; try --workers 1.") from None
-        if isinstance(error, SbldmError):
-            raise error
-        if error is not None:
-            raise error from _InWorkerError(trace)
-        return result
-
-
-class _InWorkerError(Exception):
-    """The traceback of an exception in a worker, as text."""
-
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
-
-
-def _name(item: Any) -> str:
-    """What a person calls an item: a case by its name, a tuple of arguments by the first."""
-    while isinstance(item, tuple) and item:
-        item = item[0]
-    return str(item if isinstance(item, str | Path) else getattr(item, "name", "one of the items"))
-
-
-def _ending(code: int | None) -> str:
-    if code is None or code >= 0:
-        return f"exit code {code}"
-    with suppress(ValueError):
-        return signal.Signals(-code).name
-    return f"signal {-code}"
-
-
-def _serve(connection: Connection, begin: Callable[[], Any] | None) -> None:
-    """What a worker does until there is no more to do."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # half-written files are cleared away on the way out
-    end_with_parent()
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent has gone
-        while True:
-            task = connection.recv_bytes()
-            try:
-                if begin is not None:
-                    begin, once = None, begin
-                    once()
-                function, item = pickle.loads(task)
-                answer = pickle.dumps((function(item), None, ""))
-            except Exception as error:
-                answer = _failure(error)
-            connection.send_bytes(answer)
-
-
-def _failure(error: Exception) -> bytes:
-    """An exception on its way to the parent: what a user can mend of it, else all of it."""
-    if not isinstance(error, MemoryError) and (known := mendable(error)) is not None:
-        return pickle.dumps((None, known, ""))
-    told = traceback.format_exc()
-    with suppress(Exception):  # some cannot be made again from what they hold
-        pickle.loads(packed := pickle.dumps((None, error, told)))
-        return packed
-    return pickle.dumps((None, RuntimeError(f"{type(error).__name__}: {error}"), told))
-
-
 @contextmanager
 def _threads_kept() -> Iterator[None]:
     """Numbers of threads as before, for libraries that are loaded already."""
@@ -248,80 +211,3 @@ def _threads_kept() -> Iterator[None]:
             torch.set_num_threads(threads)
         if sitk:
             sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(filters)
-
-
-def start_quietly(process: BaseProcess) -> None:
-    """Start a process that Ctrl-C does not reach, not even while it loads; this process hears it."""
-    resource_tracker.ensure_running()  # starting it lets the signal through again
-    with _later():
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def _later() -> Iterator[None]:
-    """Heed Ctrl-C only afterwards: another thread may take the signal, and a process half started would complain."""
-    usual = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(usual):
-        yield
-        return
-    heard: list[tuple[Any, ...]] = []
-    signal.signal(signal.SIGINT, lambda *signals: heard.append(signals))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, usual)
-    if heard:
-        usual(*heard[0])
-
-
-def end_with_parent(parent: int | None = None) -> None:
-    """Let this process end, with the group that it leads, when the process that it works for has gone.
-
-    Args:
-        parent: number of that process, where `multiprocessing` does not know it.
-    """
-    known = multiprocessing.parent_process()
-    threading.Thread(target=_end_after, args=(known and known.sentinel, parent), daemon=True).start()
-
-
-def _end_after(sentinel: int | None, parent: int | None) -> None:
-    if sentinel is not None:
-        wait([sentinel])
-    else:
-        while os.getppid() == parent:
-            time.sleep(0.3)
-    if os.getpgrp() == os.getpid():
-        os.killpg(0, signal.SIGKILL)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def killed_with_parent() -> None:
-    """For `preexec_fn` of a command that starts nothing itself: it is killed when this process ends (on Linux)."""
-    if _LIBC is not None:
-        _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def run_tied(code: str, arguments: Sequence[str], **options: Any) -> int:
-    """Run Python code in a process with a group of its own, which ends with this process and at Ctrl-C.
-
-    Args:
-        code: what `python -c` runs.
-        arguments: its own.
-        options: of `subprocess.Popen`.
-
-    Returns:
-        Its exit code.
-    """
-    tied = f"from sbldm.run.workers import end_with_parent; end_with_parent({os.getpid()}); {code}"
-    process = subprocess.Popen([sys.executable, "-c", tied, *arguments], start_new_session=True, **options)
-    try:
-        return process.wait()
-    except BaseException:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        raise

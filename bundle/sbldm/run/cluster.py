@@ -1,0 +1,445 @@
+"""Where work is done: processes of this machine, a running Dask scheduler, or a cluster described in a file."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import logging
+import os
+import pickle
+import platform
+import queue
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import dask
+import yaml
+from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster
+
+from sbldm.run.errors import ClusterError, InputError, StateError
+from sbldm.run.files import make_folder, user_path
+from sbldm.run.processes import cores, deaf_to_ctrl_c
+from sbldm.run.tasks import failure
+from sbldm.run.text import some
+
+__all__ = ["Cluster", "connected", "versions"]
+
+HERE = "127.0.0.1"
+REACHED = 10  # seconds in which a scheduler must answer
+JOINED = 60  # seconds in which a running scheduler must have a worker
+AHEAD = 4096  # tasks that the scheduler is given before they are free
+TRIES = 3  # times that a task is begun whose worker is killed
+MATTER = ("torch", "monai", "numpy", "scipy", "SimpleITK", "nnunetv2")  # packages on which results depend
+QUEUES = {  # in a file, the kind of a cluster: what dask-jobqueue calls it
+    "slurm": "SLURMCluster",
+    "pbs": "PBSCluster",
+    "sge": "SGECluster",
+    "lsf": "LSFCluster",
+    "oar": "OARCluster",
+    "htcondor": "HTCondorCluster",
+    "moab": "MoabCluster",
+}
+LOCAL = {  # of a scheduler of our own, and of its workers
+    "distributed.scheduler.allowed-failures": TRIES - 1,
+    "distributed.scheduler.worker-saturation": 1.0,  # a task waits for the first free worker, not behind another one
+    "distributed.scheduler.worker-ttl": None,  # a busy machine is no lost one; a dead worker is seen by its nanny
+    "distributed.nanny.pre-spawn-environ": {},  # it would change the environment of this process
+    "distributed.comm.timeouts.connect": "60s",
+}
+
+
+@cache
+def versions() -> dict[str, str]:
+    """What must be alike wherever work is done: this package, down to its code, Python, and what results depend on."""
+    code = hashlib.sha256()
+    for name in ("sbldm", "nnunet_integration"):
+        with suppress(ImportError):
+            root = Path(importlib.import_module(name).__path__[0])
+            for path in sorted(root.rglob("*.py")):
+                code.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    with suppress(importlib.metadata.PackageNotFoundError):
+        own = importlib.metadata.version("sbldm")
+    found = {"sbldm": f"{own} (code {code.hexdigest()[:8]})", "python": platform.python_version()}
+    for name in MATTER:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+class Cluster:
+    """A Dask scheduler with its workers, and which of them are trusted.
+
+    Args:
+        client: of the scheduler.
+        own: the cluster, where it has been started for this command and ends with it.
+        near: all its workers are processes of this machine, started by this process.
+        seen: file that each worker must see, so that it reads and writes the run's folder.
+    """
+
+    _open: list[Cluster] = []  # noqa: RUF012 - those in use, the one that is asked last
+
+    def __init__(self, client: Client, own: Any = None, near: bool = False, seen: Path | None = None) -> None:
+        self.client, self.own, self.near, self.seen = client, own, near, seen
+        self.distrusted: dict[str, str] = {}  # address: why
+        self.known = self.workers()
+
+    @classmethod
+    def local(cls, count: int, cards: Sequence[str] = ()) -> Cluster:
+        """`count` processes of this machine, one task each; with `cards` one process for each of these GPUs."""
+        threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // count)))
+        shared = {name: threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        quiet = {"silence_logs": logging.CRITICAL}
+        workers = {}
+        for index in range(len(cards) or count):
+            card = {"CUDA_VISIBLE_DEVICES": cards[index]} if cards else {}
+            options = {"nthreads": 1, "memory_limit": 0, "env": shared | card, "host": HERE, "dashboard": False}
+            gpu = {"resources": {"GPU": 1}} if cards else {}
+            workers[index] = {"cls": Nanny, "options": options | gpu | quiet}
+        scheduler = {"cls": Scheduler, "options": {"host": HERE, "port": 0, "dashboard_address": f"{HERE}:0"}}
+        with dask.config.set(LOCAL), deaf_to_ctrl_c():
+            own = SpecCluster(workers, scheduler, silence_logs=logging.CRITICAL)
+            client = Client(own, set_as_default=False)
+            client.wait_for_workers(len(workers))
+        return cls(client, own, near=True)
+
+    @classmethod
+    def at(cls, address: str) -> Cluster:
+        """A scheduler that runs already, such as `tcp://host:8786`.
+
+        Raises:
+            ClusterError: it does not answer, or has no worker.
+        """
+        with deaf_to_ctrl_c():
+            try:
+                client = Client(address, timeout=REACHED, set_as_default=False)
+            except (OSError, ValueError, TimeoutError):
+                raise ClusterError(
+                    f"--cluster {address}: no scheduler answers there within {REACHED} s; start one with `dask "
+                    "scheduler`, or leave --cluster out to work on this machine."
+                ) from None
+        try:
+            client.wait_for_workers(1, JOINED)
+        except TimeoutError:
+            client.close()
+            raise ClusterError(
+                f"--cluster {address}: has had no worker for {JOINED} s; start some with `dask worker {address} "
+                "--nthreads 1`."
+            ) from None
+        return cls(client)
+
+    @classmethod
+    def described(cls, file: Path) -> Cluster:
+        """A cluster as a YAML file describes it (bundle/docs/README.md, "Clusters").
+
+        Raises:
+            InputError: the file is missing, wrong, or its kind is not known.
+            ClusterError: its jobs cannot be queued.
+        """
+        kind, count, options = _read(file)
+        if kind == "local":
+            return cls.local(count or cores(), [str(card) for card in options.get("cards", ())])
+        try:
+            jobqueue = importlib.import_module("dask_jobqueue")
+        except ImportError:
+            raise ClusterError(
+                f"--cluster {file}: needs dask-jobqueue; `pip install dask-jobqueue` where this command runs."
+            ) from None
+        try:
+            with deaf_to_ctrl_c():
+                own = getattr(jobqueue, QUEUES[kind])(**options)
+                own.scale(count)
+                client = Client(own, set_as_default=False)
+        except Exception as error:  # of its own many kinds
+            raise ClusterError(f"--cluster {file}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        print(f"{file}: {count} workers are queued; waiting for the first.", flush=True)
+        try:
+            client.wait_for_workers(1)
+        except BaseException:
+            client.close()
+            own.close()
+            raise
+        return cls(client, own)
+
+    @classmethod
+    def current(cls) -> Cluster | None:
+        """The one that this command was given, if any."""
+        return cls._open[-1] if cls._open else None
+
+    @property
+    def dashboard(self) -> str:
+        """Address of Dask's own pages about this cluster."""
+        return self.client.dashboard_link
+
+    def workers(self) -> dict[str, Mapping[str, Any]]:
+        """What the scheduler knows of its workers, by address."""
+        return dict(self.client.scheduler_info(n_workers=-1)["workers"])
+
+    def trusted(self) -> list[str] | None:
+        """Addresses that work may go to; None: all.
+
+        Raises:
+            ClusterError: there is none.
+        """
+        if not self.distrusted:
+            return None
+        found = [address for address in self.workers() if address not in self.distrusted]
+        if not found:
+            why = "; ".join(dict.fromkeys(self.distrusted.values()))
+            raise ClusterError(f"no worker of the cluster can do this: {why}. What was finished before is kept.")
+        return found
+
+    def distrust(self, address: str, why: str, host: bool = False) -> str:
+        """Give no more work to a worker, or to all of its host.
+
+        Returns:
+            The sentence that says so; empty when it was said before.
+        """
+        name = _host(address) if host else address
+        new = [other for other in self.workers() if host and _host(other) == name]
+        said = address in self.distrusted or why in self.distrusted.values()
+        self.distrusted |= dict.fromkeys([address, *new], why)
+        return "" if said else f"Warning: {name}: {why.rstrip('.')}; it is given no more work, the others go on."
+
+    def losses(self) -> list[str]:
+        """Sentences about workers that have gone since the last look."""
+        try:
+            now = self.workers()
+        except (OSError, KeyError):
+            return []
+        gone, self.known = [address for address in self.known if address not in now], now
+        self.distrusted = {address: why for address, why in self.distrusted.items() if address in now}
+        if not gone or self.near:  # those are started again
+            return []
+        return [f"Warning: lost {some(gone)}; what they were at goes to the {len(now)} others."]
+
+    def cards(self) -> bool:
+        """Whether workers say that they have a GPU (`--resources GPU=1`): tasks that want one go to these alone."""
+        return any(worker.get("resources", {}).get("GPU") for worker in self.workers().values())
+
+    def check(self) -> None:
+        """Look at all workers that are there.
+
+        Raises:
+            ClusterError: none can do the work.
+        """
+        for address, answer in self.client.run(checking(self.seen), on_error="return").items():
+            why = f"does not answer ({type(answer).__name__})" if isinstance(answer, BaseException) else answer
+            threads = self.known.get(address, {}).get("nthreads", 1)
+            if not why and threads > 1:
+                why = f"has {threads} threads, of which tasks would share one process; start it with --nthreads 1"
+            if why:
+                print(self.distrust(address, why), flush=True)
+        self.trusted()
+
+    def outcomes(
+        self, call: bytes, items: Sequence[Any], label: str, say: Callable[[str], None], look: float, device: bool
+    ) -> Iterator[tuple[int, Any] | None]:
+        """See `Workers.outcomes`; `call` is what `tasks.answer` needs besides an item."""
+        task, name = task_of(None if self.near else checking(self.seen)), re.sub(r"\W+", "-", label.lower())
+        wants = {"resources": {"GPU": 1}} if device and self.cards() else {}
+        flying: dict[Future, int] = {}
+        landed: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        fresh, again, left, looked = iter(range(len(items))), [], len(items), time.monotonic()
+        try:
+            while left:
+                if again or len(flying) <= AHEAD // 2:
+                    chosen = again + list(islice(fresh, max(0, AHEAD - len(flying) - len(again))))
+                    again = []
+                    for future, index in self._submit(task, call, items, chosen, name, wants).items():
+                        flying[future] = index
+                        future.add_done_callback(landed.put)
+                ready = self._landed(landed, look)
+                for future, answer in zip(ready, self._answers(ready), strict=True):
+                    index = flying.pop(future)
+                    item = _name(items[index])
+                    kind, content, address = answer
+                    if kind == "refused":
+                        again.append(index)
+                        self._tell(self.distrust(address, content), say)
+                    elif kind == "full" and not self.near and self._others(address):
+                        again.append(index)
+                        self._tell(self.distrust(address, str(failure(content, item)), host=True), say)
+                    else:
+                        left -= 1
+                        yield index, self._result(kind, content, item)
+                if time.monotonic() - looked >= look:
+                    looked = time.monotonic()
+                    for loss in self.losses():
+                        say(loss)
+                    yield None
+        finally:
+            with suppress(Exception):
+                self.client.cancel(list(flying), force=True)
+
+    def _submit(
+        self, task: Callable[..., Any], call: bytes, items: Sequence[Any], chosen: Sequence[int], name: str, wants: Any
+    ) -> dict[Future, int]:
+        if not chosen:
+            return {}
+        packed, keys = [pickle.dumps(items[i]) for i in chosen], [f"{name}-{uuid.uuid4().hex}" for _ in chosen]
+        trusted = self.trusted()
+        limits = wants | ({"workers": trusted, "allow_other_workers": False} if trusted else {})
+        futures = self.client.map(task, packed, call=call, key=keys, pure=False, **limits)
+        return dict(zip(futures, chosen, strict=True))
+
+    def _landed(self, landed: queue.SimpleQueue[Future], look: float) -> list[Future]:
+        """Tasks that are done, after waiting for the first of them, but not for longer than `look` seconds."""
+        try:
+            found = [landed.get(timeout=look)]
+        except queue.Empty:
+            found = []
+        with suppress(queue.Empty):
+            while len(found) < AHEAD:
+                found.append(landed.get_nowait())
+        if self.client.status != "running" or any(future.status in ("cancelled", "lost") for future in found):
+            raise ClusterError(
+                "the scheduler has gone, or dropped the tasks; the same command goes on from here when it is back."
+            )
+        return found
+
+    def _answers(self, futures: Sequence[Future]) -> list[tuple[str, Any, str]]:
+        """What the tasks returned; `killed` in place of what those returned whose workers died."""
+        failed = [future for future in futures if future.status == "error"]
+        answers = {future: ("killed", future.exception(), "") for future in failed}
+        done = [future for future in futures if future not in answers]
+        answers |= dict(zip(done, self.client.gather(done), strict=True))
+        return [answers[future] for future in futures]
+
+    def _result(self, kind: str, content: Any, item: str) -> Any:
+        if kind == "done":
+            return pickle.loads(content)
+        if kind != "killed":
+            return failure(content, item)
+        if isinstance(content, KilledWorker):
+            return StateError(
+                f"{item}: {TRIES} worker processes were killed at it; memory may have run out; try --workers 1. What "
+                "was finished before is kept."
+            )
+        return content
+
+    def _others(self, address: str) -> bool:
+        """Whether there are trusted workers on another host."""
+        host = _host(address)
+        return any(_host(other) != host for other in self.trusted() or self.workers())
+
+    @staticmethod
+    def _tell(sentence: str, say: Callable[[str], None]) -> None:
+        if sentence:
+            say(sentence)
+
+    def close(self) -> None:
+        """Let go of it; a cluster of our own ends, whatever its workers are at."""
+        with suppress(Exception):
+            self.client.close(2)
+        if self.own is not None:
+            with suppress(Exception):
+                self.own.close(5)
+
+
+def _host(address: str) -> str:
+    """Of a worker's address `tcp://host:port`."""
+    return address.split("://")[-1].rpartition(":")[0]
+
+
+def _name(item: Any) -> str:
+    """What a person calls an item: a case by its name, a tuple of arguments by the first."""
+    while isinstance(item, tuple) and item:
+        item = item[0]
+    return str(item if isinstance(item, str | Path) else getattr(item, "name", "one of the items"))
+
+
+def checking(seen: Path | None) -> Callable[[], str]:
+    """A function that says what speaks against the process that it runs in, or nothing.
+
+    Dask sends it by value (as it is no name of a module): the package may be missing there.
+    """
+    wanted, mark = versions(), None if seen is None else str(seen)
+
+    def check() -> str:
+        import os
+
+        try:
+            from sbldm.run.cluster import versions
+
+            found = versions()
+        except ImportError as error:
+            return f"cannot load sbldm ({error}); install there what is here, sbldm {wanted['sbldm']}"
+        if other := [name for name in wanted if found.get(name) != wanted[name]]:
+            name = other[0]
+            return f"has {name} {found.get(name, 'not at all')}, here it is {wanted[name]}; install the same there"
+        if mark is not None and not os.path.exists(mark):
+            return f"does not see {os.path.dirname(mark)}; put the run on a disk that all machines share"
+        return ""
+
+    return check
+
+
+def task_of(check: Callable[[], str] | None) -> Callable[[bytes, bytes], tuple[str, Any, str]]:
+    """The task that workers run of an item (`tasks.answer`), with their address; by value too."""
+
+    def task(item: bytes, call: bytes) -> tuple[str, Any, str]:
+        from distributed import get_worker
+
+        if check is not None and (why := check()):
+            return "refused", why, get_worker().address
+        from sbldm.run.tasks import answer
+
+        return *answer(call, item), get_worker().address
+
+    return task
+
+
+@contextmanager
+def connected(where: str, folder: Path) -> Iterator[None]:
+    """See `workers.at_work`."""
+    if where.startswith(("tcp://", "tls://", "ws://", "wss://")):
+        found = Cluster.at(where)
+    elif (file := user_path(where)).suffix in (".yaml", ".yml"):
+        found = Cluster.described(file)
+    else:
+        raise InputError(
+            f"--cluster {where}: neither the address of a scheduler (tcp://HOST:8786) nor a YAML file about one."
+        )
+    token = make_folder(folder) / f".seen_{uuid.uuid4().hex}"
+    try:
+        token.touch()
+        found.seen = None if found.near else token
+        print(f"Cluster: {len(found.known)} workers; dashboard: {found.dashboard}", flush=True)
+        found.check()
+        Cluster._open.append(found)
+        yield
+    finally:
+        token.unlink(missing_ok=True)
+        if found in Cluster._open:
+            Cluster._open.remove(found)
+        found.close()
+
+
+def _read(file: Path) -> tuple[str, int, dict[str, Any]]:
+    """Kind, number of workers and options of a file that describes a cluster."""
+    try:
+        content = yaml.safe_load(file.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("is no table of `kind`, `workers` and `options`")
+        if other := set(content) - {"kind", "workers", "options"}:
+            raise ValueError(f"{min(other)} is none of kind, workers, options")
+        kind, count, options = content.get("kind"), content.get("workers"), content.get("options") or {}
+        if kind not in ("local", *QUEUES):
+            raise ValueError(f"kind {kind} is none of local, {', '.join(QUEUES)}")
+        if (kind != "local" or count is not None) and (type(count) is not int or count < 1):
+            raise ValueError(f"workers {count} is no whole number above 0")
+        if kind == "local" and (odd := set(options) - {"cards"}):
+            raise ValueError(f"options: {min(odd)} is not cards, the only one of kind local")
+        return kind, count, options
+    except FileNotFoundError:
+        raise InputError(f"--cluster {file}: there is no such file.") from None
+    except (ValueError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"--cluster {file}: {' '.join(str(error).split())}; see bundle/docs/README.md.") from None
