@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from distributed import Client, LocalCluster
 from worker_tasks import act, append, fill_disk
 
 from sbldm.run import cluster
@@ -24,9 +25,10 @@ from sbldm.run.workers import Workers, at_work, map_in_processes
 @pytest.fixture(scope="module")
 def running() -> Iterator[Cluster]:
     """A scheduler with two workers, as if it ran elsewhere."""
-    found = Cluster.local(2)
-    yield found
-    found.close()
+    with LocalCluster(n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address=":0") as elsewhere:
+        found = Cluster(Client(elsewhere, set_as_default=False))
+        yield found
+        found.close()
 
 
 def address(running: Cluster) -> str:
@@ -64,10 +66,20 @@ def test_exit_code_and_one_line(tmp_path, monkeypatch, capsys):
     assert re.match(r"Error: --cluster tcp://nowhere\.invalid:8786: no scheduler answers.*\n$", capsys.readouterr().err)
 
 
+def test_strangers_cannot_reach_the_processes_of_this_machine(tmp_path):
+    """Whoever can talk to a scheduler can have code run."""
+    with Workers(2) as pool:
+        pool.map(act, [("a", ""), ("b", "")], "Working")
+        scheduler = pool._own.client.scheduler.address
+        assert scheduler.startswith("tls://127.0.0.1:")
+        with pytest.raises(ClusterError, match="needs certificates"), at_work(scheduler, tmp_path):
+            pass
+        with pytest.raises(OSError):
+            Client(scheduler.replace("tls", "tcp"), timeout=2)
+
+
 def test_no_worker(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "JOINED", 0.5)
-    from distributed import LocalCluster
-
     with (
         LocalCluster(
             n_workers=0, processes=False, dashboard_address=None, scheduler_port=0, protocol="tcp://"

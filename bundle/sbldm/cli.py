@@ -25,6 +25,7 @@ from sbldm.run.options import (
     RUN,
     BatchOption,
     CanvasOption,
+    ClusterOption,
     Drawing,
     FirstSeedOption,
     MovedOption,
@@ -40,9 +41,11 @@ from sbldm.run.options import (
     StepsOption,
     WeightsOption,
     Words,
+    WorkersOption,
     Wrong,
     choice_argument,
     nearest,
+    number,
     numbers,
     some_of,
     takes,
@@ -57,7 +60,8 @@ MANY = 10**6
 BATCHES = Numbers([1, 4])
 CODES = (
     "Exit codes: 0 done; 2 an option is wrong; 3 the data are wrong; 4 a step that must come first is missing, "
-    "unfinished or of another preset; 5 the output cannot be written; 130 stopped by Ctrl-C. The environment says "
+    "unfinished or of another preset; 5 the output cannot be written; 6 no cluster that can do the work; "
+    "130 stopped by Ctrl-C. The environment says "
     "where to compute: DEVICE=cpu, PRECISION=float32."
 )
 USAGE = typer.BadParameter.__mro__[1]  # click's, which Typer carries along under a name of its own
@@ -297,11 +301,19 @@ def bench(
     rows: Annotated[list[str] | None, typer.Argument(help="How the names of rows begin.", show_default="all")] = None,
     history: Annotated[Path | None, typer.Option(help="JSON list to add the rows to.")] = None,
     here: Annotated[str, typer.Option(hidden=True, help="One row, in this process.")] = "",
+    tasks: Annotated[int, whole(0, MANY, help="Time Dask's scheduler with tasks that sleep, in place of rows")] = 0,
+    sleep: Annotated[float, number(0, 60, help="Seconds of such a task")] = 0.01,
+    workers: WorkersOption = 2,
+    cluster: ClusterOption = "",
 ) -> None:
-    """Measure the speed of this machine: preparation, trainings, sampling."""
+    """Measure the speed of this machine: preparation, trainings, sampling; or that of a cluster's scheduler."""
     with loading():
         from sbldm.commands import bench
-    bench.run(rows or (), history, here)
+    if tasks:
+        found = bench.simulate(tasks, workers, cluster, sleep)
+        print("\n".join(f"{name}: {value:.4g}" for name, value in found.items()))
+    else:
+        bench.run(rows or (), history, here)
 
 
 with suppress(ModuleNotFoundError):  # where the bundle folder alone was handed on

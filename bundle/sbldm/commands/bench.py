@@ -3,7 +3,7 @@
 Each row is measured in a process of its own: the median of several calls, its ratio to one fixed convolution that is
 timed before and after it (so that figures from different machines and hours can be compared), and the most memory the
 process ever held. Networks have first weights: work does not depend on them. With `--history FILE` the rows are added
-to a JSON list, one entry a run.
+to a JSON list, one entry a run. `--tasks N` measures Dask's scheduler in place of it, by N tasks that sleep.
 """
 
 from __future__ import annotations
@@ -41,10 +41,12 @@ from sbldm.metrics.tumours import tumour_measures
 from sbldm.metrics.volumes import evaluation_grid, read_volume
 from sbldm.networks import StackVAE, build_autoencoder, build_denoiser
 from sbldm.run.device import fast_bfloat16
-from sbldm.run.errors import InputError
+from sbldm.run.errors import InputError, StateError
 from sbldm.run.files import atomic_path, write_nifti
 from sbldm.run.folder import load_preset
 from sbldm.run.preset import Preset
+from sbldm.run.tasks import asleep
+from sbldm.run.workers import Workers, at_work
 from sbldm.synthesis import PairSampler
 from sbldm.synthesis.pairs import finish
 from sbldm.training import AutoencoderLoss, MixedPrecision, choose_device
@@ -283,3 +285,31 @@ def run(rows: Sequence[str] = (), history: Path | None = None, here: str = "") -
         entry = {"date": time.strftime("%Y-%m-%d"), "device": name_of(device), "threads": torch.get_num_threads()}
         with atomic_path(history) as temporary:
             temporary.write_text(json.dumps([*known, entry | {"torch": torch.__version__, "rows": found}], indent=1))
+
+
+def simulate(tasks: int, workers: int, cluster: str = "", sleep: float = 0.01) -> dict[str, float]:
+    """Give a scheduler tasks that only sleep: what each costs it, and what a worker waits for the next one.
+
+    Args:
+        tasks: their number.
+        workers: processes of this machine.
+        cluster: in place of these, see `at_work`.
+        sleep: seconds of a task at work.
+
+    Returns:
+        `tasks`, `workers`, `seconds` in all, `tasks_a_second`, `busy` (share of the workers' time that they slept in),
+        and `peak_gb` of this process, which holds the scheduler when `cluster` is empty.
+    """
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        at_work(cluster, Path(folder)),
+        Workers(workers, here=False) as pool,
+    ):
+        count = len(set(pool.map(asleep, [0.5] * 4 * workers, "Starting workers", "task")))
+        begun = time.perf_counter()
+        done = pool.map(asleep, [sleep] * tasks, "Sleeping tasks", "task")
+        taken = time.perf_counter() - begun
+    if len(done) != tasks:
+        raise StateError(f"{len(done)} of {tasks} tasks came back.")
+    found = {"tasks": tasks, "workers": count, "seconds": taken, "tasks_a_second": tasks / taken}
+    return found | {"busy": sleep * tasks / (taken * count), "peak_gb": memory_of(torch.device("cpu"))[1] / 1e9}

@@ -23,6 +23,7 @@ from typing import Any
 import dask
 import yaml
 from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster
+from distributed.security import Security
 
 from sbldm.run.errors import ClusterError, InputError, StateError
 from sbldm.run.files import make_folder, user_path
@@ -36,6 +37,7 @@ HERE = "127.0.0.1"
 REACHED = 10  # seconds in which a scheduler must answer
 JOINED = 60  # seconds in which a running scheduler must have a worker
 AHEAD = 4096  # tasks that the scheduler is given before they are free
+LONG = 10  # seconds of work after which it is worth a look at the pages of Dask
 TRIES = 3  # times that a task is begun whose worker is killed
 MATTER = ("torch", "monai", "numpy", "scipy", "SimpleITK", "nnunetv2")  # packages on which results depend
 QUEUES = {  # in a file, the kind of a cluster: what dask-jobqueue calls it
@@ -90,6 +92,7 @@ class Cluster:
         self.client, self.own, self.near, self.seen = client, own, near, seen
         self.distrusted: dict[str, str] = {}  # address: why
         self.known = self.workers()
+        self.told = not near  # the address of its pages
 
     @classmethod
     def local(cls, count: int, cards: Sequence[str] = ()) -> Cluster:
@@ -97,15 +100,17 @@ class Cluster:
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // count)))
         shared = {name: threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
         quiet = {"silence_logs": logging.CRITICAL}
+        security = Security.temporary()  # others on this machine reach the ports too, and could have code run
+        private = {"host": HERE, "protocol": "tls", "security": security}
         workers = {}
         for index in range(len(cards) or count):
             card = {"CUDA_VISIBLE_DEVICES": cards[index]} if cards else {}
-            options = {"nthreads": 1, "memory_limit": 0, "env": shared | card, "host": HERE, "dashboard": False}
+            options = {"nthreads": 1, "memory_limit": 0, "env": shared | card, **private, "dashboard": False}
             gpu = {"resources": {"GPU": 1}} if cards else {}
             workers[index] = {"cls": Nanny, "options": options | gpu | quiet}
-        scheduler = {"cls": Scheduler, "options": {"host": HERE, "port": 0, "dashboard_address": f"{HERE}:0"}}
+        scheduler = {"cls": Scheduler, "options": private | {"port": 0, "dashboard_address": f"{HERE}:0"}}
         with dask.config.set(LOCAL), deaf_to_ctrl_c():
-            own = SpecCluster(workers, scheduler, silence_logs=logging.CRITICAL)
+            own = SpecCluster(workers, scheduler, security=security, **quiet)
             client = Client(own, set_as_default=False)
             client.wait_for_workers(len(workers))
         return cls(client, own, near=True)
@@ -124,6 +129,11 @@ class Cluster:
                 raise ClusterError(
                     f"--cluster {address}: no scheduler answers there within {REACHED} s; start one with `dask "
                     "scheduler`, or leave --cluster out to work on this machine."
+                ) from None
+            except TypeError:
+                raise ClusterError(
+                    f"--cluster {address}: needs certificates; name them to Dask (distributed.comm.tls in a file below "
+                    "~/.config/dask)."
                 ) from None
         try:
             client.wait_for_workers(1, JOINED)
@@ -247,7 +257,8 @@ class Cluster:
         wants = {"resources": {"GPU": 1}} if device and self.cards() else {}
         flying: dict[Future, int] = {}
         landed: queue.SimpleQueue[Future] = queue.SimpleQueue()
-        fresh, again, left, looked = iter(range(len(items))), [], len(items), time.monotonic()
+        fresh, again, left = iter(range(len(items))), [], len(items)
+        begun = looked = time.monotonic()
         try:
             while left:
                 if again or len(flying) <= AHEAD // 2:
@@ -272,6 +283,9 @@ class Cluster:
                         yield index, self._result(kind, content, item)
                 if time.monotonic() - looked >= look:
                     looked = time.monotonic()
+                    if not self.told and looked - begun >= LONG:
+                        self.told = True
+                        say(f"Dashboard: {self.dashboard}")
                     for loss in self.losses():
                         say(loss)
                     yield None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 import traceback
 from contextlib import suppress
 
 from sbldm.run.errors import StateError, disk_is_full, mendable
 
-__all__ = ["answer", "failure"]
+__all__ = ["answer", "asleep", "failure"]
 
 _begun: set[str] = set()  # tokens of the `Workers` that this process has begun for
 
@@ -54,3 +55,9 @@ def _failure(error: Exception) -> bytes:
         pickle.loads(packed := pickle.dumps((error, told)))
         return packed
     return pickle.dumps((RuntimeError(f"{type(error).__name__}: {error}"), told))
+
+
+def asleep(seconds: float) -> int:
+    """Sleep, for a simulation of many tasks; the number of this process."""
+    time.sleep(seconds)
+    return os.getpid()
