@@ -51,7 +51,7 @@ def draw_blocks(blocks: Sequence[Block], workers: int) -> None:
         StateError: a worker was killed, or finds another model in the run folder than this process did.
         Exception: what stopped a worker first. Pairs that were finished before stay.
     """
-    map_in_blocks(draw_block, blocks, workers, "Drawing pairs")
+    map_in_blocks(draw_block, blocks, workers, "Drawing pairs in blocks")
 
 
 def map_in_blocks(function: Callable[[B], R], blocks: Sequence[B], workers: int, description: str) -> list[R]:

@@ -356,7 +356,7 @@ def draw_pairs(
         blocks = _blocks(pending, seed, run, data, own, output) if workers > 1 else []
         told = output.tell_time(len(pending), processes=at_most(workers, len(blocks)))
         if len(blocks) > 1:
-            for names in map_in_blocks(_draw_block, blocks, workers, "Pasting tumours"):
+            for names in map_in_blocks(_draw_block, blocks, workers, "Pasting tumours in blocks"):
                 failed += names
         else:
             with Progress("Pasting tumours", len(pending), "pair") as bar:

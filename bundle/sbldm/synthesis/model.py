@@ -273,7 +273,7 @@ class PairSampler(Inferer):
 
     To the bit: arithmetic libraries choose their ways, and so the rounding, by the number of rows. So the network
     always sees `batch` of them, a group that is not full filled up; and where it is told `places`, each row always at
-    the same place among them.
+    the same place among them (measured: at another one a voxel in a million differs by one unit).
 
     Args:
         schedule: forward process of the training.
@@ -384,11 +384,13 @@ class PairSampler(Inferer):
         """
         n, attempts = len(seeds), attempts or [0] * len(seeds)
         drawn: dict[int, torch.Tensor] = {}
-        for group in _groups(range(n) if places is None else places, self.batch):
+        for placed in _groups(range(n) if places is None else places, self.batch):
+            group = [placed.get(place, min(placed.values())) for place in range(self.batch)]
             rows = [int(seeds[i]) for i in group], [attempts[i] for i in group]
             within = [None if beside is None else beside[group] for beside in (region, known, unwanted)]
             with same_sums(inputs.device):
-                drawn |= zip(group, self._draw(inputs[group], network, *rows, *within), strict=True)
+                latents = self._draw(inputs[group], network, *rows, *within)
+            drawn |= {i: latents[place] for place, i in placed.items()}
         return torch.stack([drawn[i] for i in range(n)])
 
     def _draw(
@@ -411,14 +413,14 @@ class PairSampler(Inferer):
         return latents if region is None else torch.where(region > 0, latents, known)
 
 
-def _groups(places: Sequence[int], batch: int) -> Iterator[list[int]]:
-    """Rows that are drawn together, `batch` of them, each at its place; free places hold a row of the same group."""
+def _groups(places: Sequence[int], batch: int) -> Iterator[dict[int, int]]:
+    """Rows that are drawn together, by their place in the batch, of which some may stay free."""
     waiting = list(range(len(places)))
     while waiting:
         group: dict[int, int] = {}
         for row in waiting:
             group.setdefault(int(places[row]) % batch, row)
-        yield [group.get(place, waiting[0]) for place in range(batch)]
+        yield group
         taken = set(group.values())
         waiting = [row for row in waiting if row not in taken]
 
