@@ -273,7 +273,7 @@ class PairSampler(Inferer):
 
     To the bit: arithmetic libraries choose their ways, and so the rounding, by the number of rows. So the network
     always sees `batch` of them, a group that is not full filled up; and where it is told `places`, each row always at
-    the same place among them (measured: at another one a voxel in a million differs by one unit).
+    the same place among them (at another one a voxel here and there differs by one unit).
 
     Args:
         schedule: forward process of the training.
