@@ -77,7 +77,7 @@ class Painter:
         self.model, self.healthy, self.calls = model, healthy, []
 
     def __call__(
-        self, inputs: Any, network: Any, seeds: Any, region: Any, known: Any, unwanted: Any = None
+        self, inputs: Any, network: Any, seeds: Any, region: Any, known: Any, unwanted: Any = None, places: Any = None
     ) -> torch.Tensor:
         self.calls.append(list(seeds))
         return torch.stack([self._painted(*row) for row in zip(inputs, region, known, strict=True)])
@@ -692,3 +692,27 @@ def test_pairs_on_canvases(tmp_path: Path, taught_run: Path, phantom_cases: Path
     assert f"{len(rows)} of 3 pairs are already there" in again.stdout or len(rows) < 3
     assert {path.name: path.stat().st_mtime_ns for path in (folder / "labelsTr").iterdir()} | before == before | {}
     assert read_json(folder / "lineage.json")["cases"] == lineage  # also of those that an earlier call drew
+
+
+def test_in_blocks(tmp_path: Path, taught_run: Path, monkeypatch: Any) -> None:
+    """Drawn by several processes, some pairs being there: the same bytes, manifest and lineage as by one."""
+    seen = []
+
+    def here(function: Any, items: Any, workers: int, *_: Any) -> None:
+        seen.extend(len(item.places) for item in items)
+        assert not [function(item) for item in items if function(item)]
+
+    asked = "--canvas", "train", "--volume-ml", 60, "--gate", "off", "--satellites", 0.3
+    runs = [copy_run(taught_run, tmp_path / name) for name in "ab"]
+    call("synth", "--run", runs[0], "--dataset", 502, "--n", 10, *asked)
+    call("synth", "--run", runs[1], "--dataset", 502, "--n", 3, *asked)
+    monkeypatch.setattr("sbldm.synthesis.blocks.map_in_processes", here)
+    call("synth", "--run", runs[1], "--dataset", 502, "--n", 10, *asked, "--workers", 2)
+    folders = [run / "nnUNet_raw" / "Dataset502_SBLDM" for run in runs]
+    there = len(manifest(runs[0], folders[0].relative_to(runs[0])))
+    assert there >= 8 and len(seen) == 2 and sum(seen) >= there - 3
+    files, rows = [], []
+    for run, folder in zip(runs, folders, strict=True):
+        files.append({path.name: path.read_bytes() for path in [*folder.glob("*Tr/*"), folder / "lineage.json"]})
+        rows.append([row | {"seconds": ""} for row in manifest(run, folder.relative_to(run))])
+    assert files[0] == files[1] and rows[0] == rows[1]

@@ -8,6 +8,7 @@ import shutil
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -17,7 +18,7 @@ from scipy import ndimage
 
 from sbldm.cases.layouts import Source, find_cases, read_arrays
 from sbldm.run.folder import Run
-from sbldm.synthesis import copypaste
+from sbldm.synthesis import blocks, copypaste
 from sbldm.synthesis.copypaste import BLEND_MM, CLEAR_MM, GAIN, OVERLAP, SCALE, _carve, _Training, paste_tumour
 from sbldm.synthesis.healing import MARGIN_MM, heal
 
@@ -312,6 +313,26 @@ def test_alone_and_again(tmp_path: Path, pasted_run: Path) -> None:
     assert len(kept) == 6 and all(after[k] == before[k] for k in kept)
     again = voxels(run)
     assert len(again) == 8 and all((again[k] == together[k]).all() for k in together)
+
+
+def test_in_blocks(tmp_path: Path, pasted_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks, one of them given to two processes, and what is there already among them: the same files."""
+
+    def twice(function: Any, blocks: list[Any], workers: int, *_: Any) -> list[Any]:
+        assert [len(block.seeds) for block in blocks] == [8, 2] and workers == 2
+        found = [function(block) for block in (*blocks, blocks[0])]
+        return found[:2]
+
+    whole, run = (copy_run(pasted_run, tmp_path / name) for name in "ab")
+    assert call("copypaste", "--run", whole, "--n", 10).returncode == 0
+    shutil.rmtree(run / DATASET)
+    monkeypatch.setattr(blocks, "map_in_processes", twice)
+    done = call("copypaste", "--run", run, "--n", 10, "--workers", 2)
+    assert done.returncode == 0, done.stderr
+    files = [{p.name: p.read_bytes() for p in (r / DATASET).glob("*Tr/*")} for r in (whole, run)]
+    assert files[0] == files[1] and len(files[0]) == 20
+    tables = [[row | {"seconds": ""} for row in rows(folder)] for folder in (whole, run)]
+    assert tables[0] == tables[1]
 
 
 def test_healed_dataset(tmp_path: Path, pasted_run: Path, phantom_cases: Path) -> None:

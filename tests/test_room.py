@@ -73,6 +73,9 @@ def test_the_time_is_told_from_what_was_measured(tmp_path, capsys):
     assert capsys.readouterr().out == ""  # less than a minute
     assert dataset(tmp_path / "many", 3, 11.0).tell_time(1000)
     assert capsys.readouterr().out == "About 3.1 h for 1000 pairs, at 11 s a pair (measured on the last 3 here).\n"
+    assert dataset(tmp_path / "shared", 3, 11.0).tell_time(1000, processes=4)
+    said = "at 11 s a pair (measured on the last 3 here) in each of 4 processes.\n"
+    assert capsys.readouterr().out == f"About 46 min for 1000 pairs, {said}"
 
 
 @pytest.mark.parametrize("command", ["synth", "copypaste"])

@@ -419,7 +419,7 @@ def test_refused_pairs_are_drawn_again(tmp_path: Path, drawn_run: Path, monkeypa
 
 
 def test_drawn_again_in_batches(tmp_path: Path, drawn_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of six in batches of two, the refused ones wait for each other, the last for the end; all as if drawn alone."""
+    """Of six in batches of two, refused ones of either place wait for each other, the last for the end."""
     run, drawn = copy_run(drawn_run, tmp_path), []
 
     class Seen(PairSampler):
@@ -429,13 +429,13 @@ def test_drawn_again_in_batches(tmp_path: Path, drawn_run: Path, monkeypatch: py
 
     monkeypatch.setattr("sbldm.synthesis.model.PairSampler", Seen)
     for dataset in (502, 503):
-        monkeypatch.setattr(session, "finish_pair", refusing({1, 3, 5}))  # seeds 1, 3, and 3 again
+        monkeypatch.setattr(session, "finish_pair", refusing({0, 3, 5}))  # seeds 0, 3, and 3 again
         done = call("synth", "--run", run, "--n", 6, "--batch", 2, "--dataset", dataset)
         assert done.returncode == 0 and "6 pairs; 3 refused and drawn again" in done.stdout
-    once = [[(0, 0), (1, 0)], [(2, 0), (3, 0)], [(1, 1), (3, 1)], [(4, 0), (5, 0)], [(3, 2), (3, 2)]]
+    once = [[(0, 0), (1, 0)], [(2, 0), (3, 0)], [(0, 1), (3, 1)], [(4, 0), (5, 0)], [(3, 2), (3, 2)]]
     assert drawn == 2 * once
     rows = manifest(run, Path("nnUNet_raw") / "Dataset502_SBLDM")
-    assert [row["redrawn"] for row in rows] == ["0", "1", "0", "2", "0", "0"]
+    assert [row["redrawn"] for row in rows] == ["1", "0", "0", "2", "0", "0"]
 
 
 def test_given_up(tmp_path: Path, drawn_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -630,8 +630,49 @@ def test_a_pair_is_the_same_to_the_bit_in_any_company() -> None:
     assert together.shape == (7, *shape) and len({row.sum().item() for row in together}) == 7
     for rows in ([3], [6, 0], [5, 4, 3, 2, 1, 0]):
         assert torch.equal(draw(wanted[rows], network, [seeds[i] for i in rows]), together[rows])
+        assert torch.equal(draw(wanted[rows], network, [seeds[i] for i in rows], places=rows), together[rows])
     alone = PairSampler(Schedule(steps=20), shape, PRESET.but(guidance=1.5))(wanted, network, seeds)
     torch.testing.assert_close(alone, together, atol=1e-4, rtol=1e-4)
+
+
+def test_a_row_has_its_place_in_a_batch() -> None:
+    """Rows of one place are drawn one after the other; free places are filled up, so all batches are of one size."""
+    seen = []
+
+    class Seen(PairSampler):
+        def _draw(self, inputs: torch.Tensor, network: Any, seeds: Any, *rest: Any) -> torch.Tensor:
+            seen.append(list(seeds))
+            return 100 * inputs + torch.arange(len(seeds))[:, None]
+
+    wanted = torch.arange(4.0)[:, None]
+    draw = Seen(Schedule(steps=20), SHAPE, PRESET.but(batch=3))
+    assert torch.equal(draw(wanted, None, [14, 6, 9, 7], places=[14, 6, 9, 7]).T, torch.tensor([[2.0, 100, 200, 301]]))
+    assert seen == [[6, 7, 14], [9, 9, 9]]
+    seen.clear()
+    assert torch.equal(draw(wanted, None, [14, 6, 9, 7]).T, torch.tensor([[0.0, 101, 202, 300]]))
+    assert seen == [[14, 6, 9], [7, 7, 7]]
+
+
+def test_threads_change_no_sum() -> None:
+    """On the CPU a sampler computes on one thread, whose number is as before afterwards; so a pair is the same."""
+    before, seen = torch.get_num_threads(), []
+
+    class Seen(torch.nn.Conv3d):
+        def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+            seen.append(torch.get_num_threads())
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    network, wanted = Seen(2, 2, 1), torch.zeros(3, 9)
+    try:
+        drawn = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            drawn.append(sampler()(wanted, network, [0, 1, 2]))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {1} and torch.equal(*drawn)
 
 
 def test_sampler_settings() -> None:

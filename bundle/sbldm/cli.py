@@ -118,13 +118,14 @@ def copypaste(
         int | None, whole(1, 999, help="nnU-Net dataset number", show_default="502; 503 for healed")
     ] = None,
     name: Annotated[str, typer.Option(help="nnU-Net dataset name.", show_default="COPYPASTE, COPYPASTE_HEALED")] = "",
+    workers: WorkersOption = 1,
 ) -> None:
     """Paste tumours of training cases into other training cases: pairs without any training, the rival to beat."""
     with loading():
         from sbldm.pages import show_pairs
         from sbldm.run.folder import Run
         from sbldm.synthesis.copypaste import draw_pairs
-    draw_pairs(Run.at(run), data, n, seed, show_pairs, dataset, name, own or "kept")
+    draw_pairs(Run.at(run), data, n, seed, show_pairs, dataset, name, own or "kept", workers)
 
 
 @app.command(rich_help_panel=PAIRS)

@@ -102,7 +102,8 @@ def synth(asked: Drawing) -> None:
 
         others = {name: getattr(asked, name) or None for name in ("batch", "tol", "canvas", "keep", "push", "refine")}
         refuse_requests(model, requests, asked.sampling | others | {"satellites": asked.satellites})
-        draw_pairs(run, asked.data, asked.n, asked.seed, show_pairs, asked.dataset, name, asked.own or "kept")
+        own = asked.own or "kept"
+        draw_pairs(run, asked.data, asked.n, asked.seed, show_pairs, asked.dataset, name, own, asked.workers)
         print(_next(run, asked.dataset))
         return
     if asked.own:
@@ -125,6 +126,7 @@ def synth(asked: Drawing) -> None:
         push=asked.push or None,
         satellites=asked.satellites,
         refine=asked.refine or None,
+        workers=asked.workers,
         dataset_id=asked.dataset,
         dataset_name=name,
     )

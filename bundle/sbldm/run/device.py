@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from sbldm.run.errors import InputError
 
-__all__ = ["choose_device", "choose_precision", "fast_bfloat16"]
+__all__ = ["choose_device", "choose_precision", "fast_bfloat16", "same_sums"]
 
 
 def choose_device(name: str = "") -> torch.device:
@@ -48,3 +50,20 @@ def fast_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+@contextmanager
+def same_sums(device: torch.device) -> Iterator[None]:
+    """Within it torch rounds alike however many cores and processes there are: a CPU computes on one thread.
+
+    Its convolutions of one voxel choose their sums by the number of threads (measured: latents differ by 1e-5).
+    """
+    before = torch.get_num_threads()
+    if device.type != "cpu" or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -416,6 +416,7 @@ class Drawing(Sampling):
         Switch, choice(Switch, help="off: write copies and implausible pairs too, marked in the manifest.")
     ] = "on"
     batch: BatchOption = None
+    workers: WorkersOption = 1
     weights: WeightsOption = ""
     dataset: DatasetOption = DATASET
     name: Annotated[str, typer.Option(help="nnU-Net dataset name.", show_default="as the model")] = ""

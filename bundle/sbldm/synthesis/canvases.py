@@ -199,7 +199,8 @@ class Canvases:
         seeds = [int(canvas.content[:8], 16) for canvas in ill]
         own = torch.from_numpy(np.stack([self.model.normaliser.encode(canvas.own) for canvas in ill])).to(device)
         nothing = torch.full_like(own, torch.nan)
-        drawn = self.sampler(nothing, self.model.network, seeds, region=region, known=known, unwanted=own)
+        within = {"region": region, "known": known, "unwanted": own}
+        drawn = self.sampler(nothing, self.model.network, seeds, **within, places=seeds)
         healed = {}
         for canvas, where, latents in zip(ill, region, drawn, strict=True):
             volume = self.model.decode(latents)

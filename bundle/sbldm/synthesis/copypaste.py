@@ -18,7 +18,9 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any, get_args
 
@@ -36,6 +38,8 @@ from sbldm.run.folder import Run
 from sbldm.run.limits import Own
 from sbldm.run.manifest import MEASURED
 from sbldm.run.progress import Progress
+from sbldm.run.workers import at_most
+from sbldm.synthesis.blocks import map_in_blocks, quiet
 from sbldm.synthesis.healing import heal, rise
 from sbldm.synthesis.raw_dataset import RawDataset
 from sbldm.synthesis.requests import count_pairs
@@ -56,6 +60,7 @@ DONORS = 20  # donors tried for one pair
 INSIDE = 0.97  # least share of the tumour inside the brain
 CLEAR_MM = 4.0  # gap between the two tumours that first tries keep
 OVERLAP = 0.25  # most of the pasted tumour that may lie closer to the receiver's, or in it, at the last try
+BLOCK = 8  # pairs that a process of several draws in one go
 GRID = ("size", "spacing", "direction")  # what cases must share; each may have its own origin
 
 
@@ -244,6 +249,47 @@ class _Training:
         return None
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Consecutive seeds that one process draws in one go; what it needs of the cases it reads for itself."""
+
+    name: str
+    run: Path
+    data: str | Path | None
+    own: str
+    output: RawDataset
+    seeds: Sequence[int]
+
+
+def _blocks(
+    pending: Sequence[int], seed: int, run: Run, data: str | Path | None, own: str, output: RawDataset
+) -> list[_Block]:
+    grouped = groupby(pending, lambda pair_seed: (pair_seed - seed) // BLOCK)
+    blocks = [list(seeds) for _, seeds in grouped]
+    return [_Block(f"{output.name(b[0])} to {output.name(b[-1])}", run.folder, data, own, output, b) for b in blocks]
+
+
+@lru_cache(maxsize=1)
+def _training(run: Path, data: str | Path | None, own: str, cases: str) -> _Training:
+    """What a process keeps from block to block of the same `cases`."""
+    return _Training(Run.at(run), data, own)
+
+
+def _draw_block(block: _Block) -> list[str]:
+    """Write the pairs of a block that are not there yet; return the names of those that find no place."""
+    failed = []
+    with quiet():
+        training = _training(block.run, block.data, block.own, block.output.settings["train"])
+        for seed in block.seeds:
+            if block.output.finished(seed):
+                continue
+            if pair := training.draw(seed):
+                block.output.write(seed, *pair)
+            else:
+                failed.append(block.output.name(seed))
+    return failed
+
+
 def draw_pairs(
     run: Run,
     data: str | Path | None,
@@ -253,6 +299,7 @@ def draw_pairs(
     dataset_id: int | None = None,
     name: str = "",
     own: str = "kept",
+    workers: int = 1,
 ) -> Path:
     """Fill an nnU-Net raw dataset with pairs made of two training cases each; a second call adds what is missing.
 
@@ -268,6 +315,7 @@ def draw_pairs(
         show: what is done with the folder when it is filled (`pages.show_pairs`).
         dataset_id, name: of the dataset; 502 and COPYPASTE when left out, 503 and COPYPASTE_HEALED for the control.
         own: "kept", or "healed" for the control: the receiver's own tumour is replaced by healthy tissue (`heal`).
+        workers: processes.
 
     Returns:
         Folder of the dataset.
@@ -305,15 +353,20 @@ def draw_pairs(
         print(f"{output.folder}: {n - len(pending)} of {n} pairs are already there.")
     failed = []
     try:
-        told = output.tell_time(len(pending))
-        with Progress("Pasting tumours", len(pending), "pair") as bar:
-            for pair_seed in pending:
-                if pair := training.draw(pair_seed):
-                    output.write(pair_seed, *pair)
-                else:
-                    failed.append(output.name(pair_seed))
-                bar.update()
-                told = told or output.tell_time(len(pending) - bar.done, bar.write)
+        blocks = _blocks(pending, seed, run, data, own, output) if workers > 1 else []
+        told = output.tell_time(len(pending), processes=at_most(workers, len(blocks)))
+        if len(blocks) > 1:
+            for names in map_in_blocks(_draw_block, blocks, workers, "Pasting tumours in blocks"):
+                failed += names
+        else:
+            with Progress("Pasting tumours", len(pending), "pair") as bar:
+                for pair_seed in pending:
+                    if pair := training.draw(pair_seed):
+                        output.write(pair_seed, *pair)
+                    else:
+                        failed.append(output.name(pair_seed))
+                    bar.update()
+                    told = told or output.tell_time(len(pending) - bar.done, bar.write)
     finally:
         count = output.compile()
     print(f"{output.folder}: {count} pairs.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from sbldm.cases.layouts import Source
 from sbldm.cases.lists import read_lists
 from sbldm.diffusion import SAMPLERS, SOLVERS, SPACINGS, Noise, Schedule, guided, time_steps
 from sbldm.networks import SliceVAE, VolumeVAE, build_autoencoder, build_denoiser, build_generator
-from sbldm.run.device import choose_precision, fast_bfloat16
+from sbldm.run.device import choose_precision, fast_bfloat16, same_sums
 from sbldm.run.errors import InputError, StateError
 from sbldm.run.files import reading, sha256
 from sbldm.run.folder import Run, within_regions
@@ -211,7 +211,8 @@ class Model:
     def encode(self, volume: np.ndarray) -> torch.Tensor:
         """A volume `[C + L, X, Y, Z]` in [-1, 1] to standardised latents `[Z, H, W, D]`, on the network's device."""
         device = next(self.network.parameters()).device
-        latents = torch.from_numpy(self.autoencoder.encode_volume(volume, device)[0]).to(device)
+        with same_sums(device):
+            latents = torch.from_numpy(self.autoencoder.encode_volume(volume, device)[0]).to(device)
         mean, std = (latents.new_tensor(self.constants[name]) for name in ("latent_mean", "latent_std"))
         return (latents - mean) / std.view(-1, 1, 1, 1)
 
@@ -219,10 +220,11 @@ class Model:
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """Standardised latents `[Z, H, W, D]` (a GAN: noise) to a volume `[C + L, X, Y, Z]` in [-1, 1]."""
         if self.autoencoder is None:
-            return self.network(latents[None])[0].cpu().numpy()
+            with same_sums(latents.device):
+                return self.network(latents[None])[0].cpu().numpy()
         mean, std = (latents.new_tensor(self.constants[name]) for name in ("latent_mean", "latent_std"))
         fast = self.precision == "auto" and fast_bfloat16(latents.device)
-        with torch.autocast(latents.device.type, torch.bfloat16, enabled=fast):
+        with same_sums(latents.device), torch.autocast(latents.device.type, torch.bfloat16, enabled=fast):
             return self.autoencoder.decode_volume(latents * std.view(-1, 1, 1, 1) + mean)
 
 
@@ -260,8 +262,9 @@ class OneStep(Inferer):
         network: torch.nn.Module,
         seeds: Sequence[int],
         attempts: Sequence[int] | None = None,
+        places: Sequence[int] | None = None,
     ) -> torch.Tensor:
-        """As `PairSampler`; the condition vectors play no part."""
+        """As `PairSampler`; the condition vectors and places play no part."""
         return row_noise(self.latent_shape, seeds, attempts or [0] * len(seeds), inputs.device)(0)
 
 
@@ -269,7 +272,8 @@ class PairSampler(Inferer):
     """MONAI inferer from condition vectors to latents; a row depends on its condition, seed and attempt alone.
 
     To the bit: arithmetic libraries choose their ways, and so the rounding, by the number of rows. So the network
-    always sees `batch` of them, the last group filled up.
+    always sees `batch` of them, a group that is not full filled up; and where it is told `places`, each row always at
+    the same place among them (at another one a voxel here and there differs by one unit).
 
     Args:
         schedule: forward process of the training.
@@ -370,20 +374,24 @@ class PairSampler(Inferer):
         region: torch.Tensor | None = None,
         known: torch.Tensor | None = None,
         unwanted: torch.Tensor | None = None,
+        places: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Draw latents `[B, Z, H, W, D]` for condition vectors `[B, K]` and seeds `[B]`; attempt 0 unless given.
 
+        Each row is drawn at its place `[B]`, modulo `batch`; one after the other unless given.
         With a region `[B, 1, H, W, D]` of ones and zeros within it alone; outside the latents are those of `known`.
         Guidance leads away from `unwanted` condition vectors `[B, K]` where these are given.
         """
         n, attempts = len(seeds), attempts or [0] * len(seeds)
-        drawn = []
-        for first in range(0, n, self.batch):
-            group = [min(i, n - 1) for i in range(first, first + self.batch)]
+        drawn: dict[int, torch.Tensor] = {}
+        for placed in _groups(range(n) if places is None else places, self.batch):
+            group = [placed.get(place, min(placed.values())) for place in range(self.batch)]
             rows = [int(seeds[i]) for i in group], [attempts[i] for i in group]
             within = [None if beside is None else beside[group] for beside in (region, known, unwanted)]
-            drawn.append(self._draw(inputs[group], network, *rows, *within))
-        return torch.cat(drawn)[:n]
+            with same_sums(inputs.device):
+                latents = self._draw(inputs[group], network, *rows, *within)
+            drawn |= {i: latents[place] for place, i in placed.items()}
+        return torch.stack([drawn[i] for i in range(n)])
 
     def _draw(
         self,
@@ -403,6 +411,18 @@ class PairSampler(Inferer):
         own = [self.settings[name] for name in (("spacing", "sigma_min") if sampler in SOLVERS else ("eta",))]
         latents = SAMPLERS[sampler](denoise, noise, self.schedule, steps, *own)
         return latents if region is None else torch.where(region > 0, latents, known)
+
+
+def _groups(places: Sequence[int], batch: int) -> Iterator[dict[int, int]]:
+    """Rows that are drawn together, by their place in the batch, of which some may stay free."""
+    waiting = list(range(len(places)))
+    while waiting:
+        group: dict[int, int] = {}
+        for row in waiting:
+            group.setdefault(int(places[row]) % batch, row)
+        yield group
+        taken = set(group.values())
+        waiting = [row for row in waiting if row not in taken]
 
 
 Sampler = PairSampler | OneStep

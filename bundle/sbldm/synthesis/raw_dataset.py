@@ -134,14 +134,14 @@ class RawDataset:
                 f"{gigabytes(free)} are free; free space, or ask for no more than --n {there + int(free // a_pair)}."
             )
 
-    def tell_time(self, left: int, say: Callable[[str], None] = print) -> bool:
+    def tell_time(self, left: int, say: Callable[[str], None] = print, processes: int = 1) -> bool:
         """Say how long so many pairs will take if that is more than a minute; False when no pair tells it yet."""
         records = sorted((self.folder / "records").glob("*.json"))[-10:]
         seconds = [record["seconds"] for record in map(read_json, records) if "seconds" in record]
-        if seconds and (total := left * float(np.mean(seconds))) > 60:
+        if seconds and (total := left * float(np.mean(seconds)) / processes) > 60:
             say(
                 f"About {lasting(total)} for {left} pairs, at {np.mean(seconds):.2g} s a pair (measured on the "
-                f"last {len(seconds)} here)."
+                f"last {len(seconds)} here){f' in each of {processes} processes' if processes > 1 else ''}."
             )
         return bool(seconds)
 
@@ -155,6 +155,13 @@ class RawDataset:
         files = [folder / "records" / f"{name}.json", folder / "labelsTr" / f"{name}.nii.gz"]
         files += [folder / "imagesTr" / f"{name}_{k:04d}.nii.gz" for k in range(len(self.source.channels))]
         return all(path.is_file() for path in files) and _is_whole(files[0])
+
+    def outcome(self, seed: int) -> dict[str, Any]:
+        """What became of the pair with this seed: its record, or that of a given-up one, which has `attempts`."""
+        path = self.folder / "records" / f"{self.name(seed)}.json"
+        if path.is_file():
+            return read_json(path, RECORD, DRAWN_BY)
+        return read_json(path.parent / "given_up" / path.name, GIVEN_UP, DRAWN_BY)
 
     def write(
         self,

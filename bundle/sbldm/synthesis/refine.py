@@ -20,6 +20,7 @@ import torch
 from sbldm.cases.export import body_of
 from sbldm.diffusion import dpm_solver
 from sbldm.networks import RefinerUNet, build_refiner
+from sbldm.run.device import same_sums
 from sbldm.run.errors import InputError
 from sbldm.run.files import sha256
 from sbldm.run.folder import Run, with_refiner
@@ -137,7 +138,9 @@ class Refiner:
         drawn = []
         for decoded, own in zip(planes.split(CHUNK), noise.split(CHUNK), strict=True):
             denoise, start = partial(self.network, decoded=decoded.to(device)), own.to(device)
-            drawn.append(dpm_solver(denoise, {0: start}.get, SCHEDULE, values.steps, sigma_min=values.sigma_min).cpu())
+            with same_sums(device):
+                latest = dpm_solver(denoise, {0: start}.get, SCHEDULE, values.steps, sigma_min=values.sigma_min)
+            drawn.append(latest.cpu())
         scale = np.reshape(self.scale, (-1, 1, 1, 1)).astype(np.float32)
         return np.moveaxis(torch.cat(drawn).numpy(), 0, -1) * scale
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +24,31 @@ from sbldm.synthesis.raw_dataset import RawDataset
 from sbldm.tumour.asking import parse_request, read_requests
 from sbldm.tumour.characteristics import NAMES, SHARES, to_dict
 
-__all__ = ["GAPS", "PairRequests", "RequestBatch", "count_pairs", "read_asked", "within"]
+__all__ = ["GAPS", "Block", "PairRequests", "RequestBatch", "count_pairs", "read_asked", "within"]
 
 GAPS = "gaps"  # in place of a table: what is left open is drawn where real tumours are rare
 AMONG = 8  # draws for each of these, of which the rarest is taken
+LEAST_BLOCK = 8  # pairs
+Place = tuple[str, np.ndarray]  # name of a canvas, and the request that fits into it
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive pairs that one process draws in one go, as the calling process has planned them.
+
+    A pair is the same whatever it is drawn with; so blocks only share out the work.
+
+    Attributes:
+        name: what a person calls it.
+        values: of `configs/inference.yaml`, for a process that builds model and gate for itself.
+        mark: says when what such a process has kept is another model's or dataset's.
+        places: numbers of the pairs; on canvases with the canvas and the request of each.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+    mark: str
+    places: Mapping[int, Place | None]
 
 
 def count_pairs(n: Any, rows: int) -> int:
@@ -79,6 +104,7 @@ class PairRequests(Dataset):
         rows: how many rows of that come from a table, 0 without one.
         canvases: real brains to draw into; None for whole synthesis.
         gaps: draw what is left open where real tumours are rare.
+        block: those that are to be drawn here, which another process has planned; None to plan all.
 
     Raises:
         InputError: `n` or `seed` is no such number, a row contradicts itself, or no canvas takes any of the requests.
@@ -94,6 +120,7 @@ class PairRequests(Dataset):
         rows: int = 0,
         canvases: Canvases | None = None,
         gaps: bool = False,
+        block: Block | None = None,
     ) -> None:
         self.among = AMONG if gaps else 1
         self.n, self.output, self.model = count_pairs(n, rows), output, model
@@ -118,10 +145,11 @@ class PairRequests(Dataset):
                 self.tumours.complete(row, self.seed)
         else:
             refuse_requests(model.preset.model, asked)
-        output.check_room(self.n, model.native.size)
-        self.pending = [i for i in range(self.n) if not output.finished(self.seed + i)]
-        self.canvases, self.places = canvases, {}
-        if canvases:
+        self.canvases, self.places = canvases, dict(block.places) if block else {}
+        if not block:
+            output.check_room(self.n, model.native.size)
+        self.pending = [i for i in self.places or range(self.n) if not output.finished(self.seed + i)]
+        if canvases and not block:
             self._find_places()
 
     def __len__(self) -> int:
@@ -132,15 +160,35 @@ class PairRequests(Dataset):
         seed = self.seed + i
         if not self.model.conditional:
             return {"image": torch.full((len(NAMES),), torch.nan), "request": {}, "extrapolated": "", "seed": seed}
-        asked = self.asked[i % len(self.asked)]
+        request = self._request(i)
         if self.canvases:
-            name, request = self.places[i]
-            row = self.canvases.row(self.canvases.get(name), request, asked.get("contrast"))
+            contrast = self.asked[i % len(self.asked)].get("contrast")
+            row = self.canvases.row(self.canvases.get(self.places[i][0]), request, contrast)
         else:
-            request = self.tumours.complete(asked, seed, self.among)
             row = {"image": torch.from_numpy(self.normaliser.encode(request))}
             row["request"] = to_dict(request, self.tumours.names)
-        return row | {"extrapolated": "; ".join(self.tumours.outside(np.asarray(request))), "seed": seed}
+        return row | {"extrapolated": self.extrapolated(i), "seed": seed}
+
+    def _request(self, i: int) -> np.ndarray:
+        if self.canvases:
+            return self.places[i][1]
+        return self.tumours.complete(self.asked[i % len(self.asked)], self.seed + i, self.among)
+
+    def extrapolated(self, i: int) -> str:
+        """In what the request of pair i goes beyond the training cases."""
+        if not self.model.conditional:
+            return ""
+        return "; ".join(self.tumours.outside(np.asarray(self._request(i))))
+
+    def blocks(self, batch: int, values: Mapping[str, Any]) -> Iterator[Block]:
+        """The pairs still to be drawn, in blocks of fixed numbers: some seconds of work, and two batches at least."""
+        size = max(-(-LEAST_BLOCK // batch), 2) * batch
+        content = json.dumps([self.output.settings, values], default=str, sort_keys=True)
+        mark = hashlib.sha256(content.encode()).hexdigest()
+        for number, pairs in groupby(self.pending, lambda i: i // size):
+            places = {i: self.places.get(i) for i in pairs}
+            first, last = (self.output.name(self.seed + k) for k in (number * size, (number + 1) * size - 1))
+            yield Block(f"{first} to {last}", values, mark, places)
 
     def _find_places(self) -> None:
         """A canvas for each pair still to be drawn; those that find none are said, and not drawn."""
@@ -159,12 +207,15 @@ class PairRequests(Dataset):
 
 
 class RequestBatch(PrepareBatch):
-    """Condition vectors are the input; the seeds go to the inferer beside them."""
+    """Condition vectors are the input; the seeds go to the inferer beside them, and say the place in a batch too."""
 
     def __call__(self, batchdata: list[dict[str, Any]], device: Any = None, *args: Any, **kwargs: Any) -> tuple:
-        """Return `(conditions [B, K], requests, (), {"seeds": [B]})`, with canvases `region` and `known` too."""
+        """Return `(conditions [B, K], requests, (), {"seeds": [B], "places": [B]})`, with canvases `region` and `known`
+        too.
+        """
         conditions = torch.stack([row["image"] for row in batchdata]).to(device)
-        return conditions, batchdata, (), {"seeds": [row["seed"] for row in batchdata]} | within(batchdata, device)
+        seeds = [row["seed"] for row in batchdata]
+        return conditions, batchdata, (), {"seeds": seeds, "places": seeds} | within(batchdata, device)
 
 
 def within(rows: Sequence[Mapping[str, Any]], device: Any = None) -> dict[str, torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,9 @@ from sbldm.run.errors import StateError
 from sbldm.run.manifest import MEASURED, REQUESTED, Manifest
 from sbldm.run.models import SAMPLING
 from sbldm.run.progress import Progress
+from sbldm.run.workers import at_most
 from sbldm.synthesis.blending import contrast_of, draw_into, varied
+from sbldm.synthesis.blocks import count_workers, draw_blocks
 from sbldm.synthesis.canvas import Canvas
 from sbldm.synthesis.canvases import Canvases
 from sbldm.synthesis.gate import Gate, Verdict
@@ -38,7 +40,7 @@ BESIDE = 5  # attempts at a second tumour, which a pair can do without
 GIVEN_UP = 0.1  # share of pairs that may be missing in the end without an error
 
 
-@dataclass
+@dataclass(eq=False)
 class _Asked:
     """A pair on its way: its row of `PairRequests`, why it was refused so far, and the seconds that it has taken.
 
@@ -61,8 +63,8 @@ class PairWriter:
     """Handler that turns each batch of latents into finished pairs of the dataset.
 
     A pair that the gate refuses is drawn again with the next sub-seed, as soon as there are enough of them for a batch,
-    or at the end; how often and why stands in the manifest. While a pair is compressed and written, the next one is
-    decoded.
+    or at the end; how often and why stands in the manifest. Each pair has its place in a batch, by its seed.
+    While a pair is compressed and written, the next one is decoded.
 
     Args:
         model: decodes.
@@ -86,11 +88,8 @@ class PairWriter:
     ) -> None:
         self.model, self.sampler, self.output, self.gate, self.total = model, sampler, output, gate, total
         self.canvases, self.refiner = canvases, refiner
-        self.accepted = 0
         self.waiting: list[_Asked] = []  # to be drawn again
-        self.refused: list[str] = []
-        self.failed: list[str] = []
-        self.extrapolated: list[str] = []
+        self.refused = 0
         self.started = 0.0
 
     def attach(self, engine: Engine) -> None:
@@ -124,16 +123,23 @@ class PairWriter:
         self._draw_again(engine, self.sampler.batch)
 
     def _draw_again(self, engine: Engine, least: int) -> None:
-        """Draw those that wait, a batch at a time, as long as there are at least so many."""
-        while len(self.waiting) >= least:
-            batch, self.waiting = self.waiting[: self.sampler.batch], self.waiting[self.sampler.batch :]
+        """Draw those that wait, a batch at a time, as long as it has at least so many, or two batches wait."""
+        while len(batch := self._of_one_batch()) >= least or len(self.waiting) >= 2 * self.sampler.batch:
+            self.waiting = [asked for asked in self.waiting if asked not in batch]
             self._clock(engine)
             rows, device = [asked.row for asked in batch], engine.state.output["pred"].device
             conditions = torch.stack([row["image"] for row in rows]).to(device)
             seeds = [row["seed"] for row in rows]
             attempts = [asked.attempt for asked in batch]
-            more = within(rows, device)
-            self._sort(batch, self.sampler(conditions, engine.network, seeds=seeds, attempts=attempts, **more))
+            more = {"attempts": attempts, "places": seeds} | within(rows, device)
+            self._sort(batch, self.sampler(conditions, engine.network, seeds=seeds, **more))
+
+    def _of_one_batch(self) -> list[_Asked]:
+        """Of those that wait the first for each place in a batch."""
+        found: dict[int, _Asked] = {}
+        for asked in self.waiting:
+            found.setdefault(asked.row["seed"] % self.sampler.batch, asked)
+        return list(found.values())
 
     def _sort(self, batch: list[_Asked], latents: torch.Tensor) -> None:
         """Decode what was drawn; write what the gate lets through, and let the others wait or give them up."""
@@ -155,13 +161,12 @@ class PairWriter:
             if verdict.refused:
                 asked.faults.append(verdict.fault)
                 if asked.main is None:
-                    self.refused.append(verdict.fault)
-                    self.bar.note(redrawn=len(self.refused))
+                    self.refused += 1
+                    self.bar.note(redrawn=self.refused)
                 if len(asked.faults) < (BESIDE if asked.main else ATTEMPTS):
                     self.waiting.append(asked)
                     continue
                 if asked.main is None:
-                    self.failed.append(f"{self.output.name(row['seed'])}: {verdict.fault}")
                     self.output.give_up(row["seed"], asked.faults)
                 else:  # the pair without the second tumour that cannot be drawn
                     self._write(asked.main, asked)
@@ -171,8 +176,6 @@ class PairWriter:
                     self.waiting.append(beside)
                     continue
                 self._write(asked.main or asked, asked if asked.main else None)
-            if row["extrapolated"]:
-                self.extrapolated.append(row["extrapolated"])
             self.bar.update()
             self.told = self.told or self.output.tell_time(self.total - self.bar.done, self.bar.write)
 
@@ -201,7 +204,6 @@ class PairWriter:
         labels = pair.labels if canvas is None else np.where(pair.labels > 0, pair.labels, canvas.labels)
         self.written.result()  # one at a time; what went wrong with the last one is said here
         self.written = self.writing.submit(self.output.write, row["seed"], pair.image, labels, record, affine)
-        self.accepted += 1
 
     def _record(self, asked: _Asked, pair: Pair, verdict: Verdict) -> dict[str, Any]:
         row, measured = asked.row, to_dict(pair.measured, self.output.source.characteristics)
@@ -240,6 +242,8 @@ def run(
     writer: PairWriter,
     output: RawDataset,
     show: Callable[[Path], None],
+    workers: Any = 1,
+    values: Mapping[str, Any] | None = None,
 ) -> None:
     """Draw all pending pairs and report; a finished dataset is left as it is.
 
@@ -249,36 +253,50 @@ def run(
         writer: of the evaluator's handlers.
         output: the dataset.
         show: what is done with its folder when it is filled (`pages.show_pairs`).
+        workers: processes that draw; with one of them the evaluator of this process does.
+        values: of the config, from which other processes build what they need.
 
     Raises:
+        InputError: `workers` is no such number.
         StateError: more than a tenth of the pairs were refused at every attempt (the others are written).
     """
+    processes = count_workers(workers)
     output.begin()
     there = requests.n - len(requests)
     if there:
         print(f"{output.folder}: {there} of {requests.n} pairs are already there.")
     try:
-        if len(requests):
+        blocks = list(requests.blocks(writer.sampler.batch, values)) if processes > 1 else []
+        if len(blocks) > 1:
+            output.tell_time(len(requests), processes=at_most(processes, len(blocks)))
+            draw_blocks(blocks, processes)
+        elif len(requests):
             evaluator.run()
     finally:
         count = output.compile()
-    print(f"{output.folder}: {count} pairs; {len(writer.refused)} refused and drawn again.")
-    if drawn := writer.accepted + len(writer.refused):
-        print(f"Accepted: {writer.accepted} of {drawn} drawn ({100 * writer.accepted / drawn:.0f} %).")
+    drawn = {i: output.outcome(requests.seed + i) for i in requests.pending}
+    lost = {i: record for i, record in drawn.items() if "attempts" in record}
+    accepted = len(drawn) - len(lost)
+    refused = sum(record["attempts" if i in lost else "redrawn"] for i, record in drawn.items())
+    print(f"{output.folder}: {count} pairs; {refused} refused and drawn again.")
+    if accepted + refused:
+        print(f"Accepted: {accepted} of {accepted + refused} drawn ({100 * accepted / (accepted + refused):.0f} %).")
     if count:
         show(output.folder)
         near = [pair.near for pair in Manifest(output.folder).pairs]
         if warning := too_many_copies(near, writer.gate.settings["honest_cases"]):
             print(f"Warning: {warning}; `sbldm nnunet eval` will refuse these pairs.")
-    if writer.extrapolated:
-        count, first = len(writer.extrapolated), writer.extrapolated[0]
-        print(f"Warning: {count} request(s) lie outside what training saw, e.g. {first}")
-    if writer.failed:
+    beyond = [requests.extrapolated(i) if i in lost else drawn[i].get("extrapolated") for i in drawn]
+    if beyond := [what for what in beyond if what]:
+        print(f"Warning: {len(beyond)} request(s) lie outside what training saw, e.g. {beyond[0]}")
+    if lost:
+        record = next(iter(lost.values()))
+        first = f"{record['pair']}: {record['refused_because'].split('; ')[-1]}"
         failed = (
-            f"{output.folder}: {len(writer.failed)} pair(s) were refused {ATTEMPTS} times each ({writer.failed[0]}) "
+            f"{output.folder}: {len(lost)} pair(s) were refused {ATTEMPTS} times each ({first}) "
             f"and are listed in given_up.csv; train longer"
             f"{', or ask for other tumours' * writer.model.conditional}"
         )
-        if len(writer.failed) > GIVEN_UP * requests.n:
+        if len(lost) > GIVEN_UP * requests.n:
             raise StateError(f"{failed}.")
         print(f"Warning: {failed}. The others are written.")
