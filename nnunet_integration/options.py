@@ -10,6 +10,7 @@ import typer
 
 from sbldm.run.limits import MOST_ITERATIONS, MOST_PROCESSES
 from sbldm.run.options import (
+    PROCESSES,
     RUN,
     ClusterOption,
     MovedOption,
@@ -89,7 +90,7 @@ class Plan:
             NUMBERS, int, 1, MANY, help="Iterations at which test cases are scored on the way.", rich_help_panel=BUDGET
         ),
     ] = None
-    workers: WorkersOption = 2
+    workers: WorkersOption = PROCESSES
     cluster: ClusterOption = ""
 
 

@@ -16,9 +16,10 @@ import pytest
 from distributed import Client, LocalCluster
 from worker_tasks import act, append, fill_disk
 
-from sbldm.run import cluster
-from sbldm.run.cluster import Cluster, checking, versions
+from sbldm.run import cluster, tasks
+from sbldm.run.cluster import Cluster
 from sbldm.run.errors import ClusterError, InputError, OutputError, finish
+from sbldm.run.tasks import checking, versions
 from sbldm.run.workers import Workers, at_work, map_in_processes
 
 
@@ -144,7 +145,7 @@ def test_what_slurm_is_asked_for(tmp_path, monkeypatch):
     ],
 )
 def test_another_version_is_refused(running, tmp_path, monkeypatch, changed, message):
-    monkeypatch.setattr(cluster, "versions", lambda: versions() | changed)
+    monkeypatch.setattr(tasks, "versions", lambda: versions() | changed)
     whole = rf"no worker of the cluster can do this: {message}; install the same there"
     with pytest.raises(ClusterError, match=whole), at_work(address(running), tmp_path):
         pass
@@ -157,8 +158,8 @@ def test_without_the_package_or_the_folder(tmp_path, monkeypatch):
     assert check() == f"does not see {tmp_path}; put the run on a disk that all machines share"
     (tmp_path / "there").touch()
     assert check() == ""
-    monkeypatch.setitem(sys.modules, "sbldm.run.cluster", None)
-    assert check().startswith("cannot load sbldm (import of sbldm.run.cluster halted")
+    monkeypatch.setitem(sys.modules, "sbldm.run.tasks", None)
+    assert check().startswith("cannot load sbldm (import of sbldm.run.tasks halted")
 
 
 def test_a_worker_of_another_version_is_left_out(running, tmp_path, capsys):
@@ -176,11 +177,11 @@ def test_a_worker_of_another_version_is_left_out(running, tmp_path, capsys):
 
 
 def patch_versions() -> None:
-    cluster.versions = lambda: versions() | {"torch": "1.0"}
+    tasks.versions = lambda: versions() | {"torch": "1.0"}
 
 
 def restore_versions() -> None:
-    cluster.versions = versions
+    tasks.versions = versions
 
 
 def test_a_full_disk_of_the_only_machine_is_an_error(running, tmp_path):
@@ -216,7 +217,7 @@ def test_ten_random_kills_lose_nothing(tmp_path):
                 killed.append(victim)
 
     with Workers(4) as pool:
-        hand = threading.Thread(target=kill, args=(pool,))
+        hand = threading.Thread(target=kill, args=(pool,), daemon=True)
         hand.start()
         rounds = 0
         while len(killed) < 10 or not rounds:

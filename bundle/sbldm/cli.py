@@ -22,6 +22,7 @@ from sbldm.run.errors import InputError, finish, loading
 from sbldm.run.limits import MOST_PAIRS, Channel
 from sbldm.run.options import (
     DATASET,
+    PROCESSES,
     RUN,
     BatchOption,
     CanvasOption,
@@ -118,14 +119,17 @@ def copypaste(
         int | None, whole(1, 999, help="nnU-Net dataset number", show_default="502; 503 for healed")
     ] = None,
     name: Annotated[str, typer.Option(help="nnU-Net dataset name.", show_default="COPYPASTE, COPYPASTE_HEALED")] = "",
-    workers: WorkersOption = 1,
+    workers: WorkersOption = PROCESSES,
+    cluster: ClusterOption = "",
 ) -> None:
     """Paste tumours of training cases into other training cases: pairs without any training, the rival to beat."""
     with loading():
         from sbldm.pages import show_pairs
         from sbldm.run.folder import Run
+        from sbldm.run.workers import at_work
         from sbldm.synthesis.copypaste import draw_pairs
-    draw_pairs(Run.at(run), data, n, seed, show_pairs, dataset, name, own or "kept", workers)
+    with at_work(cluster, Run.at(run).folder):
+        draw_pairs(Run.at(run), data, n, seed, show_pairs, dataset, name, own or "kept", workers)
 
 
 @app.command(rich_help_panel=PAIRS)
@@ -304,7 +308,7 @@ def bench(
     here: Annotated[str, typer.Option(hidden=True, help="One row, in this process.")] = "",
     tasks: Annotated[int, whole(0, MANY, help="Time Dask's scheduler with tasks that sleep, in place of rows")] = 0,
     sleep: Annotated[float, number(0, 60, help="Seconds of such a task")] = 0.01,
-    workers: WorkersOption = 2,
+    workers: WorkersOption = PROCESSES,
     cluster: ClusterOption = "",
 ) -> None:
     """Measure the speed of this machine: preparation, trainings, sampling; or that of a cluster's scheduler."""

@@ -103,33 +103,35 @@ def synth(asked: Drawing) -> None:
         others = {name: getattr(asked, name) or None for name in ("batch", "tol", "canvas", "keep", "push", "refine")}
         refuse_requests(model, requests, asked.sampling | others | {"satellites": asked.satellites})
         own = asked.own or "kept"
-        draw_pairs(run, asked.data, asked.n, asked.seed, show_pairs, asked.dataset, name, own, asked.workers)
+        with at_work(asked.cluster, run.folder):
+            draw_pairs(run, asked.data, asked.n, asked.seed, show_pairs, asked.dataset, name, own, asked.workers)
         print(_next(run, asked.dataset))
         return
     if asked.own:
         raise InputError(f"--own {asked.own}: pairs of the model {model} have no receiver; leave it out.")
-    _bundle(
-        ("inference",),
-        "synthesis",
-        run,
-        weights=file,
-        n=asked.n,
-        seed=asked.seed,
-        requests=table,
-        request=asked.request,
-        sampling=asked.sampling,
-        batch=asked.batch,
-        gate=asked.gate,
-        tolerance=list(asked.tol) if asked.tol else "",
-        canvas=_canvas(asked.canvas),
-        keep=asked.keep or None,
-        push=asked.push or None,
-        satellites=asked.satellites,
-        refine=asked.refine or None,
-        workers=asked.workers,
-        dataset_id=asked.dataset,
-        dataset_name=name,
-    )
+    with at_work(asked.cluster, run.folder):
+        _bundle(
+            ("inference",),
+            "synthesis",
+            run,
+            weights=file,
+            n=asked.n,
+            seed=asked.seed,
+            requests=table,
+            request=asked.request,
+            sampling=asked.sampling,
+            batch=asked.batch,
+            gate=asked.gate,
+            tolerance=list(asked.tol) if asked.tol else "",
+            canvas=_canvas(asked.canvas),
+            keep=asked.keep or None,
+            push=asked.push or None,
+            satellites=asked.satellites,
+            refine=asked.refine or None,
+            workers=asked.workers,
+            dataset_id=asked.dataset,
+            dataset_name=name,
+        )
     print(_next(run, asked.dataset))
 
 

@@ -12,6 +12,7 @@ from sbldm.run.limits import Group
 from sbldm.run.options import (
     DATASET,
     LABELS,
+    PROCESSES,
     RUN,
     ClusterOption,
     DatasetOption,
@@ -50,7 +51,7 @@ class Scores:
         typer.Option(parser=some_of(Group), metavar="WORDS", help="Some of the scores alone.", show_default="all"),
     ] = None
     licence: Annotated[str, typer.Option(help="Terms of the real cases, for the datasheet.")] = ""
-    workers: WorkersOption = 2
+    workers: WorkersOption = PROCESSES
     cluster: ClusterOption = ""
     out: Annotated[Path | None, typer.Option(help="Folder to write to.", show_default="below the (first) run")] = None
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.metadata
 import logging
 import os
 import pickle
-import platform
 import queue
 import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,10 +24,10 @@ from distributed.security import Security
 from sbldm.run.errors import ClusterError, InputError, StateError
 from sbldm.run.files import make_folder, user_path
 from sbldm.run.processes import cores, deaf_to_ctrl_c
-from sbldm.run.tasks import failure
+from sbldm.run.tasks import checking, failure, task_of
 from sbldm.run.text import some
 
-__all__ = ["Cluster", "connected", "versions"]
+__all__ = ["Cluster", "connected"]
 
 HERE = "127.0.0.1"
 REACHED = 10  # seconds in which a scheduler must answer
@@ -39,7 +35,6 @@ JOINED = 60  # seconds in which a running scheduler must have a worker
 AHEAD = 4096  # tasks that the scheduler is given before they are free
 LONG = 10  # seconds of work after which it is worth a look at the pages of Dask
 TRIES = 3  # times that a task is begun whose worker is killed
-MATTER = ("torch", "monai", "numpy", "scipy", "SimpleITK", "nnunetv2")  # packages on which results depend
 QUEUES = {  # in a file, the kind of a cluster: what dask-jobqueue calls it
     "slurm": "SLURMCluster",
     "pbs": "PBSCluster",
@@ -56,24 +51,6 @@ LOCAL = {  # of a scheduler of our own, and of its workers
     "distributed.nanny.pre-spawn-environ": {},  # it would change the environment of this process
     "distributed.comm.timeouts.connect": "60s",
 }
-
-
-@cache
-def versions() -> dict[str, str]:
-    """What must be alike wherever work is done: this package, down to its code, Python, and what results depend on."""
-    code = hashlib.sha256()
-    for name in ("sbldm", "nnunet_integration"):
-        with suppress(ImportError):
-            root = Path(importlib.import_module(name).__path__[0])
-            for path in sorted(root.rglob("*.py")):
-                code.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    with suppress(importlib.metadata.PackageNotFoundError):
-        own = importlib.metadata.version("sbldm")
-    found = {"sbldm": f"{own} (code {code.hexdigest()[:8]})", "python": platform.python_version()}
-    for name in MATTER:
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 class Cluster:
@@ -313,11 +290,13 @@ class Cluster:
         with suppress(queue.Empty):
             while len(found) < AHEAD:
                 found.append(landed.get_nowait())
-        if self.client.status != "running" or any(future.status in ("cancelled", "lost") for future in found):
+        if self.client.status != "running" or any(future.cancelled() for future in found):
             raise ClusterError(
                 "the scheduler has gone, or dropped the tasks; the same command goes on from here when it is back."
             )
-        return found
+        for future in (again := [future for future in found if not future.done()]):
+            future.add_done_callback(landed.put)  # the worker that held its result is lost, and it is done anew
+        return [future for future in found if future not in again]
 
     def _answers(self, futures: Sequence[Future]) -> list[tuple[str, Any, str]]:
         """What the tasks returned; `killed` in place of what those returned whose workers died."""
@@ -368,47 +347,6 @@ def _name(item: Any) -> str:
     while isinstance(item, tuple) and item:
         item = item[0]
     return str(item if isinstance(item, str | Path) else getattr(item, "name", "one of the items"))
-
-
-def checking(seen: Path | None) -> Callable[[], str]:
-    """A function that says what speaks against the process that it runs in, or nothing.
-
-    Dask sends it by value (as it is no name of a module): the package may be missing there.
-    """
-    wanted, mark = versions(), None if seen is None else str(seen)
-
-    def check() -> str:
-        import os
-
-        try:
-            from sbldm.run.cluster import versions
-
-            found = versions()
-        except ImportError as error:
-            return f"cannot load sbldm ({error}); install there what is here, sbldm {wanted['sbldm']}"
-        if other := [name for name in wanted if found.get(name) != wanted[name]]:
-            name = other[0]
-            return f"has {name} {found.get(name, 'not at all')}, here it is {wanted[name]}; install the same there"
-        if mark is not None and not os.path.exists(mark):
-            return f"does not see {os.path.dirname(mark)}; put the run on a disk that all machines share"
-        return ""
-
-    return check
-
-
-def task_of(check: Callable[[], str] | None) -> Callable[[bytes, bytes], tuple[str, Any, str]]:
-    """The task that workers run of an item (`tasks.answer`), with their address; by value too."""
-
-    def task(item: bytes, call: bytes) -> tuple[str, Any, str]:
-        from distributed import get_worker
-
-        if check is not None and (why := check()):
-            return "refused", why, get_worker().address
-        from sbldm.run.tasks import answer
-
-        return *answer(call, item), get_worker().address
-
-    return task
 
 
 @contextmanager

@@ -32,9 +32,11 @@ from sbldm.run.limits import (
     Spacing,
 )
 from sbldm.run.models import LATER, MODELS
+from sbldm.run.processes import processes
 
 RUN = Path("runs/default")
 DATASET = 501
+PROCESSES = processes()
 LABELS = "What the numbers in the masks mean: auto, brats21, brats23, brats24, peds, or a YAML file."
 
 ModelName = Literal[tuple(MODELS)]
@@ -238,7 +240,7 @@ RunOption = Annotated[Path, typer.Option(help="Run folder.")]
 OutOption = Annotated[Path, typer.Option(help="Folder to write to.")]
 SeedOption = Annotated[int, whole(0, MOST_SEED, help="Seed")]
 FirstSeedOption = Annotated[int, whole(0, MOST_SEED, help="Pair i has the seed SEED + i")]
-WorkersOption = Annotated[int, whole(1, MOST_PROCESSES, help="Processes")]
+WorkersOption = Annotated[int, whole(1, MOST_PROCESSES, help="Processes", show_default="one a core")]
 ClusterOption = Annotated[
     str,
     typer.Option(
@@ -312,7 +314,7 @@ class Preparation:
         ),
     ] = None
     seed: SeedOption = 0
-    workers: WorkersOption = 2
+    workers: WorkersOption = PROCESSES
     cluster: ClusterOption = ""
 
 
@@ -416,7 +418,8 @@ class Drawing(Sampling):
         Switch, choice(Switch, help="off: write copies and implausible pairs too, marked in the manifest.")
     ] = "on"
     batch: BatchOption = None
-    workers: WorkersOption = 1
+    workers: WorkersOption = PROCESSES
+    cluster: ClusterOption = ""
     weights: WeightsOption = ""
     dataset: DatasetOption = DATASET
     name: Annotated[str, typer.Option(help="nnU-Net dataset name.", show_default="as the model")] = ""

@@ -16,14 +16,23 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from typing import Any
 
-__all__ = ["cores", "deaf_to_ctrl_c", "end_with_parent", "killed_with_parent", "run_tied"]
+__all__ = ["cores", "deaf_to_ctrl_c", "end_with_parent", "killed_with_parent", "processes", "run_tied"]
 
+A_PROCESS = 3 * 2**30  # bytes, with a native volume and a network
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processes() -> int:
+    """How many this machine serves unless it is told: one a core, as far as its memory goes."""
+    with suppress(ValueError, OSError, AttributeError):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return max(1, min(cores(), memory // A_PROCESS))
+    return cores()
 
 
 @contextmanager

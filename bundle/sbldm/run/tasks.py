@@ -1,16 +1,86 @@
-"""What a worker does with one item, and how what went wrong at it comes back."""
+"""What a worker does with one item, whether it may, and how what went wrong at it comes back."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import importlib.metadata
 import os
 import pickle
+import platform
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 from sbldm.run.errors import StateError, disk_is_full, mendable
 
-__all__ = ["answer", "asleep", "failure"]
+__all__ = ["answer", "asleep", "checking", "failure", "task_of", "versions"]
+
+MATTER = ("torch", "monai", "numpy", "scipy", "SimpleITK", "nnunetv2")  # packages on which results depend
+
+
+@cache
+def versions() -> dict[str, str]:
+    """What must be alike wherever work is done: this package, down to its code, Python, and what results depend on."""
+    code = hashlib.sha256()
+    for name in ("sbldm", "nnunet_integration"):
+        with suppress(ImportError):
+            root = Path(importlib.import_module(name).__path__[0])
+            for path in sorted(root.rglob("*.py")):
+                code.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    with suppress(importlib.metadata.PackageNotFoundError):
+        own = importlib.metadata.version("sbldm")
+    found = {"sbldm": f"{own} (code {code.hexdigest()[:8]})", "python": platform.python_version()}
+    for name in MATTER:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def checking(seen: Path | None) -> Callable[[], str]:
+    """A function that says what speaks against the process that it runs in, or nothing.
+
+    Dask sends it by value (as it is no name of a module): the package may be missing there.
+    """
+    wanted, mark = versions(), None if seen is None else str(seen)
+
+    def check() -> str:
+        import os
+
+        try:
+            from sbldm.run.tasks import versions
+
+            found = versions()
+        except ImportError as error:
+            return f"cannot load sbldm ({error}); install there what is here, sbldm {wanted['sbldm']}"
+        if other := [name for name in wanted if found.get(name) != wanted[name]]:
+            name = other[0]
+            return f"has {name} {found.get(name, 'not at all')}, here it is {wanted[name]}; install the same there"
+        if mark is not None and not os.path.exists(mark):
+            return f"does not see {os.path.dirname(mark)}; put the run on a disk that all machines share"
+        return ""
+
+    return check
+
+
+def task_of(check: Callable[[], str] | None) -> Callable[[bytes, bytes], tuple[str, Any, str]]:
+    """The task that workers run of an item (`tasks.answer`), with their address; by value too."""
+
+    def task(item: bytes, call: bytes) -> tuple[str, Any, str]:
+        from distributed import get_worker
+
+        if check is not None and (why := check()):
+            return "refused", why, get_worker().address
+        from sbldm.run.tasks import answer
+
+        return *answer(call, item), get_worker().address
+
+    return task
+
 
 _begun: set[str] = set()  # tokens of the `Workers` that this process has begun for
 

@@ -20,7 +20,7 @@ from sbldm.run.progress import Progress
 if TYPE_CHECKING:
     from sbldm.run.cluster import Cluster
 
-__all__ = ["Workers", "at_most", "at_work", "map_in_processes"]
+__all__ = ["Workers", "at_most", "at_work", "map_in_processes", "on_cluster"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -57,6 +57,15 @@ def at_work(cluster: str, folder: Path) -> Iterator[None]:
         yield
 
 
+def on_cluster() -> bool:
+    """Whether this command was given a cluster."""
+    if "sbldm.run.cluster" not in sys.modules:
+        return False
+    from sbldm.run.cluster import Cluster
+
+    return Cluster.current() is not None
+
+
 class Workers:
     """Processes that call functions on items, started when there is work for them.
 
@@ -76,6 +85,7 @@ class Workers:
         self, count: int, begin: Callable[[], Any] | None = None, device: bool = False, here: bool = True
     ) -> None:
         self.count, self.begin, self.device, self.here = count, begin, device, here
+        self.cards: list[str] = []
         self._own: Cluster | None = None
         self._here_only = ExitStack()  # what is undone when this process has done the work
         self._token = ""  # of those that have begun
@@ -87,9 +97,20 @@ class Workers:
         self.close()
 
     def map(
-        self, function: Callable[[Item], Result], items: Sequence[Item], description: str, unit: str = "case"
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        description: str,
+        unit: str = "case",
+        sizes: Sequence[int] | None = None,
     ) -> list[Result]:
         """`function(item)` for all items, in their order, with a `Progress`.
+
+        Args:
+            function: can be imported by name, with what is bound to it.
+            items: small, as they are sent.
+            description, unit: of the progress.
+            sizes: how many units each item is, by default one.
 
         Raises:
             Exception: what went wrong first, see `outcomes`; the others are stopped.
@@ -97,7 +118,8 @@ class Workers:
         if not items:
             return []
         results: dict[int, Result] = {}
-        with Progress(description, len(items), unit) as bar:
+        sizes = sizes or [1] * len(items)
+        with Progress(description, sum(sizes), unit) as bar:
             for done in self.outcomes(function, items, description, bar.write):
                 if done is None:
                     bar.update(0)  # long items are not silent in a log
@@ -107,7 +129,7 @@ class Workers:
                     self.close()
                     raise result
                 results[index] = result
-                bar.update()
+                bar.update(sizes[index])
         return [results[index] for index in range(len(items))]
 
     def outcomes(
@@ -127,7 +149,7 @@ class Workers:
         Raises:
             ClusterError: the cluster has gone, or no worker of it can do the work.
         """
-        count = at_most(self.count, len(items))
+        count = self._processes(len(items))
         if count == 1 and self.here and self._cluster(0) is None:
             yield from self._in_this_process(function, items)
             return
@@ -145,18 +167,24 @@ class Workers:
         self._own, self._token = None, ""
         self._here_only.close()
 
+    def _processes(self, items: int) -> int:
+        """How many of this machine are worth it for so many items."""
+        count = at_most(self.count, items)
+        if self.device and count > 1:
+            self.cards = self._cards()
+            count = min(count, len(self.cards) or count)
+        return count
+
     def _cluster(self, count: int) -> Cluster | None:
         """That of the command, else our own, which is started with so many processes; for 0 it is not, but None."""
-        if "sbldm.run.cluster" in sys.modules:  # else no command has connected to one
+        if on_cluster():
             from sbldm.run.cluster import Cluster
 
-            if found := Cluster.current():
-                return found
+            return Cluster.current()
         if self._own is None and count:
             from sbldm.run.cluster import Cluster
 
-            cards = self._cards()[:count] if self.device else []
-            self._own = Cluster.local(len(cards) or count, cards)
+            self._own = Cluster.local(count, self.cards[:count])
         return self._own
 
     def _cards(self) -> list[str]:
@@ -192,10 +220,12 @@ def map_in_processes(
     description: str,
     unit: str = "case",
     begin: Callable[[], Any] | None = None,
+    device: bool = False,
+    sizes: Sequence[int] | None = None,
 ) -> list[Result]:
     """`function(item)` for all items in several processes; see `Workers`."""
-    with Workers(workers, begin) as pool:
-        return pool.map(function, items, description, unit)
+    with Workers(workers, begin, device) as pool:
+        return pool.map(function, items, description, unit, sizes)
 
 
 @contextmanager

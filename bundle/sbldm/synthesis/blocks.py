@@ -7,10 +7,8 @@ and the rest once, from the same config as that, and finds everything else in th
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from functools import partial
 from typing import Any, TypeVar
 
 import SimpleITK as sitk
@@ -21,7 +19,7 @@ from sbldm.run.errors import InputError
 from sbldm.run.files import BUNDLE
 from sbldm.run.limits import MOST_PROCESSES
 from sbldm.run.schema import refuse_expressions
-from sbldm.run.workers import at_most, map_in_processes
+from sbldm.run.workers import map_in_processes
 from sbldm.synthesis.requests import Block
 
 __all__ = ["count_workers", "draw_block", "draw_blocks", "map_in_blocks", "quiet"]
@@ -48,16 +46,18 @@ def draw_blocks(blocks: Sequence[Block], workers: int) -> None:
     """Draw all blocks in so many processes at most.
 
     Raises:
-        StateError: a worker was killed, or finds another model in the run folder than this process did.
+        StateError: workers were killed at a block again and again, or find another model in the run folder than this
+            process did.
         Exception: what stopped a worker first. Pairs that were finished before stay.
     """
-    map_in_blocks(draw_block, blocks, workers, "Drawing pairs in blocks")
+    map_in_blocks(draw_block, blocks, workers, [len(block.places) for block in blocks], device=True)
 
 
-def map_in_blocks(function: Callable[[B], R], blocks: Sequence[B], workers: int, description: str) -> list[R]:
-    """`function(block)` in so many processes at most, which together have as many threads as there are cores."""
-    threads = max(1, (os.cpu_count() or 1) // at_most(workers, len(blocks)))
-    return map_in_processes(function, blocks, workers, description, "block", partial(_begin, threads))
+def map_in_blocks(
+    function: Callable[[B], R], blocks: Sequence[B], workers: int, sizes: Sequence[int], device: bool = False
+) -> list[R]:
+    """`function(block)` in so many processes at most; `sizes` are the pairs of each."""
+    return map_in_processes(function, blocks, workers, "Drawing pairs", "pair", _begin, device, sizes)
 
 
 def draw_block(block: Block) -> None:
@@ -88,10 +88,9 @@ def _parser(block: Block) -> ConfigParser:
     return parser
 
 
-def _begin(threads: int) -> None:
-    """Set the numbers of threads of this process."""
-    torch.set_num_threads(threads)
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+def _begin() -> None:
+    """Let SimpleITK have as many threads as torch has here."""
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(torch.get_num_threads())
 
 
 @contextmanager

@@ -38,7 +38,7 @@ from sbldm.run.folder import Run
 from sbldm.run.limits import Own
 from sbldm.run.manifest import MEASURED
 from sbldm.run.progress import Progress
-from sbldm.run.workers import at_most
+from sbldm.run.workers import at_most, on_cluster
 from sbldm.synthesis.blocks import map_in_blocks, quiet
 from sbldm.synthesis.healing import heal, rise
 from sbldm.synthesis.raw_dataset import RawDataset
@@ -353,10 +353,10 @@ def draw_pairs(
         print(f"{output.folder}: {n - len(pending)} of {n} pairs are already there.")
     failed = []
     try:
-        blocks = _blocks(pending, seed, run, data, own, output) if workers > 1 else []
+        blocks = _blocks(pending, seed, run, data, own, output) if workers > 1 or on_cluster() else []
         told = output.tell_time(len(pending), processes=at_most(workers, len(blocks)))
-        if len(blocks) > 1:
-            for names in map_in_blocks(_draw_block, blocks, workers, "Pasting tumours in blocks"):
+        if len(blocks) > 1 or (blocks and on_cluster()):
+            for names in map_in_blocks(_draw_block, blocks, workers, [len(block.seeds) for block in blocks]):
                 failed += names
         else:
             with Progress("Pasting tumours", len(pending), "pair") as bar:
