@@ -38,6 +38,7 @@ from sbldm.run.options import (
     SeedOption,
     Stage,
     StepsOption,
+    Training,
     WeightsOption,
     Words,
     Wrong,
@@ -86,8 +87,8 @@ def prepare(
 
 
 @app.command(rich_help_panel=PAIRS)
-@takes(Preparation)
-def train(asked: Preparation, stage: Annotated[Stage, choice_argument(Stage, help="One training.")] = "all") -> None:
+@takes(Training)
+def train(asked: Training, stage: Annotated[Stage, choice_argument(Stage, help="One training.")] = "all") -> None:
     """Train one stage, or all; a stopped training goes on where it was. With --data the cases are prepared first."""
     with loading():
         from sbldm.commands import pairs
