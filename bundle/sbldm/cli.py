@@ -17,6 +17,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from sbldm.commands.launch import Training
 from sbldm.commands.question import FLAIR, Question, Scores
 from sbldm.run.errors import InputError, finish, loading
 from sbldm.run.limits import MOST_PAIRS, Channel
@@ -38,7 +39,6 @@ from sbldm.run.options import (
     SeedOption,
     Stage,
     StepsOption,
-    Training,
     WeightsOption,
     Words,
     Wrong,

@@ -1,4 +1,7 @@
-"""`sbldm train --gpus`: the same command in several processes, by PyTorch's own launcher, whose end is one sentence."""
+"""What `sbldm train` is asked for, and with `--gpus` the same command in several processes.
+
+They are started by PyTorch's own launcher, whose end is one sentence here.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,45 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from sbldm.run.errors import LAUNCHED, InputError, LostError, SbldmError, StateError
+from sbldm.run.limits import MOST_BATCH, MOST_PROCESSES
+from sbldm.run.options import Preparation, whole
 
-__all__ = ["devices_for", "launch"]
+__all__ = ["Training", "devices_for", "launch"]
 
 AGAIN = "the same command goes on from the last epoch"
+MEANS = "Means"
 SIGNALS = ("SIGTERM", "SIGHUP", "SIGQUIT")  # that the launcher takes; Ctrl-C is ours
+
+
+@dataclass(frozen=True)
+class Training(Preparation):
+    """What `train` is asked for."""
+
+    gpus: Annotated[
+        int, whole(1, MOST_PROCESSES, help="Share each batch among so many GPUs of this machine", rich_help_panel=MEANS)
+    ] = 1
+    accumulate: Annotated[
+        int,
+        whole(
+            1, MOST_BATCH, help="Parts of a batch, one after the other: less memory, more time", rich_help_panel=MEANS
+        ),
+    ] = 1
+    checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--checkpointing",
+            help="Compute again what gradients need in place of keeping it: less memory, more time.",
+            rich_help_panel=MEANS,
+        ),
+    ] = False
 
 
 def devices_for(count: int) -> None:
@@ -35,9 +67,9 @@ def devices_for(count: int) -> None:
     if asked not in ("", "cuda"):
         raise InputError(f"--gpus {count}: DEVICE={asked} is one alone; choose several by CUDA_VISIBLE_DEVICES=0,1.")
     if there < count:
-        visible = f"{there} GPU{'' if there == 1 else 's'} visible here"
-        fewer = f"take --gpus {there}, or " if there > 1 else "leave it out, or "
-        raise InputError(f"--gpus {count}: {visible}; {fewer}train in {count} processes of the CPU: DEVICE=cpu.")
+        visible = f"{there or 'no'} GPU{'s are' if there > 1 else ' is'} visible here"
+        fewer = f"take --gpus {there}" if there > 1 else "leave it out"
+        raise InputError(f"--gpus {count}: {visible}; {fewer}, or train in {count} processes of the CPU: DEVICE=cpu.")
 
 
 def launch(count: int, arguments: Sequence[Any]) -> None:
@@ -50,8 +82,6 @@ def launch(count: int, arguments: Sequence[Any]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    for name in ("torch.distributed.elastic", "torch.distributed.run"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what it would say, we say
     with TemporaryDirectory(prefix="sbldm-") as logs, _environment(count):
         quiet = ",".join(f"{number}:3" for number in range(1, count))
         options = ["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={count}"]
@@ -74,9 +104,11 @@ def _environment(count: int) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in told}
     handlers = {name: signal.getsignal(getattr(signal, name)) for name in SIGNALS if hasattr(signal, name)}
     os.environ.update(told)
+    logging.disable(logging.CRITICAL)  # what the launcher would say, we say
     try:
         yield
     finally:
+        logging.disable(logging.NOTSET)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -91,14 +123,17 @@ def _reason(failures: dict[int, Any], count: int, logs: Path) -> SbldmError:
 
     That a process has lost another one is never the reason.
     """
-    said = [f for f in failures.values() if f.exitcode > 0 and f.error_file_data.get("message", "<NONE>") != "<NONE>"]
-    if said:
+    if said := [f for f in failures.values() if "exit_code" in f.error_file_data]:
         first = min(said, key=lambda f: f.timestamp)
         error = SbldmError(first.message)
-        error.exit_code = first.exitcode
+        error.exit_code = first.error_file_data["exit_code"]
         return error
-    others = sorted(failures.items(), key=lambda item: (item[1].exitcode > 0, item[1].exitcode == LostError.exit_code))
-    number, failure = others[0]
+
+    def later(code: int) -> tuple[bool, bool, bool]:
+        """The launcher ends those that are left by SIGTERM."""
+        return code == -signal.SIGTERM, code > 0, code == LostError.exit_code
+
+    number, failure = min(failures.items(), key=lambda item: later(item[1].exitcode))
     who = f"process {number + 1} of {count}"
     if failure.exitcode < 0:
         memory = ", as the system does when memory runs out" if failure.exitcode == -signal.SIGKILL else ""

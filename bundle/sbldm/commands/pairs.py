@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from sbldm.cases.pipeline import check_same_data, is_prepared, prepare_run
-from sbldm.commands.launch import devices_for, launch
+from sbldm.commands.launch import Training, devices_for, launch
 from sbldm.run.errors import InputError, StateError
 from sbldm.run.files import BUNDLE, user_path
 from sbldm.run.folder import Run, load_preset, with_refiner, within_regions
 from sbldm.run.models import LATER, configs_of, refuse_requests
-from sbldm.run.options import DATASET, Drawing, Preparation, Training
+from sbldm.run.options import DATASET, Drawing, Preparation
 from sbldm.run.preset import Preset
 from sbldm.run.schema import refuse_expressions
 
@@ -92,7 +92,8 @@ def _train(asked: Training, run: Run, preset: Preset, stages: Sequence[str]) -> 
 
     if asked.gpus > 1:
         for stage in stages:
-            check_shared(preset.stage("diffusion" if stage == "regions" else stage), stage, asked.gpus)
+            own = preset.stage("diffusion" if stage == "regions" else stage)
+            check_shared(own, stage, asked.gpus, f"--gpus {asked.gpus}")
     values = {"seed": asked.seed, "accumulate": asked.accumulate, "checkpointing": asked.checkpointing}
     for stage in stages:
         if asked.gpus > 1:

@@ -161,7 +161,7 @@ def _say(known: SbldmError) -> None:
         return
     if group:
         with suppress(OSError), open(group, "x") as file:
-            json.dump({"message": str(known), "timestamp": int(time.time())}, file)
+            json.dump({"message": str(known), "timestamp": int(time.time()), "exit_code": known.exit_code}, file)
     if not group or (LAUNCHED not in os.environ and os.environ.get("RANK") == "0"):
         print(f"Error: {known}", file=sys.stderr)
 

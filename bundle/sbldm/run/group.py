@@ -72,21 +72,21 @@ def rank() -> int:
     return dist.get_rank() if size() > 1 else 0
 
 
-def check_shared(settings: Stage, stage: str, count: int) -> None:
-    """Make sure that so many processes can share a training.
+def check_shared(settings: Stage, stage: str, count: int, asked: str) -> None:
+    """Make sure that so many processes can share a training; a message begins with what was `asked` for.
 
     Raises:
         InputError: it is one against an adversary, or its batch cannot be divided.
     """
     if getattr(settings, "discriminator", None):
         raise InputError(
-            f"{count} processes: the {stage} of this model is trained against a discriminator, which several processes "
-            "cannot share; train it with one (without --gpus)."
+            f"{asked}: the {stage} of this model is trained against a discriminator, which several processes cannot "
+            "share; train it in one."
         )
     if settings.batch_size % count:
         fitting = max(n for n in range(1, count) if settings.batch_size % n == 0)
         raise InputError(
-            f"{count} processes: they cannot share a batch of {settings.batch_size} ({stage}.batch_size) evenly; "
+            f"{asked}: so many cannot share a batch of {settings.batch_size} ({stage}.batch_size) evenly; "
             f"take {fitting}, or another batch_size in a preset of your own."
         )
 
@@ -103,13 +103,13 @@ def join(settings: Stage, stage: str) -> torch.device:
         )
     if not is_first() and LAUNCHED not in os.environ:
         _be_quiet()
-    check_shared(settings, stage, count)
+    check_shared(settings, stage, count, f"{count} processes")
     device = _own_device()
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     global _waiting
     _waiting = dist.new_group(timeout=PATIENCE, backend="gloo")
-    threads = f" of {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    print(f"Processes: {count}{threads}, {settings.batch_size // count} of a batch of {settings.batch_size} each")
+    threads = f", torch threads of each: {torch.get_num_threads()}" if device.type == "cpu" else ""
+    print(f"Processes: {count}, each with {settings.batch_size // count} of a batch of {settings.batch_size}{threads}")
     return device
 
 

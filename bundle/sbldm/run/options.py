@@ -244,7 +244,7 @@ def takes(group: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 # --- options of several commands --------------------------------------------------------------------------------------
 
-CASES, REQUEST, SAMPLING, CANVAS, MEANS = "Cases", "Request", "Sampling", "Real brains", "Means"
+CASES, REQUEST, SAMPLING, CANVAS = "Cases", "Request", "Sampling", "Real brains"
 PRESET = "as the preset"
 
 RunOption = Annotated[Path, typer.Option(help="Run folder.")]
@@ -318,29 +318,6 @@ class Preparation:
     ] = None
     seed: SeedOption = 0
     workers: WorkersOption = 2
-
-
-@dataclass(frozen=True)
-class Training(Preparation):
-    """What `train` is asked for."""
-
-    gpus: Annotated[
-        int, whole(1, MOST_PROCESSES, help="Share each batch among so many GPUs of this machine", rich_help_panel=MEANS)
-    ] = 1
-    accumulate: Annotated[
-        int,
-        whole(
-            1, MOST_BATCH, help="Parts of a batch, one after the other: less memory, more time", rich_help_panel=MEANS
-        ),
-    ] = 1
-    checkpointing: Annotated[
-        bool,
-        typer.Option(
-            "--checkpointing",
-            help="Compute again what gradients need in place of keeping it: less memory, more time.",
-            rich_help_panel=MEANS,
-        ),
-    ] = False
 
 
 @dataclass(frozen=True)

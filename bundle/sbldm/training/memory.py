@@ -78,8 +78,11 @@ def training_bytes(preset: Preset, stage: str, pieces: int = 1, checkpointing: b
     """
     own = "diffusion" if stage == "regions" else stage
     values = preset.stage(own)
-    if processes > 1:
-        preset = preset.but(**{own: values.but(batch_size=values.batch_size // processes)})
+    batch = values.batch_size // processes
+    if pieces > 1:  # however many there are, one is at work at a time; two are counted faster
+        batch, pieces = min(batch, 2 * -(-batch // pieces)), 2
+    if batch != values.batch_size:
+        preset = preset.but(**{own: values.but(batch_size=batch)})
     with torch.device("meta"):
         networks, steps = PARTS[stage](preset)
         sparing(networks[0], pieces, checkpointing)
@@ -188,9 +191,8 @@ def _spared(preset: Preset, stage: str, free: int, bytes_of: Callable[..., float
         except InputError:  # a network that cannot
             continue
         if needed <= free:
-            words = ["--checkpointing"] * ("checkpointing" in way) + [f"--accumulate {way['pieces']}"] * (
-                "pieces" in way
-            )
+            words = ["--checkpointing"] if "checkpointing" in way else []
+            words += [f"--accumulate {way['pieces']}"] if "pieces" in way else []
             return f"add {' '.join(words)} ({gigabytes(needed)}), or "
     return ""
 
