@@ -332,12 +332,14 @@ def test_trainings_that_cannot_be_shared(prepared_run: Path, monkeypatch: pytest
         join(load_preset("demo").autoencoder, "autoencoder")
 
 
-def test_data_is_not_prepared_by_several(prepared_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By `torchrun -m sbldm train`, which trains otherwise."""
+def test_what_several_processes_leave_to_one(prepared_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `torchrun -m sbldm train STAGE`, for several machines, cases must be there, and stages have their turns."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("WORLD_SIZE", "2")
     said = one_line(call("train", "--run", prepared_run, "--data", prepared_run), 2)
     assert "several processes cannot prepare cases; call `sbldm prepare` before" in said
+    said = one_line(call("train", "--run", prepared_run), 2)
+    assert "several processes train one after the other: name one of autoencoder, diffusion." in said
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,8 @@ def _train(asked: Training, run: Run, preset: Preset, stages: Sequence[str]) -> 
         for stage in stages:
             own = preset.stage("diffusion" if stage == "regions" else stage)
             check_shared(own, stage, asked.gpus, f"--gpus {asked.gpus}")
+    if launched() > 1 and len(stages) > 1:
+        raise InputError(f"several processes train one after the other: name one of {', '.join(stages)}.")
     values = {"seed": asked.seed, "accumulate": asked.accumulate, "checkpointing": asked.checkpointing}
     for stage in stages:
         if asked.gpus > 1:

@@ -222,7 +222,7 @@ class RunCheckpoint:
         row |= {f"train_{k}": sum(loss[k] for loss in self.losses) / len(self.losses) for k in self.losses[0]}
         row |= {f"val_{k}": v for k, v in scores.items()}
         own = {name: clock() - self.started[name] for name, clock in CLOCKS.items()}
-        own["cpu_seconds"] = group.size() * float(group.mean(torch.tensor(own["cpu_seconds"], device=self._device)))
+        own["cpu_seconds"] = self._of_all(own["cpu_seconds"])
         row |= {name: self.spent[name] + seconds for name, seconds in own.items()}
         self.losses.clear()
         self.history.append({k: round(v, 6) for k, v in row.items()})
@@ -243,9 +243,12 @@ class RunCheckpoint:
         kept = {"states": states, "early": self.guide, "best": self.best, "history": self.history}
         self._save("last.pt", common | progress | kept)
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self.states["network"].parameters()).device
+    def _of_all(self, seconds: float) -> float:
+        """The sum over the processes of a training."""
+        if group.size() == 1:
+            return seconds
+        device = next(self.states["network"].parameters()).device
+        return group.size() * float(group.mean(torch.tensor(seconds, dtype=torch.float64, device=device)))
 
     def _save(self, name: str, content: dict[str, Any]) -> None:
         if group.rank():  # the first process alone writes
