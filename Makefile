@@ -13,7 +13,7 @@ sbldm := .venv/bin/python -m sbldm
 # Each value is quoted as it was typed, whatever it holds (blanks, quotes, #, $); an empty one is as if left out.
 given := $(foreach v,$(sort $(.VARIABLES)),$(if $(filter command,$(firstword $(origin $v))),$v))
 name = --$(shell echo '$1' | tr A-Z_ a-z-)
-switch = $(and $(filter KEEP PUSH REFINE STRICT,$1),$(filter 0 1,$(value $1)))
+switch = $(and $(filter CHECKPOINTING KEEP PUSH REFINE STRICT,$1),$(filter 0 1,$(value $1)))
 valued = $(if $(value $1),$(name)='$(subst ','\'',$(value $1))')
 option = $(if $(switch),$(if $(filter 1,$(value $1)),$(name)),$(valued))
 options := $(foreach v,$(filter-out DEVICE PRECISION PYTHON DEMO,$(given)),$(call option,$v))

@@ -155,7 +155,13 @@ def test_presets(name: str) -> None:
 
 def test_every_config_has_run() -> None:
     """MONAI's default run id, beside one with a name of its own that does the same."""
-    assert [path.stem for path in CONFIGS] == ["common", "inference", "train_autoencoder", "train_diffusion"]
+    assert [path.stem for path in CONFIGS] == [
+        "common",
+        "inference",
+        "multi_gpu",
+        "train_autoencoder",
+        "train_diffusion",
+    ]
     for path in CONFIGS[:2]:
         config = yaml.safe_load(path.read_text())
         assert config["run"] == ("%synthesis" if path.stem == "inference" else "%training")

@@ -22,6 +22,7 @@ from nnunet_integration.jobs import FOLDS
 from nnunet_integration.options import HIGHEST_FOLD
 from sbldm.cli import app
 from sbldm.commands import pairs
+from sbldm.commands.launch import Training
 from sbldm.diffusion import SAMPLERS, SPACINGS
 from sbldm.run import options
 from sbldm.run.models import SAMPLING
@@ -222,7 +223,7 @@ def test_values_reach_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     )
     assert drawing.request["centre_mm"] == [-30, 10, 5] and drawing.sampling["guidance"] == 2.0
     assert call("train", "diffusion", "--accept", "a 'b c':nan", "--strict", "--minutes", "1.5").returncode == 0
-    assert taken[1] == (options.Preparation(accept=("a", "b c:nan"), strict=True, minutes=1.5), "diffusion")
+    assert taken[1] == (Training(accept=("a", "b c:nan"), strict=True, minutes=1.5), "diffusion")
 
 
 def test_an_empty_option_is_as_if_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

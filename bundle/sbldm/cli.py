@@ -17,6 +17,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from sbldm.commands.launch import Training
 from sbldm.commands.question import FLAIR, Question, Scores
 from sbldm.run.errors import InputError, finish, loading
 from sbldm.run.limits import MOST_PAIRS, Channel
@@ -91,8 +92,8 @@ def prepare(
 
 
 @app.command(rich_help_panel=PAIRS)
-@takes(Preparation)
-def train(asked: Preparation, stage: Annotated[Stage, choice_argument(Stage, help="One training.")] = "all") -> None:
+@takes(Training)
+def train(asked: Training, stage: Annotated[Stage, choice_argument(Stage, help="One training.")] = "all") -> None:
     """Train one stage, or all; a stopped training goes on where it was. With --data the cases are prepared first."""
     with loading():
         from sbldm.commands import pairs

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from sbldm.cases.pipeline import check_same_data, is_prepared, prepare_run
+from sbldm.commands.launch import Training, devices_for, launch
 from sbldm.run.errors import InputError, StateError
 from sbldm.run.files import BUNDLE, user_path
 from sbldm.run.folder import Run, load_preset, with_refiner, within_regions
 from sbldm.run.models import LATER, configs_of, refuse_requests
 from sbldm.run.options import DATASET, Drawing, Preparation
+from sbldm.run.preset import Preset
 from sbldm.run.schema import refuse_expressions
 from sbldm.run.workers import at_work
 
@@ -47,9 +49,14 @@ def prepare(asked: Preparation) -> None:
         )
 
 
-def train(asked: Preparation, stage: str) -> None:
+def train(asked: Training, stage: str) -> None:
     """Train one stage, or all; a stopped training goes on where it was. With `data` the cases are prepared first."""
+    from sbldm.run.group import launched
+
     run = Run.at(asked.run)
+    devices_for(asked.gpus)
+    if asked.data and launched() > 1:
+        raise InputError(f"--data {asked.data}: several processes cannot prepare cases; call `sbldm prepare` before.")
     if asked.init and is_prepared(run):
         from sbldm.training.weights import Weights
 
@@ -68,19 +75,38 @@ def train(asked: Preparation, stage: str) -> None:
         )
     stages = preset.stages
     if stage in LATER:
-        (within_regions if stage == "regions" else with_refiner)(preset)  # says so when the preset has none
-        _bundle(configs_of(preset, stage), "training", run, seed=asked.seed)
+        own = (within_regions if stage == "regions" else with_refiner)(preset)  # says so when the preset has none
+        _train(asked, run, own, [stage])
         return
     if stage not in ("all", *stages):
         known = f"has the trainings {', '.join(stages)}" if stages else "trains nothing"
         raise InputError(f"{stage}: the model {preset.model} {known}.")
     if not stages:
         print(f"{run.folder}: the model {preset.model} trains nothing; go on: {run.to_draw()}.")
-    for own in stages:
-        if stage in ("all", own):
-            _bundle(configs_of(preset, own), "training", run, seed=asked.seed)
+    chosen = [own for own in stages if stage in ("all", own)]
     if stage == "all" and preset.begins_with:  # its network knows regions, and is to keep them
-        _bundle(configs_of(preset, "regions"), "training", run, seed=asked.seed)
+        chosen.append("regions")
+    _train(asked, run, preset, chosen)
+
+
+def _train(asked: Training, run: Run, preset: Preset, stages: Sequence[str]) -> None:
+    """Train these stages, here or in several processes, of which this may be one."""
+    from sbldm.run.group import check_shared, launched
+
+    if asked.gpus > 1:
+        for stage in stages:
+            own = preset.stage("diffusion" if stage == "regions" else stage)
+            check_shared(own, stage, asked.gpus, f"--gpus {asked.gpus}")
+    if launched() > 1 and len(stages) > 1:
+        raise InputError(f"several processes train one after the other: name one of {', '.join(stages)}.")
+    values = {"seed": asked.seed, "accumulate": asked.accumulate, "checkpointing": asked.checkpointing}
+    for stage in stages:
+        if asked.gpus > 1:
+            spared = ["--accumulate", asked.accumulate, *["--checkpointing"] * asked.checkpointing]
+            launch(asked.gpus, ["train", stage, "--run", asked.run, "--seed", asked.seed, *spared])
+        else:
+            together = ("multi_gpu",) if launched() > 1 else ()
+            _bundle((*configs_of(preset, stage), *together), "training", run, **values)
 
 
 def synth(asked: Drawing) -> None:

@@ -7,6 +7,7 @@ from monai.networks.nets import PatchDiscriminator
 from torch import nn
 
 from sbldm.cases.case import Source
+from sbldm.networks.blocks import sparing
 from sbldm.networks.gan import GanGenerator
 from sbldm.networks.latent_unet import LatentUNet, TiledUNet
 from sbldm.networks.monai_networks import MonaiUNet, MonaiVAE
@@ -36,6 +37,7 @@ __all__ = [
     "build_generator",
     "build_refiner",
     "nested_labels",
+    "sparing",
 ]
 
 AUTOENCODERS = {"slice": SliceVAE, "stack": StackVAE, "volume": VolumeVAE, "monai": MonaiVAE}

@@ -12,7 +12,15 @@ from einops import rearrange
 from monai.networks.layers.factories import Conv
 from torch import nn
 
-from sbldm.networks.blocks import Built, ResidualBlock, SinusoidalEmbedding, convolution, norm, zero_initialised
+from sbldm.networks.blocks import (
+    Built,
+    ResidualBlock,
+    SinusoidalEmbedding,
+    convolution,
+    in_pieces,
+    norm,
+    zero_initialised,
+)
 from sbldm.run.errors import InputError
 from sbldm.tumour.characteristics import NAMES
 
@@ -46,6 +54,7 @@ class LatentUNet(Built):
         one_hot: condition vectors are embedded as twelve bits (`one_hot`), as numbers otherwise.
     """
 
+    divisible = True  # into `pieces`
     ends = ("stem", "out")  # first and last layers
     spatial_dims = 3
 
@@ -144,6 +153,11 @@ class LatentUNet(Built):
         A region `[B, 1, H, W, D]` of ones and zeros says where to draw; elsewhere `x` holds latents without noise, and
         zero is predicted. None: everywhere.
         """
+        return in_pieces(self, self._denoise, len(x), x, timesteps, context, region)
+
+    def _denoise(
+        self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor | None, region: torch.Tensor | None
+    ) -> torch.Tensor:
         e = self.embed(timesteps, context)
         h = self.stem(self._with_maps(x, context, region))
         skips: list[torch.Tensor] = []

@@ -8,7 +8,7 @@ import torch
 from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
 from torch import nn
 
-from sbldm.networks.blocks import Built
+from sbldm.networks.blocks import Built, in_pieces
 from sbldm.networks.slice_vae import VolumeVAE
 
 __all__ = ["MonaiUNet", "MonaiVAE"]
@@ -71,6 +71,8 @@ class MonaiUNet(Built):
         groups: groups of the group norms.
     """
 
+    divisible = True  # into `pieces`
+
     def __init__(
         self,
         latent_channels: int = 6,
@@ -94,6 +96,9 @@ class MonaiUNet(Built):
 
     def forward(self, x: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor | None = None) -> torch.Tensor:
         """Predict the noise in `x` `[B, Z, X, Y, Z]` at time steps `[B]`; `context` is not used."""
+        return in_pieces(self, self._denoise, len(x), x, timesteps)
+
+    def _denoise(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         short = [-n % self.multiple for n in x.shape[2:]]
         padded = nn.functional.pad(x, [side for n in reversed(short) for side in (0, n)])
         return self.network(padded, timesteps)[..., : x.shape[2], : x.shape[3], : x.shape[4]]

@@ -5,6 +5,7 @@ network over whole volumes, which is what the authors compared it with.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from sbldm.networks.blocks import Built, ResidualBlock, SinusoidalEmbedding, convolution, zero_initialised
+from sbldm.networks.blocks import Built, ResidualBlock, SinusoidalEmbedding, convolution, in_pieces, zero_initialised
+from sbldm.run import group
 from sbldm.run.errors import InputError
 
 __all__ = ["SliceVAE", "StackVAE", "VolumeVAE", "as_labels", "as_regions", "cell_means"]
@@ -21,6 +23,7 @@ __all__ = ["SliceVAE", "StackVAE", "VolumeVAE", "as_labels", "as_regions", "cell
 class _VAE(Built):
     """The network of both classes below, in two or three dimensions."""
 
+    divisible = True  # into `pieces`
     ends: tuple[str, ...] = ("encoder_in.conv1", "encoder_in.skip", "to_posterior", "to_slice")  # first and last layers
 
     def __init__(
@@ -72,9 +75,9 @@ class _VAE(Built):
         self, x: torch.Tensor, position: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Reconstruct: `(reconstruction, mean, log_variance)`; a posterior sample in training, else the mean."""
-        mean, log_variance = self.encode(x, position)
-        z = mean + torch.randn_like(mean) * (0.5 * log_variance).exp() if self.training else mean
-        return self.decode(z, position), mean, log_variance
+        mean, log_variance = in_pieces(self, self.encode, len(x), x, position)
+        z = mean + group.randn_like(mean) * (0.5 * log_variance).exp() if self.training else mean
+        return in_pieces(self, self.decode, len(x), z, position), mean, log_variance
 
 
 class SliceVAE(_VAE):
@@ -226,15 +229,16 @@ class StackVAE(SliceVAE):
         self, x: torch.Tensor, position: torch.Tensor | None = None, depth: int = 1
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Reconstruct slices: `(reconstruction, mean, log_variance)`; posterior sample and noise in training alone."""
-        mean, log_variance = self.encode(x, position, depth)
+        encode, decode = (partial(half, depth=depth) for half in (self.encode, self.decode))
+        mean, log_variance = in_pieces(self, encode, len(x) // depth, x, position)
         z = mean
         if self.training:
-            z = z + torch.randn_like(z) * (0.5 * log_variance).exp()
+            z = z + group.randn_like(z) * (0.5 * log_variance).exp()
             if self.latent_noise:
-                share = self.latent_noise * torch.rand(len(z), 1, 1, 1, 1, device=z.device)
-                scale = mean.detach().std(dim=(0, 2, 3, 4), keepdim=True)
-                z = (1 - share) * z + share * scale * torch.randn_like(z)
-        return self.decode(z, position, depth), mean, log_variance
+                share = self.latent_noise * group.rand(len(z), 1, 1, 1, 1, device=z.device)
+                scale = group.gathered(mean.detach()).std(dim=(0, 2, 3, 4), keepdim=True)
+                z = (1 - share) * z + share * scale * group.randn_like(z)
+        return in_pieces(self, decode, len(z), z, position), mean, log_variance
 
     @torch.no_grad()
     def encode_volume(self, volume: np.ndarray, device: torch.device) -> np.ndarray:

@@ -8,12 +8,14 @@ Exit codes (also printed by `sbldm --help`): 0 done, 2 an option is wrong, 3 the
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -21,11 +23,13 @@ from sbldm.run.progress import Progress
 
 __all__ = [
     "DENIED",
+    "LAUNCHED",
     "REFUSALS",
     "ClusterError",
     "DamagedError",
     "DataError",
     "InputError",
+    "LostError",
     "OutputError",
     "SbldmError",
     "StateError",
@@ -38,6 +42,7 @@ __all__ = [
     "say_in_one_line",
 ]
 
+LAUNCHED = "SBLDM_LAUNCHED"  # in the environment of a process that `sbldm train --gpus` has started
 STOPPED = "Stopped; the same command goes on from here."
 ELSEWHERE = "choose another --run or --out"
 DENIED = (errno.EACCES, errno.EPERM)
@@ -88,6 +93,10 @@ class DamagedError(StateError):
     """A file of an earlier step holds something else than that step wrote."""
 
 
+class LostError(StateError):
+    """Another process of a training has ended, or gives no answer; that one, or who started it, says why."""
+
+
 class OutputError(SbldmError):
     """The output cannot be written: read-only, full, or in the way."""
 
@@ -133,6 +142,8 @@ def mendable(error: BaseException | None) -> SbldmError | None:
         if _is_memory(error):
             what = (str(error) or type(error).__name__).splitlines()[0][:100]
             return StateError(f"memory has run out ({what}); try --batch 1, --workers 1, or a smaller --preset.")
+        if _is_lost(error):
+            return LostError("another process of this training has ended; the same command goes on from here.")
         if isinstance(error, OSError) and (error.errno in REFUSALS or error.errno in DENIED):
             known = error.filename and not isinstance(error.filename, int)
             return OutputError(refused(error.filename if known else "The files of this command", error))
@@ -146,12 +157,30 @@ def _is_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and of_torch)
 
 
+def _is_lost(error: BaseException) -> bool:
+    """Whether an exception is torch's for want of an answer of another process, by NCCL or gloo."""
+    named = type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError")
+    return named or (isinstance(error, RuntimeError) and "gloo/" in str(error))
+
+
+def _say(known: SbldmError) -> None:
+    """Print an error. One of several processes leaves it to who has started them, and only the first prints it too."""
+    group = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if group and isinstance(known, LostError):
+        return
+    if group:
+        with suppress(OSError), open(group, "x") as file:
+            json.dump({"message": str(known), "timestamp": int(time.time()), "exit_code": known.exit_code}, file)
+    if not group or (LAUNCHED not in os.environ and os.environ.get("RANK") == "0"):
+        print(f"Error: {known}", file=sys.stderr)
+
+
 def report(error: Exception) -> int:
     """Print what a user can mend in one line and return its exit code; anything else is raised again."""
     known = mendable(error)
     if known is None:
         raise error
-    print(f"Error: {known}", file=sys.stderr)
+    _say(known)
     return known.exit_code
 
 
@@ -212,6 +241,6 @@ def say_in_one_line() -> None:
         if known is None:
             usual(kind, error, trace)
         else:
-            print(f"Error: {known}", file=sys.stderr)
+            _say(known)
 
     sys.excepthook = hook

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from sbldm.run.device import choose_device, choose_precision
+from sbldm.run.group import is_first, join
 from sbldm.training.adversarial import Adversary, GanLosses, VaeGanLoss, clip_before_steps
-from sbldm.training.batches import DiffusionBatch, SliceBatch
+from sbldm.training.batches import DiffusionBatch, OwnPart, SliceBatch
 from sbldm.training.cases import measure_cases
 from sbldm.training.checkpoints import RunCheckpoint
-from sbldm.training.data import Continuing, LatentDataset, SliceDataset, SliceValidation, VolumeDataset
-from sbldm.training.handlers import ClipGradient, FiniteLoss, MovingAverage, ProgressBar, Seeded
+from sbldm.training.data import Continuing, Dealt, LatentDataset, SliceDataset, SliceValidation, VolumeDataset
+from sbldm.training.handlers import ClipGradient, FiniteLoss, MovingAverage, ProgressBar, Seeded, Together
 from sbldm.training.latents import LatentStore
 from sbldm.training.losses import AutoencoderLoss, DiffusionLoss
 from sbldm.training.optimizers import build_optimizer
@@ -28,6 +29,7 @@ __all__ = [
     "AutoencoderLoss",
     "ClipGradient",
     "Continuing",
+    "Dealt",
     "DiffusionBatch",
     "DiffusionLoss",
     "FiniteLoss",
@@ -36,6 +38,7 @@ __all__ = [
     "LatentStore",
     "MixedPrecision",
     "MovingAverage",
+    "OwnPart",
     "ProgressBar",
     "RefinerBatch",
     "RefinerPairs",
@@ -44,6 +47,7 @@ __all__ = [
     "SliceBatch",
     "SliceDataset",
     "SliceValidation",
+    "Together",
     "VaeGanLoss",
     "VolumeDataset",
     "begin_with",
@@ -52,6 +56,8 @@ __all__ = [
     "choose_precision",
     "clip_before_steps",
     "continued",
+    "is_first",
+    "join",
     "measure_cases",
     "read_run_lists",
     "run",

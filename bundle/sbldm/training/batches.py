@@ -13,9 +13,32 @@ from monai.engines import PrepareBatch
 from sbldm.diffusion import Schedule
 from sbldm.networks.request_picture import MARGIN_MM, RequestPicture
 from sbldm.networks.slice_vae import as_regions
+from sbldm.run import group
 from sbldm.run.preset import NoiseLevels
 
-__all__ = ["DiffusionBatch", "SliceBatch"]
+__all__ = ["DiffusionBatch", "OwnPart", "SliceBatch"]
+
+
+class OwnPart(PrepareBatch):
+    """What one process takes of a batch that several share: all is drawn for the whole batch, then cut.
+
+    Args:
+        whole: one of those below.
+    """
+
+    def __init__(self, whole: PrepareBatch) -> None:
+        self.whole = whole
+
+    def __call__(
+        self, batchdata: dict[str, torch.Tensor], device: Any = None, non_blocking: bool = False, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[Any, ...], dict]:
+        """Return what `whole` does, of the items of this process, on the device."""
+        inputs, target, beside, more = self.whole(batchdata, torch.device("cpu"), **kwargs)
+
+        def own(x: Any) -> Any:
+            return group.mine(x).to(device, non_blocking=non_blocking) if isinstance(x, torch.Tensor) else x
+
+        return own(inputs), own(target), tuple(map(own, beside)), more
 
 
 class SliceBatch(PrepareBatch):

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
+from sbldm.run import group
 from sbldm.run.errors import InputError, StateError
 from sbldm.run.files import atomic_path, check, clear_partial, read_rows, reading, write_csv
 from sbldm.run.folder import Run
@@ -44,7 +45,8 @@ LATER = {  # stages that do not touch one before
     "regions": ("refiner",),
     "refiner": ("regions",),
 }
-CLOCKS = {"seconds": time.monotonic, "cpu_seconds": time.process_time}  # the second heeds no other work beside
+# the second heeds no other work beside, and is that of all processes of a training
+CLOCKS = {"seconds": time.monotonic, "cpu_seconds": time.process_time}
 
 
 def load_checkpoint(path: Path, stage: str) -> dict[str, Any]:
@@ -219,7 +221,9 @@ class RunCheckpoint:
         row = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
         row |= {f"train_{k}": sum(loss[k] for loss in self.losses) / len(self.losses) for k in self.losses[0]}
         row |= {f"val_{k}": v for k, v in scores.items()}
-        row |= {name: self.spent[name] + clock() - self.started[name] for name, clock in CLOCKS.items()}
+        own = {name: clock() - self.started[name] for name, clock in CLOCKS.items()}
+        own["cpu_seconds"] = self._of_all(own["cpu_seconds"])
+        row |= {name: self.spent[name] + seconds for name, seconds in own.items()}
         self.losses.clear()
         self.history.append({k: round(v, 6) for k, v in row.items()})
         common = {"format": FORMAT, "stage": self.stage, "preset": self.preset.state(), "constants": self.constants}
@@ -232,11 +236,23 @@ class RunCheckpoint:
             self._save("best.pt", best)
         progress = {"epoch": engine.state.epoch, "iteration": engine.state.iteration}
         states = {name: item.state_dict() for name, item in self.states.items()}
-        write_csv(self.folder / "history.csv", self.history)  # before last.pt: after that, this epoch is not run again
+        if not group.rank():
+            write_csv(
+                self.folder / "history.csv", self.history
+            )  # before last.pt: after that, this epoch is not run again
         kept = {"states": states, "early": self.guide, "best": self.best, "history": self.history}
         self._save("last.pt", common | progress | kept)
 
+    def _of_all(self, seconds: float) -> float:
+        """The sum over the processes of a training."""
+        if group.size() == 1:
+            return seconds
+        device = next(self.states["network"].parameters()).device
+        return group.size() * float(group.mean(torch.tensor(seconds, dtype=torch.float64, device=device)))
+
     def _save(self, name: str, content: dict[str, Any]) -> None:
+        if group.rank():  # the first process alone writes
+            return
         with atomic_path(self.folder / name) as temporary:
             try:
                 torch.save(content, temporary)

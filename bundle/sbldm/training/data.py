@@ -14,9 +14,10 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from sbldm.cases.prepare import load_prepared
+from sbldm.run import group
 from sbldm.run.progress import progress
 
-__all__ = ["Continuing", "LatentDataset", "Shuffled", "SliceDataset", "SliceValidation", "VolumeDataset"]
+__all__ = ["Continuing", "Dealt", "LatentDataset", "Shuffled", "SliceDataset", "SliceValidation", "VolumeDataset"]
 
 
 WHOLE = (slice(None), slice(None))  # of a plane
@@ -33,6 +34,33 @@ class Continuing(Sampler[int]):
 
     def __len__(self) -> int:
         return self.total - self.start
+
+
+class Dealt(Sampler[int]):
+    """Whole batches of a validation, dealt out to the processes of a training; each is that of one process alone.
+
+    Of fewer batches than processes all are everybody's: their mean is the same.
+
+    Args:
+        length: of the data set.
+        batch_size: of the data loader.
+    """
+
+    def __init__(self, length: int, batch_size: int) -> None:
+        self.length, self.batch_size, count = length, batch_size, -(-length // batch_size)
+        self.first, self.step = (group.rank(), group.size()) if count >= group.size() else (0, 1)
+
+    def number(self, iteration: int) -> int:
+        """Which batch of all, from 1, this process sees at an iteration."""
+        return (iteration - 1) * self.step + self.first + 1
+
+    def __iter__(self) -> Iterator[int]:
+        stride = self.step * self.batch_size
+        for start in range(self.first * self.batch_size, self.length, stride):
+            yield from range(start, min(start + self.batch_size, self.length))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 class Shuffled(Dataset):

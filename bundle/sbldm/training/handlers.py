@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from monai.engines.utils import IterationEvents
 from monai.utils.enums import GanKeys
 from torch import nn
 
+from sbldm.run import group
 from sbldm.run.errors import StateError
 from sbldm.run.progress import Progress
+from sbldm.training.data import Dealt
 
-__all__ = ["ClipGradient", "FiniteLoss", "MovingAverage", "ProgressBar", "Seeded", "losses_of"]
+__all__ = ["ClipGradient", "FiniteLoss", "MovingAverage", "ProgressBar", "Seeded", "Together", "losses_of"]
 
 
 def losses_of(engine: Engine) -> dict[str, float]:
@@ -40,8 +43,32 @@ class Seeded:
 
     def __call__(self, engine: Engine) -> None:
         """Seed one iteration."""
-        state = np.random.SeedSequence([self.seed, engine.state.iteration]).generate_state(1)  # torch heeds 32 bits
+        dealt, number = getattr(engine.state.dataloader, "sampler", None), engine.state.iteration
+        if isinstance(dealt, Dealt):
+            number = dealt.number(number)
+        state = np.random.SeedSequence([self.seed, number]).generate_state(1)  # torch heeds 32 bits
         torch.manual_seed(int(state[0]))
+
+
+class Together:
+    """Give every process of a training the mean loss of all, and end it with the launcher that started them."""
+
+    def __init__(self) -> None:
+        self.launcher = os.getppid()
+
+    def attach(self, engine: Engine) -> None:
+        """Follow a trainer, before all that looks at the loss."""
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Take the mean of one iteration.
+
+        Raises:
+            StateError: the launcher has gone, and a new one may already be at work in the same folder.
+        """
+        engine.state.output["loss"] = group.mean(engine.state.output["loss"])
+        if os.getppid() != self.launcher:
+            raise StateError("the launcher of these processes has ended; start the same command again.")
 
 
 class ClipGradient:

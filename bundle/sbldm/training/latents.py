@@ -20,6 +20,7 @@ from sbldm.networks import SliceVAE, VolumeVAE, build_autoencoder
 from sbldm.run.errors import StateError
 from sbldm.run.files import atomic_path, clear_partial, read_json, read_npz, sha256, write_csv, write_json
 from sbldm.run.folder import Run
+from sbldm.run.group import by_first
 from sbldm.run.preset import Preset
 from sbldm.run.progress import progress
 from sbldm.training.cases import measure_cases
@@ -87,6 +88,7 @@ class LatentStore:
     constants: dict[str, Any]
 
     @classmethod
+    @by_first
     def build(cls, folder: str, preset: Preset, lists: dict[str, list[str]], device: torch.device) -> LatentStore:
         """Encode what is missing, measure the constants, and score the reconstruction of the held-back cases.
 

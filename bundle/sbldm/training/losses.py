@@ -9,6 +9,7 @@ from monai.losses import DiceLoss, SSIMLoss
 from torch import nn
 
 from sbldm.networks.slice_vae import cell_means
+from sbldm.run import group
 from sbldm.run.errors import InputError
 from sbldm.run.files import reading
 
@@ -20,8 +21,8 @@ class AutoencoderLoss(nn.Module):
 
     SSIM is taken on [0, 1]: its luminance term compares with the mean's square, and around 0, the middle of [-1, 1],
     a brightness shift of 2 % would cost .076 of a real slice in place of .0014. KL is summed over the latents and
-    divided by the batch; the other terms are means. The Dice term is ours: L1 alone is content with empty masks for the
-    first thousands of slices, which short trainings cannot afford.
+    divided by the batch; the other terms are means, but for Dice, which is that of the whole batch. The Dice term is
+    ours: L1 alone is content with empty masks for the first thousands of slices, which short trainings cannot afford.
 
     Args:
         kl_weight: weight of the KL divergence.
@@ -69,7 +70,7 @@ class AutoencoderLoss(nn.Module):
             loss = loss + self.ssim((reconstruction + 1) / 2, (target + 1) / 2)
         if self.dice_weight:
             labels = [(x[:, self.image_channels :].clamp(-1, 1) + 1) / 2 for x in (reconstruction, target)]
-            loss = loss + self.dice_weight * self.dice(*labels)
+            loss = loss + self.dice_weight * self.dice(*map(group.gathered, labels))
         if self.bce_weight:
             logits, labels = 4 * reconstruction[:, self.image_channels :], (target[:, self.image_channels :] > 0)
             loss = loss + self.bce_weight * nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits))

@@ -19,7 +19,9 @@ from sbldm.networks import (
     build_discriminator,
     build_generator,
     build_refiner,
+    sparing,
 )
+from sbldm.run import group
 from sbldm.run.errors import InputError
 from sbldm.run.folder import PRESETS, load_preset
 from sbldm.run.preset import Preset
@@ -62,7 +64,7 @@ class LiveBytes(TorchDispatchMode):
         return out
 
 
-def training_bytes(preset: Preset, stage: str) -> int:
+def training_bytes(preset: Preset, stage: str, pieces: int = 1, checkpointing: bool = False, processes: int = 1) -> int:
     """Bytes of one iteration of a training in single precision, without what the device's libraries take themselves.
 
     Weights, gradients, both moments of Adam, the moving average where there is one, and every activation that the
@@ -71,9 +73,19 @@ def training_bytes(preset: Preset, stage: str) -> int:
     Args:
         preset: of the run.
         stage: one of `PARTS`.
+        pieces, checkpointing: see `sparing`.
+        processes: that share a batch; what one of them needs is counted.
     """
+    own = "diffusion" if stage == "regions" else stage
+    values = preset.stage(own)
+    batch = values.batch_size // processes
+    if pieces > 1:  # however many there are, one is at work at a time; two are counted faster
+        batch, pieces = min(batch, 2 * -(-batch // pieces)), 2
+    if batch != values.batch_size:
+        preset = preset.but(**{own: values.but(batch_size=batch)})
     with torch.device("meta"):
         networks, steps = PARTS[stage](preset)
+        sparing(networks[0], pieces, checkpointing)
         weights = sum(4 * p.numel() for network in networks for p in network.parameters())
         peak = max(_peak(step) for step in steps)
     return peak + (4 if stage != "autoencoder" else 3) * weights
@@ -103,8 +115,7 @@ def _autoencoder(preset: Preset) -> tuple[list[torch.nn.Module], list[Step]]:
 
     def step() -> torch.Tensor:
         stacked = [depth] if isinstance(network, StackVAE) else []
-        mean, _ = network.encode(slices, position, *stacked)
-        return network.decode(mean, position, *stacked).square().mean()
+        return network(slices, position, *stacked)[0].square().mean()
 
     return [network], [step]
 
@@ -137,7 +148,9 @@ PARTS = {
 }
 
 
-def check_memory(preset: Preset, stage: str, device: torch.device, mixed: bool) -> None:
+def check_memory(
+    preset: Preset, stage: str, device: torch.device, mixed: bool, network: torch.nn.Module | None = None
+) -> None:
     """Make sure that a training fits into the memory that is free; without a word where nobody knows how much is.
 
     Args:
@@ -145,16 +158,43 @@ def check_memory(preset: Preset, stage: str, device: torch.device, mixed: bool) 
         stage: one of `PARTS`.
         device: where it will be.
         mixed: whether it computes in bfloat16.
+        network: that is trained, which may be `sparing`.
 
     Raises:
-        InputError: what it needs is not free; names a preset that fits.
+        InputError: what it needs is not free; names options and a preset that fit.
     """
-    free = _free_bytes(device)
-    needed = training_bytes(preset, stage) * (HALVED if mixed else 1)
+    share = 1
+    if device.type == "cpu" and (share := group.local_size()) > 1 and group.rank() % share:
+        return  # the first process counts for all of a machine
+    pieces, blocks = getattr(network, "pieces", 1), network.modules() if network is not None else ()
+    checkpointing = any(getattr(block, "checkpointing", False) for block in blocks)
+
+    def bytes_of(**spared: Any) -> float:
+        return training_bytes(preset, stage, **spared, processes=group.size()) * share * (HALVED if mixed else 1)
+
+    free, needed = _free_bytes(device), bytes_of(pieces=pieces, checkpointing=checkpointing)
     if free is None or needed <= free:
         return
     where = f"the {stage} of the preset '{preset.name}' needs about {gigabytes(needed)} of memory to train"
-    raise InputError(f"{where}, {gigabytes(free)} are free on {device.type}; {_mend(preset, free, mixed)}.")
+    spared = _spared(preset, stage, free, bytes_of)
+    raise InputError(f"{where}, {gigabytes(free)} are free on {device.type}; {spared}{_mend(preset, free, mixed)}.")
+
+
+def _spared(preset: Preset, stage: str, free: int, bytes_of: Callable[..., float]) -> str:
+    """The first of the options that spare memory with which it fits, if any."""
+    batch = preset.stage("diffusion" if stage == "regions" else stage).batch_size // group.size()
+    ways: list[dict[str, Any]] = [{"checkpointing": True}]
+    ways += [{"pieces": n} for n in range(2, batch + 1) if batch % n == 0]
+    for way in [*ways, {"pieces": batch, "checkpointing": True}]:
+        try:
+            needed = bytes_of(**way)
+        except InputError:  # a network that cannot
+            continue
+        if needed <= free:
+            words = ["--checkpointing"] if "checkpointing" in way else []
+            words += [f"--accumulate {way['pieces']}"] if "pieces" in way else []
+            return f"add {' '.join(words)} ({gigabytes(needed)}), or "
+    return ""
 
 
 def _mend(preset: Preset, free: int, mixed: bool) -> str:

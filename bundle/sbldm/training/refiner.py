@@ -25,6 +25,7 @@ from sbldm.networks import build_denoiser
 from sbldm.run.errors import StateError
 from sbldm.run.files import atomic_path, cached_npz, clear_partial, make_folder, read_json, read_npz, sha256, write_json
 from sbldm.run.folder import Run
+from sbldm.run.group import by_first
 from sbldm.run.preset import NoiseLevels, Preset, Refiner, Sampling
 from sbldm.run.progress import Progress
 from sbldm.training.checkpoints import load_checkpoint, reading_checkpoint, require_same, unfinished
@@ -102,6 +103,7 @@ class RefinerPairs:
     constants: dict[str, Any]
 
     @classmethod
+    @by_first
     def build(cls, folder: str, preset: Preset, lists: dict[str, list[str]], device: torch.device) -> RefinerPairs:
         """Draw the pairs that are missing, and measure.
 

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from sbldm.cases.lists import read_lists
 from sbldm.networks import as_built
+from sbldm.run import group
 from sbldm.run.device import fast_bfloat16
 from sbldm.run.errors import InputError, StateError
 from sbldm.run.folder import Run
@@ -136,8 +137,8 @@ def run(
     network = checkpoint.states["network"]
     device = next(network.parameters()).device
     mixed = getattr(getattr(trainer, "inferer", None), "switch", "") == "auto" and fast_bfloat16(device)
-    check_memory(checkpoint.preset, checkpoint.stage, device, mixed)
-    if (held := Run.at(checkpoint.folder.parent)).preset != checkpoint.preset:
+    check_memory(checkpoint.preset, checkpoint.stage, device, mixed, network)
+    if not group.rank() and (held := Run.at(checkpoint.folder.parent)).preset != checkpoint.preset:
         held.save_preset(checkpoint.preset)  # with the network that was asked for, for all steps after this
     sampler.start = done * batch_size
     trainer.run()
