@@ -210,7 +210,7 @@ def test_ten_random_kills_lose_nothing(tmp_path):
 
     def kill(pool: Workers) -> None:
         while not stop.is_set() and len(killed) < 10:
-            time.sleep(rng.uniform(0.05, 0.3))
+            time.sleep(rng.uniform(0.2, 0.5))
             alive = [nanny.pid for nanny in pool._own.own.workers.values() if nanny.pid] if pool._own else []
             if alive:
                 os.kill(victim := rng.choice(alive), signal.SIGKILL)

@@ -74,12 +74,12 @@ def test_begin_is_called_once_and_undone_here():
         (
             "killed",
             StateError,
-            r"^bad: 3 worker processes were killed at it; memory may have run out; try --workers 1\. What",
+            r"^bad: 5 worker processes were killed at it; memory may have run out; try --workers 1\. What",
         ),
         (
             "exit",
             StateError,
-            r"^bad: 3 worker processes were killed at it; memory .* try --workers 1\.",
+            r"^bad: 5 worker processes were killed at it; memory .* try --workers 1\.",
         ),
         ("data", DataError, r"^bad: is wrong\.$"),
         ("full", OutputError, r"^bad: cannot be (read or )?written \(No space left on device\)"),

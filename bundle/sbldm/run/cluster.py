@@ -34,7 +34,7 @@ REACHED = 10  # seconds in which a scheduler must answer
 JOINED = 60  # seconds in which a running scheduler must have a worker
 AHEAD = 4096  # tasks that the scheduler is given before they are free
 LONG = 10  # seconds of work after which it is worth a look at the pages of Dask
-TRIES = 3  # times that a task is begun whose worker is killed
+TRIES = 5  # times that a task is begun whose worker is killed
 QUEUES = {  # in a file, the kind of a cluster: what dask-jobqueue calls it
     "slurm": "SLURMCluster",
     "pbs": "PBSCluster",
