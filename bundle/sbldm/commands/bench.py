@@ -3,7 +3,8 @@
 Each row is measured in a process of its own: the median of several calls, its ratio to one fixed convolution that is
 timed before and after it (so that figures from different machines and hours can be compared), and the most memory the
 process ever held. Networks have first weights: work does not depend on them. With `--history FILE` the rows are added
-to a JSON list, one entry a run. `--tasks N` measures Dask's scheduler in place of it, by N tasks that sleep.
+to a JSON list, one entry a run. `sbldm bench workers` measures how much two workers save, and `--tasks N` what tasks
+cost Dask's scheduler, by N of them that sleep.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from sbldm.cases.inspection import inspect_case
 from sbldm.cases.layouts import Case, Source, find_cases
 from sbldm.cases.phantom import write_phantoms
 from sbldm.cases.prepare import prepare_case
+from sbldm.commands.scaling import shared_rows
 from sbldm.diffusion import Schedule
 from sbldm.evaluation.costs import memory_of, name_of
 from sbldm.metrics.copies import Memory, fingerprint
@@ -265,6 +267,13 @@ def run(rows: Sequence[str] = (), history: Path | None = None, here: str = "") -
     if here:
         print(json.dumps(measure(here)))
         return
+    if any(row.startswith("workers") for row in rows):
+        table = Table("row", "one worker, s", "two workers, s", "ratio")
+        found = [row for row in shared_rows() if row["name"].startswith(tuple(rows))]
+        for row in found:
+            table.add_row(row["name"], *(f"{row[key]:.3g}" for key in ("one", "seconds", "ratio")))
+        _finish(table, found, history)
+        return
     wanted = [name for name in (*CASES, *NETWORKS) if not rows or name.startswith(tuple(rows))]
     wanted = [name for name in wanted if SLICES.is_file() or "(before)" not in name]  # it lies beside the tests
     if not wanted:
@@ -278,6 +287,11 @@ def run(rows: Sequence[str] = (), history: Path | None = None, here: str = "") -
         row = json.loads(done.stdout.splitlines()[-1])
         found.append(row)
         table.add_row(name, f"{row['seconds']:.3f}", f"{row['ratio']:.0f}", f"{row['peak_bytes'] / 1e9:.1f}")
+    _finish(table, found, history)
+
+
+def _finish(table: Table, found: Sequence[dict[str, Any]], history: Path | None) -> None:
+    """Print rows, and add them to a history."""
     device = choose_device()
     Console().print(table, f"on {name_of(device)}, {torch.get_num_threads()} threads")
     if history:

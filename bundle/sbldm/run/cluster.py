@@ -31,6 +31,7 @@ __all__ = ["Cluster", "connected"]
 
 HERE = "127.0.0.1"
 REACHED = 10  # seconds in which a scheduler must answer
+STARTED = 180  # seconds in which processes of this machine must be at work
 JOINED = 60  # seconds in which a running scheduler must have a worker
 AHEAD = 4096  # tasks that the scheduler is given before they are free
 LONG = 10  # seconds of work after which it is worth a look at the pages of Dask
@@ -89,8 +90,17 @@ class Cluster:
         with dask.config.set(LOCAL), deaf_to_ctrl_c():
             own = SpecCluster(workers, scheduler, security=security, **quiet)
             client = Client(own, set_as_default=False)
-            client.wait_for_workers(len(workers))
-        return cls(client, own, near=True)
+        found = cls(client, own, near=True)
+        try:
+            client.wait_for_workers(len(workers), STARTED)
+        except BaseException as stop:
+            found.close()
+            if isinstance(stop, TimeoutError):
+                raise ClusterError(
+                    f"{count} processes have not started within {STARTED} s; try --workers 1, or look for memory."
+                ) from None
+            raise
+        return found
 
     @classmethod
     def at(cls, address: str) -> Cluster:
@@ -360,7 +370,7 @@ def connected(where: str, folder: Path) -> Iterator[None]:
         raise InputError(
             f"--cluster {where}: neither the address of a scheduler (tcp://HOST:8786) nor a YAML file about one."
         )
-    token = make_folder(folder) / f".seen_{uuid.uuid4().hex}"
+    token = make_folder(Path(os.path.abspath(folder))) / f".seen_{uuid.uuid4().hex}"
     try:
         token.touch()
         found.seen = None if found.near else token

@@ -204,7 +204,11 @@ class Workers:
             self.begin()
             self._token = "here"
         for index, item in enumerate(items):
-            yield index, function(item)
+            try:
+                result = function(item)
+            except Exception as error:
+                result = error
+            yield index, result
 
     def _call(self, function: Callable[[Item], Result]) -> bytes:
         """What `answer` needs to know besides an item."""
