@@ -268,10 +268,10 @@ def run(rows: Sequence[str] = (), history: Path | None = None, here: str = "") -
         print(json.dumps(measure(here)))
         return
     if any(row.startswith("workers") for row in rows):
-        table = Table("row", "one worker, s", "two workers, s", "ratio")
+        table = Table("row", "one core, s", "one worker, s", "two workers, s", "one worker / two")
         found = [row for row in shared_rows() if row["name"].startswith(tuple(rows))]
         for row in found:
-            table.add_row(row["name"], *(f"{row[key]:.3g}" for key in ("one", "seconds", "ratio")))
+            table.add_row(row["name"], *(f"{row[key]:.3g}" for key in ("core", "one", "seconds", "ratio")))
         _finish(table, found, history)
         return
     wanted = [name for name in (*CASES, *NETWORKS) if not rows or name.startswith(tuple(rows))]

@@ -1,6 +1,7 @@
-"""How much two workers of this machine save against one: `sbldm bench workers`.
+"""How much two workers of this machine save: `sbldm bench workers`.
 
-Three commands, each with one worker and with two, from nothing each time: drawing pairs with the shipped weights,
+Three commands, each with one worker on one core, with one worker (which writes one pair while it draws the next, and so
+keeps more than a core busy), and with two, from nothing each time: drawing pairs with the shipped weights,
 scoring pairs against phantoms, and training arms of Table 2 on phantoms. What the commands need is made before.
 """
 
@@ -20,11 +21,11 @@ from sbldm.run.errors import StateError
 
 __all__ = ["shared_rows"]
 
-PAIRS, CASES, HELD_BACK, ARMS = 96, 90, 30, 4
+PAIRS, CASES, HELD_BACK, ARMS = 64, 90, 30, 4
 
 
 def shared_rows() -> Iterator[dict[str, Any]]:
-    """Rows of `sbldm bench`: `name`, `seconds` with two workers, `one` with one, and their `ratio`."""
+    """Rows of `sbldm bench`: `name`; `seconds` with two workers, `one` with one, `core` with one on one core."""
     with tempfile.TemporaryDirectory(prefix="sbldm_bench_") as folder:
         root = Path(folder)
         draw = ["synth", "--n", PAIRS]
@@ -45,19 +46,24 @@ def shared_rows() -> Iterator[dict[str, Any]]:
 
 
 def _row(name: str, root: Path, command: list[Any], out: str, workers: str) -> dict[str, Any]:
-    """One command into two new folders, with one worker and with two."""
-    taken = []
-    for count in (1, 2):
+    """One command into new folders: with one worker on one core, with one, and with two."""
+    taken = {}
+    for key, count, on in (("core", 1, {min(os.sched_getaffinity(0))}), ("one", 1, None), ("seconds", 2, None)):
         begun = time.perf_counter()
-        _call(*command, out, root / f"{command[0]}_{count}", workers, count)
-        taken.append(time.perf_counter() - begun)
-    return {"name": name, "seconds": taken[1], "one": taken[0], "ratio": taken[0] / taken[1], "peak_bytes": 0}
+        _call(*command, out, root / f"{command[0]}_{key}", workers, count, on=on)
+        taken[key] = time.perf_counter() - begun
+    return {"name": name} | taken | {"ratio": taken["one"] / taken["seconds"], "peak_bytes": 0}
 
 
-def _call(*arguments: Any) -> None:
+def _call(*arguments: Any, on: set[int] | None = None) -> None:
+    """Run `sbldm`, on some cores alone."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "sbldm", *map(str, arguments)], env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "sbldm", *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        preexec_fn=on and (lambda: os.sched_setaffinity(0, on)),
     )
     if done.returncode:
         raise StateError(f"sbldm {arguments[0]}: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")

@@ -213,8 +213,10 @@ class Cluster:
             return []
         gone, self.known = [address for address in self.known if address not in now], now
         self.distrusted = {address: why for address, why in self.distrusted.items() if address in now}
-        if not gone or self.near:  # those are started again
+        if not gone:
             return []
+        if self.near:
+            return [f"Warning: {len(gone)} worker process(es) were killed; others take their place and their work."]
         return [f"Warning: lost {some(gone)}; what they were at goes to the {len(now)} others."]
 
     def cards(self) -> bool:
@@ -240,6 +242,7 @@ class Cluster:
         self, call: bytes, items: Sequence[Any], label: str, say: Callable[[str], None], look: float, device: bool
     ) -> Iterator[tuple[int, Any] | None]:
         """See `Workers.outcomes`; `call` is what `tasks.answer` needs besides an item."""
+        _silence()
         task, name = task_of(None if self.near else checking(self.seen)), re.sub(r"\W+", "-", label.lower())
         wants = {"resources": {"GPU": 1}} if device and self.cards() else {}
         flying: dict[Future, int] = {}
@@ -345,6 +348,12 @@ class Cluster:
         if self.own is not None:
             with suppress(Exception):
                 self.own.close(5)
+
+
+def _silence() -> None:
+    """What Dask would log of lost workers, we say; whoever sets up logging in between (MONAI does) undoes it."""
+    for name in ("distributed", *(n for n in logging.root.manager.loggerDict if n.startswith("distributed."))):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _host(address: str) -> str:
