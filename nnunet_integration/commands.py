@@ -12,6 +12,7 @@ from nnunet_integration.jobs import read_job
 from nnunet_integration.options import Evaluation, Plan, Plateau
 from nnunet_integration.running import run_jobs
 from nnunet_integration.statistics import LEAST_TRAININGS
+from sbldm.cases.lists import data_folder
 from sbldm.run.errors import InputError
 from sbldm.run.files import user_path
 from sbldm.run.folder import Run
@@ -35,7 +36,7 @@ def list_arms(file: Path | None) -> None:
 def queue(asked: Plan) -> None:
     """Check everything, fill the pool, plan on the real cases, preprocess, and queue the jobs."""
     out = _out(asked.run, asked.out)
-    with at_work(asked.cluster, out):
+    with at_work(asked.cluster, out, *_read(asked)):
         jobs = export(_question(asked, asked.arms or (), ()), out, asked.workers)
     print(f"{out}: {len(jobs)} jobs queued.")
 
@@ -72,7 +73,7 @@ def evaluate(asked: Evaluation, arms: Sequence[str] = (), amounts: Sequence[floa
     """
     question, out = _question(asked, arms or asked.arms or (), amounts), _out(asked.run, asked.out)
     at_once = _at_once(asked.jobs, question.budget["threads"])
-    with at_work(asked.cluster, out):
+    with at_work(asked.cluster, out, *_read(asked)):
         jobs = export(question, out, asked.workers)
         trainings = Counter((job["n_real"], job["arm"]) for job in map(read_job, queued(out)))
         if min(trainings.values()) < LEAST_TRAININGS:
@@ -91,6 +92,12 @@ def plateau(asked: Plateau) -> None:
 
 def _out(run: Path, out: Path | None) -> Path:
     return user_path(out or run / "table2").absolute()
+
+
+def _read(asked: Plan) -> list[Path | None]:
+    """Folders that jobs and the pool read besides their own."""
+    run = Run.at(asked.run).folder
+    return [run, asked.data or data_folder(run), asked.test and user_path(asked.test)]
 
 
 def _at_once(jobs: int | None, threads: int) -> int:

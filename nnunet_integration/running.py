@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,6 +76,11 @@ def run_jobs(folders: Sequence[Path], at_once: int) -> None:
 
 def _run(folder: Path) -> int:
     """One job, in a process that ends with this one; its exit code."""
+    with open(folder / "lock", "w") as lock:  # that process looks too, but takes seconds to load
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return BUSY
     with open(folder / "log.txt", "a") as log:
         return run_tied(JOB, [str(folder)], stdout=log, stderr=log)
 

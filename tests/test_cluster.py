@@ -98,6 +98,9 @@ def test_no_worker(tmp_path, monkeypatch):
         ("kind: slurm\nworkers: 0", "workers 0 is no whole number above 0"),
         ("kind: slurm\nworker: 2", "worker is none of kind, workers, options"),
         ("kind: local\noptions: {gpus: 2}", "gpus is not cards"),
+        ("kind: local\noptions: {cards: '0,1'}", "cards is no list of GPUs"),
+        ("kind: local\nworkers: 4\noptions: {cards: [0]}", "workers and cards exclude each other"),
+        ("kind: local\noptions: true", "options is no table"),
         ("- a", "is no table"),
         ("kind: [", "while parsing"),
     ],
@@ -110,6 +113,8 @@ def test_wrong_files(tmp_path, text, message):
 
 def test_neither_address_nor_file(tmp_path):
     with pytest.raises(InputError, match="neither the address of a scheduler"), at_work("head-node:8786", tmp_path):
+        pass
+    with pytest.raises(InputError, match="write the port too, as in tcp://HOST:8786"), at_work("tcp://head", tmp_path):
         pass
     with pytest.raises(InputError, match="there is no such file"), at_work(str(tmp_path / "a.yaml"), tmp_path):
         pass
@@ -134,7 +139,12 @@ def test_what_slurm_is_asked_for(tmp_path, monkeypatch):
         pass
     assert asked["count"] == 8
     script = asked["script"]
-    assert "#SBATCH --gres=gpu:1" in script and "--nthreads 1" in script and "--resources GPU=1" in script
+    assert (
+        "#SBATCH --gres=gpu:1" in script
+        and "--nthreads 1" in script
+        and "--resources GPU=1" in script
+        and "tls://" in script
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,9 +164,11 @@ def test_another_version_is_refused(running, tmp_path, monkeypatch, changed, mes
 def test_without_the_package_or_the_folder(tmp_path, monkeypatch):
     import sys
 
-    check = checking(tmp_path / "there")
-    assert check() == f"does not see {tmp_path}; put the run on a disk that all machines share"
-    (tmp_path / "there").touch()
+    check = checking([tmp_path / ".seen_1", tmp_path / "data"])
+    assert check() == f"does not see {tmp_path}; put it on a disk that all machines share"
+    (tmp_path / ".seen_1").touch()
+    assert check() == f"does not see {tmp_path / 'data'}; put it on a disk that all machines share"
+    (tmp_path / "data").mkdir()
     assert check() == ""
     monkeypatch.setitem(sys.modules, "sbldm.run.tasks", None)
     assert check().startswith("cannot load sbldm (import of sbldm.run.tasks halted")

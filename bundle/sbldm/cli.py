@@ -125,11 +125,12 @@ def copypaste(
 ) -> None:
     """Paste tumours of training cases into other training cases: pairs without any training, the rival to beat."""
     with loading():
+        from sbldm.cases.lists import data_folder
         from sbldm.pages import show_pairs
         from sbldm.run.folder import Run
         from sbldm.run.workers import at_work
         from sbldm.synthesis.copypaste import draw_pairs
-    with at_work(cluster, Run.at(run).folder):
+    with at_work(cluster, Run.at(run).folder, data or data_folder(Run.at(run).folder)):
         draw_pairs(Run.at(run), data, n, seed, show_pairs, dataset, name, own or "kept", workers)
 
 

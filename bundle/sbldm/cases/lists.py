@@ -21,6 +21,7 @@ from sbldm.run.files import read_json, read_text, user_path, write_json
 __all__ = [
     "LISTS_FILE",
     "check_disjoint",
+    "data_folder",
     "pick",
     "read_case_list",
     "read_lists",
@@ -171,6 +172,11 @@ def read_lists(folder: Path) -> dict[str, list[str]]:
     """
     content = read_lists_file(folder)
     return {role: content[role] for role in ("train", "validation")}
+
+
+def data_folder(folder: Path) -> Path | None:
+    """Where the cases of a run folder lie, if any are prepared there."""
+    return Path(read_lists_file(folder)["data"]) if (Path(folder) / LISTS_FILE).is_file() else None
 
 
 def read_lists_file(folder: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from sbldm.run.folder import Run
 from sbldm.run.preset import Data, Preset
 from sbldm.run.progress import progress
 from sbldm.run.text import some
+from sbldm.run.workers import on_cluster
 
 __all__ = ["check_same_data", "check_unchanged", "is_prepared", "original_cases", "prepare_run"]
 
@@ -75,6 +76,7 @@ def prepare_run(
         )
     preset = preset.but(data=_with_scheme(preset.data, labels))
     source, root = Source.from_config(**dict(preset.data)), user_path(data)
+    root = root.absolute() if on_cluster() else root  # workers elsewhere have another working directory
     asked = read_case_list(cases) if cases else []
     held_back = read_case_list(validation_cases) if validation_cases else []
     if getattr(getattr(preset, "autoencoder", None), "nested", False):

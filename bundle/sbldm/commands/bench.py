@@ -314,11 +314,7 @@ def simulate(tasks: int, workers: int, cluster: str = "", sleep: float = 0.01) -
         `tasks`, `workers`, `seconds` in all, `tasks_a_second`, `busy` (share of the workers' time that they slept in),
         and `peak_gb` of this process, which holds the scheduler when `cluster` is empty.
     """
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        at_work(cluster, Path(folder)),
-        Workers(workers, here=False) as pool,
-    ):
+    with at_work(cluster, None), Workers(workers, here=False) as pool:
         count = len(set(pool.map(asleep, [0.5] * 4 * workers, "Starting workers", "task")))
         begun = time.perf_counter()
         done = pool.map(asleep, [sleep] * tasks, "Sleeping tasks", "task")

@@ -20,6 +20,7 @@ import typer
 from sbldm.run.errors import LAUNCHED, InputError, LostError, SbldmError, StateError
 from sbldm.run.limits import MOST_BATCH, MOST_PROCESSES
 from sbldm.run.options import Preparation, whole
+from sbldm.run.processes import cores
 
 __all__ = ["Training", "devices_for", "launch"]
 
@@ -99,8 +100,7 @@ def _environment(count: int) -> Iterator[None]:
     """What the processes are told, and back to what it was."""
     told = {LAUNCHED: "1"}
     if os.environ.get("DEVICE") == "cpu" and "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        told["OMP_NUM_THREADS"] = str(max(1, cores // count))
+        told["OMP_NUM_THREADS"] = str(max(1, cores() // count))
     before = {name: os.environ.get(name) for name in told}
     handlers = {name: signal.getsignal(getattr(signal, name)) for name in SIGNALS if hasattr(signal, name)}
     os.environ.update(told)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sbldm.cases.lists import data_folder
 from sbldm.cases.pipeline import check_same_data, is_prepared, prepare_run
 from sbldm.commands.launch import Training, devices_for, launch
 from sbldm.run.errors import InputError, StateError
@@ -34,7 +35,7 @@ def prepare(asked: Preparation) -> None:
     else:
         preset = load_preset(asked.preset or "small", asked.model or "", asked.minutes)
     run = Run.at(asked.run)
-    with at_work(asked.cluster, run.folder):
+    with at_work(asked.cluster, run.folder, asked.data):
         prepare_run(
             asked.data,
             run,
@@ -129,13 +130,14 @@ def synth(asked: Drawing) -> None:
         others = {name: getattr(asked, name) or None for name in ("batch", "tol", "canvas", "keep", "push", "refine")}
         refuse_requests(model, requests, asked.sampling | others | {"satellites": asked.satellites})
         own = asked.own or "kept"
-        with at_work(asked.cluster, run.folder):
+        with at_work(asked.cluster, run.folder, asked.data or data_folder(run.folder)):
             draw_pairs(run, asked.data, asked.n, asked.seed, show_pairs, asked.dataset, name, own, asked.workers)
         print(_next(run, asked.dataset))
         return
     if asked.own:
         raise InputError(f"--own {asked.own}: pairs of the model {model} have no receiver; leave it out.")
-    with at_work(asked.cluster, run.folder):
+    scans = {"": None, "train": data_folder(run.folder)}.get(asked.canvas, asked.canvas)
+    with at_work(asked.cluster, run.folder, scans and user_path(scans), file and Path(file)):
         _bundle(
             ("inference",),
             "synthesis",

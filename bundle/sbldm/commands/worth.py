@@ -58,6 +58,9 @@ def _pairs(asked: Question) -> Path:
     return _dataset(Run.at(asked.run), asked.dataset)
 
 
+MOST_LOOKED_AT = 100  # folders of cases that workers are asked whether they see
+
+
 def _out(asked: Question) -> Path:
     if asked.out:
         return user_path(asked.out).absolute()
@@ -203,7 +206,8 @@ def evaluate_pairs(asked: Question) -> None:
 
     settings = _settings(asked)
     make_folder(settings.out)
-    with at_work(asked.cluster, settings.out):
+    folders = {case.images[0].parent for case in (*settings.synthetic, *settings.train, *settings.heldout)}
+    with at_work(asked.cluster, settings.out, *sorted(folders)[:MOST_LOOKED_AT]):
         found = evaluate(settings)
     found.write(settings.out)
     paths = [write_table(settings.out), *draw_figures(settings.out)]

@@ -31,6 +31,8 @@ __all__ = ["Cohort", "describe", "read_image", "workers"]
 
 DESCRIPTION = 4  # raise it when anything below measures differently
 
+A_CARD = 2  # processes at most that share a GPU
+
 
 @dataclass
 class Cohort:
@@ -92,7 +94,8 @@ class Cohort:
 
 def workers(count: int, features: str) -> Workers:
     """Processes that describe cases and compare volumes, each with one thread and the feature network in memory."""
-    return Workers(count, partial(_begin, features))
+    cards = torch.cuda.device_count() if choose_device(say=False).type == "cuda" else 0
+    return Workers(min(count, A_CARD * cards or count), partial(_begin, features))
 
 
 def describe(
@@ -162,7 +165,7 @@ def _begin(features: str) -> None:
     """Once in each process."""
     torch.set_num_threads(1)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    _worker["extractor"] = load_extractor(features, choose_device())
+    _worker["extractor"] = load_extractor(features, choose_device(say=False))
 
 
 def read_image(place: tuple[str, int]) -> np.ndarray:

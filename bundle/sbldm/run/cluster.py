@@ -6,10 +6,12 @@ import importlib
 import logging
 import os
 import pickle
+import platform
 import queue
 import re
 import time
 import uuid
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -17,34 +19,29 @@ from pathlib import Path
 from typing import Any
 
 import dask
-import yaml
 from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster
+from distributed.client import FutureCancelledError
 from distributed.security import Security
 
+from sbldm.run.cluster_file import QUEUES, read_cluster
 from sbldm.run.errors import ClusterError, InputError, StateError
 from sbldm.run.files import make_folder, user_path
 from sbldm.run.processes import cores, deaf_to_ctrl_c
-from sbldm.run.tasks import checking, failure, task_of
+from sbldm.run.tasks import MANY_THREADS, checking, failure, shut, task_of
 from sbldm.run.text import some
 
 __all__ = ["Cluster", "connected"]
 
 HERE = "127.0.0.1"
 REACHED = 10  # seconds in which a scheduler must answer
+A_WEEK = 7 * 24 * 3600  # seconds
 STARTED = 180  # seconds in which processes of this machine must be at work
 JOINED = 60  # seconds in which a running scheduler must have a worker
 AHEAD = 4096  # tasks that the scheduler is given before they are free
+QUEUED = 12 * 3600  # seconds that a command waits for jobs of a queueing system
+GONE = "the scheduler has gone, or dropped the tasks; the same command goes on from here when it is back."
 LONG = 10  # seconds of work after which it is worth a look at the pages of Dask
 TRIES = 5  # times that a task is begun whose worker is killed
-QUEUES = {  # in a file, the kind of a cluster: what dask-jobqueue calls it
-    "slurm": "SLURMCluster",
-    "pbs": "PBSCluster",
-    "sge": "SGECluster",
-    "lsf": "LSFCluster",
-    "oar": "OARCluster",
-    "htcondor": "HTCondorCluster",
-    "moab": "MoabCluster",
-}
 LOCAL = {  # of a scheduler of our own, and of its workers
     "distributed.scheduler.allowed-failures": TRIES - 1,
     "distributed.scheduler.worker-saturation": 1.0,  # a task waits for the first free worker, not behind another one
@@ -61,12 +58,12 @@ class Cluster:
         client: of the scheduler.
         own: the cluster, where it has been started for this command and ends with it.
         near: all its workers are processes of this machine, started by this process.
-        seen: file that each worker must see, so that it reads and writes the run's folder.
+        seen: files and folders that each worker must see: a token in the run's folder, and the data.
     """
 
     _open: list[Cluster] = []  # noqa: RUF012 - those in use, the one that is asked last
 
-    def __init__(self, client: Client, own: Any = None, near: bool = False, seen: Path | None = None) -> None:
+    def __init__(self, client: Client, own: Any = None, near: bool = False, seen: Sequence[Path] = ()) -> None:
         self.client, self.own, self.near, self.seen = client, own, near, seen
         self.distrusted: dict[str, str] = {}  # address: why
         self.known = self.workers()
@@ -88,19 +85,16 @@ class Cluster:
             workers[index] = {"cls": Nanny, "options": options | gpu | quiet}
         scheduler = {"cls": Scheduler, "options": private | {"port": 0, "dashboard_address": f"{HERE}:0"}}
         with dask.config.set(LOCAL), deaf_to_ctrl_c():
-            own = SpecCluster(workers, scheduler, security=security, **quiet)
-            client = Client(own, set_as_default=False)
-        found = cls(client, own, near=True)
-        try:
-            client.wait_for_workers(len(workers), STARTED)
-        except BaseException as stop:
-            found.close()
-            if isinstance(stop, TimeoutError):
+            try:
+                own = SpecCluster(workers, scheduler, security=security, **quiet)
+                client = Client(own, set_as_default=False)
+                client.wait_for_workers(len(workers), STARTED)
+            except (RuntimeError, TimeoutError) as error:
                 raise ClusterError(
-                    f"{count} processes have not started within {STARTED} s; try --workers 1, or look for memory."
-                ) from None
-            raise
-        return found
+                    f"{len(workers)} processes of this machine could not be started ({error}); try --workers 1. (A "
+                    "script of your own must begin its work below `if __name__ == '__main__'`.)"
+                ) from error
+        return cls(client, own, near=True)
 
     @classmethod
     def at(cls, address: str) -> Cluster:
@@ -133,14 +127,16 @@ class Cluster:
         return cls(client)
 
     @classmethod
-    def described(cls, file: Path) -> Cluster:
+    def described(cls, file: Path, folder: Path | None) -> Cluster:
         """A cluster as a YAML file describes it (bundle/docs/README.md, "Clusters").
+
+        Certificates for its workers, made for this command, lie in `folder` meanwhile.
 
         Raises:
             InputError: the file is missing, wrong, or its kind is not known.
             ClusterError: its jobs cannot be queued.
         """
-        kind, count, options = _read(file)
+        kind, count, options = read_cluster(file)
         if kind == "local":
             return cls.local(count or cores(), [str(card) for card in options.get("cards", ())])
         try:
@@ -151,7 +147,8 @@ class Cluster:
             ) from None
         try:
             with deaf_to_ctrl_c():
-                own = getattr(jobqueue, QUEUES[kind])(**options)
+                private = {"security": True, "shared_temp_directory": str(folder)} if folder else {}
+                own = getattr(jobqueue, QUEUES[kind])(**private | options)
                 own.scale(count)
                 client = Client(own, set_as_default=False)
         except Exception as error:  # of its own many kinds
@@ -229,26 +226,38 @@ class Cluster:
         Raises:
             ClusterError: none can do the work.
         """
-        for address, answer in self.client.run(checking(self.seen), on_error="return").items():
+        for address, known in self.client.get_versions()["workers"].items():  # others could not even read the check
+            python = ".".join(known["host"]["python"].split(".")[:2])
+            if python != (here := ".".join(platform.python_version_tuple()[:2])):
+                print(self.distrust(address, f"has Python {python}, here it is {here}; install the same there"))
+        trusted = self.trusted()
+        for address, answer in self.client.run(checking(self.seen), workers=trusted, on_error="return").items():
             why = f"does not answer ({type(answer).__name__})" if isinstance(answer, BaseException) else answer
-            threads = self.known.get(address, {}).get("nthreads", 1)
-            if not why and threads > 1:
-                why = f"has {threads} threads, of which tasks would share one process; start it with --nthreads 1"
-            if why:
-                print(self.distrust(address, why), flush=True)
+            if not why and (threads := self.known.get(address, {}).get("nthreads", 1)) > 1:
+                why = MANY_THREADS.format(threads)
+            if why and (said := self.distrust(address, why)):
+                print(said, flush=True)
         self.trusted()
 
     def outcomes(
         self, call: bytes, items: Sequence[Any], label: str, say: Callable[[str], None], look: float, device: bool
     ) -> Iterator[tuple[int, Any] | None]:
         """See `Workers.outcomes`; `call` is what `tasks.answer` needs besides an item."""
+        try:
+            yield from self._outcomes(call, items, label, say, look, device)
+        except (OSError, CancelledError, FutureCancelledError) as error:
+            raise ClusterError(GONE) from error
+
+    def _outcomes(
+        self, call: bytes, items: Sequence[Any], label: str, say: Callable[[str], None], look: float, device: bool
+    ) -> Iterator[tuple[int, Any] | None]:
         _silence()
         task, name = task_of(None if self.near else checking(self.seen)), re.sub(r"\W+", "-", label.lower())
         wants = {"resources": {"GPU": 1}} if device and self.cards() else {}
         flying: dict[Future, int] = {}
         landed: queue.SimpleQueue[Future] = queue.SimpleQueue()
         fresh, again, left = iter(range(len(items))), [], len(items)
-        begun = looked = time.monotonic()
+        begun = looked = served = time.monotonic()
         try:
             while left:
                 if again or len(flying) <= AHEAD // 2:
@@ -268,6 +277,7 @@ class Cluster:
                     elif kind == "full" and not self.near and self._others(address):
                         again.append(index)
                         self._tell(self.distrust(address, str(failure(content, item)), host=True), say)
+                        self._shut(address, call, str(failure(content, item)))
                     else:
                         left -= 1
                         yield index, self._result(kind, content, item)
@@ -278,6 +288,9 @@ class Cluster:
                         say(f"Dashboard: {self.dashboard}")
                     for loss in self.losses():
                         say(loss)
+                    served = looked if self._can_work(bool(wants)) else served
+                    if looked - served > (patience := QUEUED if self.own and not self.near else STARTED):
+                        raise ClusterError(f"no worker for {patience} s; the same command goes on when there are some.")
                     yield None
         finally:
             with suppress(Exception):
@@ -289,9 +302,8 @@ class Cluster:
         if not chosen:
             return {}
         packed, keys = [pickle.dumps(items[i]) for i in chosen], [f"{name}-{uuid.uuid4().hex}" for _ in chosen]
-        trusted = self.trusted()
-        limits = wants | ({"workers": trusted, "allow_other_workers": False} if trusted else {})
-        futures = self.client.map(task, packed, call=call, key=keys, pure=False, **limits)
+        self.trusted()
+        futures = self.client.map(task, packed, call=call, key=keys, pure=False, **wants)
         return dict(zip(futures, chosen, strict=True))
 
     def _landed(self, landed: queue.SimpleQueue[Future], look: float) -> list[Future]:
@@ -304,9 +316,7 @@ class Cluster:
             while len(found) < AHEAD:
                 found.append(landed.get_nowait())
         if self.client.status != "running" or any(future.cancelled() for future in found):
-            raise ClusterError(
-                "the scheduler has gone, or dropped the tasks; the same command goes on from here when it is back."
-            )
+            raise ClusterError(GONE)
         for future in (again := [future for future in found if not future.done()]):
             future.add_done_callback(landed.put)  # the worker that held its result is lost, and it is done anew
         return [future for future in found if future not in again]
@@ -316,7 +326,10 @@ class Cluster:
         failed = [future for future in futures if future.status == "error"]
         answers = {future: ("killed", future.exception(), "") for future in failed}
         done = [future for future in futures if future not in answers]
-        answers |= dict(zip(done, self.client.gather(done), strict=True))
+        try:
+            answers |= dict(zip(done, self.client.gather(done), strict=True))
+        except KilledWorker:  # a result was lost, and so was whoever made it anew
+            answers |= {f: f.result() if f.exception() is None else ("killed", f.exception(), "") for f in done}
         return [answers[future] for future in futures]
 
     def _result(self, kind: str, content: Any, item: str) -> Any:
@@ -326,8 +339,8 @@ class Cluster:
             return failure(content, item)
         if isinstance(content, KilledWorker):
             return StateError(
-                f"{item}: {TRIES} worker processes were killed at it; memory may have run out; try --workers 1. What "
-                "was finished before is kept."
+                f"{item}: {content.allowed_failures + 1} worker processes were killed at it; memory may have run out; "
+                "try --workers 1. What was finished before is kept."
             )
         return content
 
@@ -335,6 +348,16 @@ class Cluster:
         """Whether there are trusted workers on another host."""
         host = _host(address)
         return any(_host(other) != host for other in self.trusted() or self.workers())
+
+    def _shut(self, address: str, call: bytes, why: str) -> None:
+        """Let the workers of a host send back what they are still given of this work."""
+        there = [other for other in self.workers() if _host(other) == _host(address)]
+        self.client.run(shut, call, why, workers=there, on_error="ignore")
+
+    def _can_work(self, with_card: bool) -> bool:
+        """Whether there is a worker that is trusted, and has a GPU where one is wanted."""
+        there = {address: worker for address, worker in self.workers().items() if address not in self.distrusted}
+        return any(not with_card or worker.get("resources", {}).get("GPU") for worker in there.values())
 
     @staticmethod
     def _tell(sentence: str, say: Callable[[str], None]) -> None:
@@ -369,48 +392,36 @@ def _name(item: Any) -> str:
 
 
 @contextmanager
-def connected(where: str, folder: Path) -> Iterator[None]:
+def connected(where: str, folder: Path | None, needs: Sequence[Path | None]) -> Iterator[None]:
     """See `workers.at_work`."""
-    if where.startswith(("tcp://", "tls://", "ws://", "wss://")):
+    token = None
+    if folder is not None:
+        folder = make_folder(Path(os.path.abspath(folder)))
+        for left in folder.glob(".seen_*"):  # of commands that were killed
+            if time.time() - left.stat().st_mtime > A_WEEK:
+                left.unlink(missing_ok=True)
+        token = folder / f".seen_{uuid.uuid4().hex}"
+    if re.fullmatch(r"(tcp|tls|ws|wss)://.+:[0-9]+", where):
         found = Cluster.at(where)
+    elif "://" in where:
+        raise InputError(f"--cluster {where}: write the port too, as in tcp://HOST:8786.")
     elif (file := user_path(where)).suffix in (".yaml", ".yml"):
-        found = Cluster.described(file)
+        found = Cluster.described(file, folder)
     else:
         raise InputError(
             f"--cluster {where}: neither the address of a scheduler (tcp://HOST:8786) nor a YAML file about one."
         )
-    token = make_folder(Path(os.path.abspath(folder))) / f".seen_{uuid.uuid4().hex}"
     try:
-        token.touch()
-        found.seen = None if found.near else token
+        if token is not None:
+            token.touch()
+            found.seen = [] if found.near else [token, *(Path(os.path.abspath(need)) for need in needs if need)]
         print(f"Cluster: {len(found.known)} workers; dashboard: {found.dashboard}", flush=True)
         found.check()
         Cluster._open.append(found)
         yield
     finally:
-        token.unlink(missing_ok=True)
+        if token is not None:
+            token.unlink(missing_ok=True)
         if found in Cluster._open:
             Cluster._open.remove(found)
         found.close()
-
-
-def _read(file: Path) -> tuple[str, int, dict[str, Any]]:
-    """Kind, number of workers and options of a file that describes a cluster."""
-    try:
-        content = yaml.safe_load(file.read_text())
-        if not isinstance(content, dict):
-            raise ValueError("is no table of `kind`, `workers` and `options`")
-        if other := set(content) - {"kind", "workers", "options"}:
-            raise ValueError(f"{min(other)} is none of kind, workers, options")
-        kind, count, options = content.get("kind"), content.get("workers"), content.get("options") or {}
-        if kind not in ("local", *QUEUES):
-            raise ValueError(f"kind {kind} is none of local, {', '.join(QUEUES)}")
-        if (kind != "local" or count is not None) and (type(count) is not int or count < 1):
-            raise ValueError(f"workers {count} is no whole number above 0")
-        if kind == "local" and (odd := set(options) - {"cards"}):
-            raise ValueError(f"options: {min(odd)} is not cards, the only one of kind local")
-        return kind, count, options
-    except FileNotFoundError:
-        raise InputError(f"--cluster {file}: there is no such file.") from None
-    except (ValueError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"--cluster {file}: {' '.join(str(error).split())}; see bundle/docs/README.md.") from None

@@ -13,7 +13,7 @@ from sbldm.run.errors import InputError
 __all__ = ["choose_device", "choose_precision", "fast_bfloat16", "same_sums"]
 
 
-def choose_device(name: str = "") -> torch.device:
+def choose_device(name: str = "", say: bool = True) -> torch.device:
     """The device asked for, else `DEVICE` of the environment, else CUDA if there is one, else the CPU; it is printed.
 
     Raises:
@@ -25,7 +25,8 @@ def choose_device(name: str = "") -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"DEVICE={name}: not available here ({str(error).splitlines()[0]}); try DEVICE=cpu.") from None
-    print(f"Device: {torch.cuda.get_device_name(device) if device.type == 'cuda' else device}")
+    if say:
+        print(f"Device: {torch.cuda.get_device_name(device) if device.type == 'cuda' else device}")
     return device
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
 __all__ = ["cores", "deaf_to_ctrl_c", "end_with_parent", "killed_with_parent", "processes", "run_tied"]
@@ -29,10 +30,13 @@ def cores() -> int:
 
 def processes() -> int:
     """How many this machine serves unless it is told: one a core, as far as its memory goes."""
+    memory = float("inf")
     with suppress(ValueError, OSError, AttributeError):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return max(1, min(cores(), memory // A_PROCESS))
-    return cores()
+    with suppress(ValueError, OSError):  # a job of a queueing system, or a container, has less
+        own = Path("/proc/self/cgroup").read_text().strip().rpartition(":")[2].strip("/")
+        memory = min(memory, int((Path("/sys/fs/cgroup") / own / "memory.max").read_text()))
+    return int(max(1, min(cores(), memory // A_PROCESS)))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pickle
 import platform
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -18,8 +18,10 @@ from typing import Any
 
 from sbldm.run.errors import StateError, disk_is_full, mendable
 
-__all__ = ["answer", "asleep", "checking", "failure", "task_of", "versions"]
+__all__ = ["MANY_THREADS", "PASSED_ON", "answer", "asleep", "checking", "failure", "shut", "task_of", "versions"]
 
+PASSED_ON = ("DEVICE", "PRECISION")  # variables of the environment that hold on other machines too
+MANY_THREADS = "has {} threads, of which tasks would share one process; start it with --nthreads 1"
 MATTER = ("torch", "monai", "numpy", "scipy", "SimpleITK", "nnunetv2")  # packages on which results depend
 
 
@@ -32,6 +34,7 @@ def versions() -> dict[str, str]:
             root = Path(importlib.import_module(name).__path__[0])
             for path in sorted(root.rglob("*.py")):
                 code.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    own = "not installed"
     with suppress(importlib.metadata.PackageNotFoundError):
         own = importlib.metadata.version("sbldm")
     found = {"sbldm": f"{own} (code {code.hexdigest()[:8]})", "python": platform.python_version()}
@@ -41,12 +44,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def checking(seen: Path | None) -> Callable[[], str]:
+def checking(seen: Sequence[Path]) -> Callable[[], str]:
     """A function that says what speaks against the process that it runs in, or nothing.
 
     Dask sends it by value (as it is no name of a module): the package may be missing there.
     """
-    wanted, mark = versions(), None if seen is None else str(seen)
+    wanted, needed = versions(), [str(path) for path in seen]
 
     def check() -> str:
         import os
@@ -60,24 +63,39 @@ def checking(seen: Path | None) -> Callable[[], str]:
         if other := [name for name in wanted if found.get(name) != wanted[name]]:
             name = other[0]
             return f"has {name} {found.get(name, 'not at all')}, here it is {wanted[name]}; install the same there"
-        if mark is not None and not os.path.exists(mark):
-            return f"does not see {os.path.dirname(mark)}; put the run on a disk that all machines share"
+        if missing := [path for path in needed if not os.path.exists(path)]:
+            path = os.path.dirname(missing[0]) if "/.seen_" in missing[0] else missing[0]
+            return f"does not see {path}; put it on a disk that all machines share"
         return ""
 
     return check
 
 
 def task_of(check: Callable[[], str] | None) -> Callable[[bytes, bytes], tuple[str, Any, str]]:
-    """The task that workers run of an item (`tasks.answer`), with their address; by value too."""
+    """The task that workers run of an item (`answer`), with their address; by value too.
+
+    One that may not is a second late, so that it does not take all tasks before the others are free.
+    """
+    many = MANY_THREADS
 
     def task(item: bytes, call: bytes) -> tuple[str, Any, str]:
+        import time
+
         from distributed import get_worker
 
-        if check is not None and (why := check()):
-            return "refused", why, get_worker().address
-        from sbldm.run.tasks import answer
+        worker = get_worker()
+        why = check() if check is not None else ""
+        if not why and worker.state.nthreads > 1:
+            why = many.format(worker.state.nthreads)
+        if not why:
+            from sbldm.run.tasks import answer
 
-        return *answer(call, item), get_worker().address
+            kind, content = answer(call, item)
+            if kind != "refused":
+                return kind, content, worker.address
+            why = content
+        time.sleep(1)
+        return "refused", why, worker.address
 
     return task
 
@@ -85,12 +103,29 @@ def task_of(check: Callable[[], str] | None) -> Callable[[bytes, bytes], tuple[s
 _begun: set[str] = set()  # tokens of the `Workers` that this process has begun for
 
 
-def answer(call: bytes, item: bytes) -> tuple[str, bytes]:
-    """Run one task in a worker: `done` and the result, or `failed` (`full`: a disk) and the exception, both pickled."""
+_shut: dict[bytes, str] = {}  # calls that this process takes no more of, and why
+_first = {name: os.environ.get(name) for name in PASSED_ON}  # before any command told otherwise
+
+
+def shut(call: bytes, why: str) -> None:
+    """Let this process take no more tasks of a call."""
+    _shut[call] = why
+
+
+def answer(call: bytes, item: bytes) -> tuple[str, Any]:
+    """Run one task in a worker: `done` and the result, or `failed` (`full`: a disk) and the exception, both pickled;
+    or `refused` and why.
+    """
+    if call in _shut:
+        return "refused", _shut[call]
     try:
         token, begin, told, function = pickle.loads(call)
         if token not in _begun:
-            os.environ.update(told)
+            for name, value in (_first | told).items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
             if begin is not None:
                 begin()
             _begun.add(token)

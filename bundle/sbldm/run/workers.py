@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sbldm.run.progress import Progress
+from sbldm.run.tasks import PASSED_ON
 
 if TYPE_CHECKING:
     from sbldm.run.cluster import Cluster
@@ -27,7 +28,6 @@ Result = TypeVar("Result")
 
 A_CORE = 4  # processes on each core at most, whatever is asked for: more only take memory
 LOOK = 5.0  # seconds
-PASSED_ON = ("DEVICE", "PRECISION")  # variables of the environment that hold on other machines too
 
 
 def at_most(asked: int, items: int) -> int:
@@ -36,13 +36,14 @@ def at_most(asked: int, items: int) -> int:
 
 
 @contextmanager
-def at_work(cluster: str, folder: Path) -> Iterator[None]:
+def at_work(cluster: str, folder: Path | None, *needs: Path | None) -> Iterator[None]:
     """Within it all `Workers` give their items to one cluster.
 
     Args:
         cluster: `tcp://HOST:PORT` of a Dask scheduler, a YAML file that describes a cluster, or nothing: processes of
             this machine, started when there is work.
-        folder: of the run, which every worker must see.
+        folder: of the run, which every worker must see; None: nothing is read or written.
+        needs: other files and folders that every worker must see.
 
     Raises:
         ClusterError: it cannot be reached, or has no worker that can do the work.
@@ -53,7 +54,7 @@ def at_work(cluster: str, folder: Path) -> Iterator[None]:
         return
     from sbldm.run.cluster import connected
 
-    with connected(cluster, folder):
+    with connected(cluster, folder, needs):
         yield
 
 
@@ -76,8 +77,8 @@ class Workers:
         count: processes at most; no more are started than there are items.
         begin: called once in each process before its first item (also in this one, when it does the work; the
             numbers of threads of torch and SimpleITK are then brought back afterwards).
-        device: items use the GPU, where there is one: one process for each, and on a cluster the workers that say they
-            have one (`--resources GPU=1`).
+        device: items use the GPU, where there is one: one process for each (with `here` no more than that), and on a
+            cluster the workers that say they have one (`--resources GPU=1`).
         here: whether this process may do the work.
     """
 
@@ -87,6 +88,7 @@ class Workers:
         self.count, self.begin, self.device, self.here = count, begin, device, here
         self.cards: list[str] = []
         self._own: Cluster | None = None
+        self._started = 0  # processes of it
         self._here_only = ExitStack()  # what is undone when this process has done the work
         self._token = ""  # of those that have begun
 
@@ -149,7 +151,7 @@ class Workers:
         Raises:
             ClusterError: the cluster has gone, or no worker of it can do the work.
         """
-        count = self._processes(len(items))
+        count = self.processes(len(items))
         if count == 1 and self.here and self._cluster(0) is None:
             yield from self._in_this_process(function, items)
             return
@@ -167,12 +169,15 @@ class Workers:
         self._own, self._token = None, ""
         self._here_only.close()
 
-    def _processes(self, items: int) -> int:
-        """How many of this machine are worth it for so many items."""
+    def processes(self, items: int) -> int:
+        """How many would share so many items."""
+        if on_cluster():
+            return max(1, min(items, len(self._cluster(1).workers())))
         count = at_most(self.count, items)
-        if self.device and count > 1:
-            self.cards = self._cards()
-            count = min(count, len(self.cards) or count)
+        if self.device and (cards := self._cards()):
+            self.cards = [cards[index % len(cards)] for index in range(count)]
+            if self.here:  # more of them on a card would only take its memory
+                count = min(count, len(cards))
         return count
 
     def _cluster(self, count: int) -> Cluster | None:
@@ -181,22 +186,26 @@ class Workers:
             from sbldm.run.cluster import Cluster
 
             return Cluster.current()
+        if self._own is not None and count > self._started:
+            self.close()
         if self._own is None and count:
             from sbldm.run.cluster import Cluster
 
-            self._own = Cluster.local(count, self.cards[:count])
+            self._own, self._started = Cluster.local(count, self.cards[:count]), count
         return self._own
 
     def _cards(self) -> list[str]:
-        """GPUs of this machine, as `CUDA_VISIBLE_DEVICES` names them."""
-        from sbldm.run.device import choose_device
-
-        if choose_device().type != "cuda":
+        """GPUs that this command may use, as `CUDA_VISIBLE_DEVICES` names them."""
+        asked = os.environ.get("DEVICE", "")
+        if asked == "cpu":
             return []
         import torch
 
         told = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        return told.split(",") if told else [str(index) for index in range(torch.cuda.device_count())]
+        there = torch.cuda.device_count()
+        names = told.split(",")[:there] if told else [str(index) for index in range(there)]
+        index = asked.partition(":")[2]
+        return names[int(index) : int(index) + 1] if index.isdecimal() else names
 
     def _in_this_process(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Any]]:
         if self.begin is not None and not self._token:
@@ -213,7 +222,9 @@ class Workers:
     def _call(self, function: Callable[[Item], Result]) -> bytes:
         """What `answer` needs to know besides an item."""
         self._token = self._token or uuid.uuid4().hex
-        told = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        told = {name: os.environ.get(name) for name in PASSED_ON}
+        if self.cards:
+            told["DEVICE"] = "cuda"  # each sees its own alone
         return pickle.dumps((self._token, self.begin, told, function))
 
 

@@ -34,11 +34,12 @@ from sbldm.cases.layouts import Source, content_hash, read_arrays
 from sbldm.cases.pipeline import original_cases
 from sbldm.cases.prepare import read_sidecar
 from sbldm.run.errors import DataError, InputError
+from sbldm.run.files import user_path
 from sbldm.run.folder import Run
 from sbldm.run.limits import Own
 from sbldm.run.manifest import MEASURED
 from sbldm.run.progress import Progress
-from sbldm.run.workers import at_most, on_cluster
+from sbldm.run.workers import Workers, on_cluster
 from sbldm.synthesis.blocks import map_in_blocks, quiet
 from sbldm.synthesis.healing import heal, rise
 from sbldm.synthesis.raw_dataset import RawDataset
@@ -264,6 +265,7 @@ class _Block:
 def _blocks(
     pending: Sequence[int], seed: int, run: Run, data: str | Path | None, own: str, output: RawDataset
 ) -> list[_Block]:
+    data = data and user_path(data).absolute()
     grouped = groupby(pending, lambda pair_seed: (pair_seed - seed) // BLOCK)
     blocks = [list(seeds) for _, seeds in grouped]
     return [_Block(f"{output.name(b[0])} to {output.name(b[-1])}", run.folder, data, own, output, b) for b in blocks]
@@ -354,7 +356,7 @@ def draw_pairs(
     failed = []
     try:
         blocks = _blocks(pending, seed, run, data, own, output) if workers > 1 or on_cluster() else []
-        told = output.tell_time(len(pending), processes=at_most(workers, len(blocks)))
+        told = output.tell_time(len(pending), processes=Workers(workers).processes(len(blocks)))
         if len(blocks) > 1 or (blocks and on_cluster()):
             for names in map_in_blocks(_draw_block, blocks, workers, [len(block.seeds) for block in blocks]):
                 failed += names

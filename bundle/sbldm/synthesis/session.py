@@ -20,7 +20,7 @@ from sbldm.run.errors import StateError
 from sbldm.run.manifest import MEASURED, REQUESTED, Manifest
 from sbldm.run.models import SAMPLING
 from sbldm.run.progress import Progress
-from sbldm.run.workers import at_most, on_cluster
+from sbldm.run.workers import Workers, on_cluster
 from sbldm.synthesis.blending import contrast_of, draw_into, varied
 from sbldm.synthesis.blocks import count_workers, draw_blocks
 from sbldm.synthesis.canvas import Canvas
@@ -266,10 +266,10 @@ def run(
     if there:
         print(f"{output.folder}: {there} of {requests.n} pairs are already there.")
     try:
-        shared = processes > 1 or on_cluster()
-        blocks = list(requests.blocks(writer.sampler.batch, values)) if shared else []
-        if len(blocks) > 1 or (blocks and on_cluster()):
-            output.tell_time(len(requests), processes=at_most(processes, len(blocks)))
+        blocks = list(requests.blocks(writer.sampler.batch, values)) if workers != 1 or on_cluster() else []
+        sharing = Workers(processes, device=True).processes(len(blocks))
+        if sharing > 1 or (blocks and on_cluster()):
+            output.tell_time(len(requests), processes=sharing)
             draw_blocks(blocks, processes)
         elif len(requests):
             evaluator.run()
