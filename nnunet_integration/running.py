@@ -14,6 +14,7 @@ from sbldm.run.errors import StateError
 from sbldm.run.files import read_json, read_rows
 from sbldm.run.processes import run_tied
 from sbldm.run.progress import Progress
+from sbldm.run.tasks import Failed
 from sbldm.run.text import some
 from sbldm.run.workers import Workers
 
@@ -64,6 +65,7 @@ def run_jobs(folders: Sequence[Path], at_once: int) -> None:
                     bar.write(f"{folder.name}: {_result(folder)}")
                 else:
                     failed.append(folder)
+                    code = code.error if isinstance(code, Failed) else code
                     bar.write(f"{folder.name}: failed ({code})\n{_last_lines(folder / 'log.txt')}")
             if waiting := busy:
                 time.sleep(2)

@@ -457,7 +457,7 @@ def test_few_given_up(tmp_path: Path, drawn_run: Path, monkeypatch: pytest.Monke
     run = copy_run(drawn_run, tmp_path)
     monkeypatch.setattr(session, "ATTEMPTS", 2)
     monkeypatch.setattr(session, "finish_pair", refusing({3, 4}))
-    done = call("synth", "--run", run, "--n", 10, "--dataset", 502)
+    done = call("synth", "--run", run, "--n", 10, "--dataset", 502, "--workers", 1)
     assert done.returncode == 0, done.stderr
     assert "Warning" in done.stdout and "1 pair(s) were refused 2 times each (SBLDM_000003" in done.stdout
     assert "Accepted: 9 of 11 drawn (82 %)" in done.stdout

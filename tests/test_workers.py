@@ -39,6 +39,12 @@ def test_no_more_processes_than_items_or_cores_can_serve():
     assert at_most(10**9, 10**6) == 4 * os.cpu_count()
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_exception_may_be_a_result(count):
+    found = map_in_processes(act, [("a", "returned"), ("b", "")], count, "Working")
+    assert str(found[0]) == "a: left out." and found[1] == "b"
+
+
 @pytest.mark.parametrize(("count", "items"), [(1, 3), (2, 1)])
 def test_one_worker_or_one_item_is_done_here(count, items):
     assert map_in_processes(act, [("a", "pid")] * items, count, "Working") == [os.getpid()] * items

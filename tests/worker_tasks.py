@@ -17,7 +17,7 @@ class OddError(Exception):
         super().__init__(first)
 
 
-def act(task: tuple[str, str]) -> str | int:
+def act(task: tuple[str, str]) -> str | int | DataError:
     """What the tests let a worker do, by the name of the item."""
     name, what = task
     if what == "slow":
@@ -28,6 +28,8 @@ def act(task: tuple[str, str]) -> str | int:
         os._exit(7)
     elif what == "data":
         raise DataError(f"{name}: is wrong.")
+    elif what == "returned":
+        return DataError(f"{name}: left out.")
     elif what == "full" or (what == "full here" and os.environ.get("FULL")):
         try:
             raise OSError(28, "No space left on device", name)

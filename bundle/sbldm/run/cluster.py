@@ -27,7 +27,7 @@ from sbldm.run.cluster_file import QUEUES, read_cluster
 from sbldm.run.errors import ClusterError, InputError, StateError
 from sbldm.run.files import make_folder, user_path
 from sbldm.run.processes import cores, deaf_to_ctrl_c
-from sbldm.run.tasks import MANY_THREADS, checking, failure, shut, task_of
+from sbldm.run.tasks import MANY_THREADS, Failed, checking, failure, shut, task_of
 from sbldm.run.text import some
 
 __all__ = ["Cluster", "connected"]
@@ -336,13 +336,13 @@ class Cluster:
         if kind == "done":
             return pickle.loads(content)
         if kind != "killed":
-            return failure(content, item)
+            return Failed(failure(content, item))
         if isinstance(content, KilledWorker):
-            return StateError(
+            content = StateError(
                 f"{item}: {content.allowed_failures + 1} worker processes were killed at it; memory may have run out; "
                 "try --workers 1. What was finished before is kept."
             )
-        return content
+        return Failed(content)
 
     def _others(self, address: str) -> bool:
         """Whether there are trusted workers on another host."""

@@ -12,13 +12,25 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sbldm.run.errors import StateError, disk_is_full, mendable
 
-__all__ = ["MANY_THREADS", "PASSED_ON", "answer", "asleep", "checking", "failure", "shut", "task_of", "versions"]
+__all__ = [
+    "MANY_THREADS",
+    "PASSED_ON",
+    "Failed",
+    "answer",
+    "asleep",
+    "checking",
+    "failure",
+    "shut",
+    "task_of",
+    "versions",
+]
 
 PASSED_ON = ("DEVICE", "PRECISION")  # variables of the environment that hold on other machines too
 MANY_THREADS = "has {} threads, of which tasks would share one process; start it with --nthreads 1"
@@ -101,6 +113,13 @@ def task_of(check: Callable[[], str] | None) -> Callable[[bytes, bytes], tuple[s
 
 
 _begun: set[str] = set()  # tokens of the `Workers` that this process has begun for
+
+
+@dataclass(frozen=True)
+class Failed:
+    """What stands in place of a result; an exception that is returned is a result like any other."""
+
+    error: Exception
 
 
 _shut: dict[bytes, str] = {}  # calls that this process takes no more of, and why

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sbldm.run.progress import Progress
-from sbldm.run.tasks import PASSED_ON
+from sbldm.run.tasks import PASSED_ON, Failed
 
 if TYPE_CHECKING:
     from sbldm.run.cluster import Cluster
@@ -127,9 +127,9 @@ class Workers:
                     bar.update(0)  # long items are not silent in a log
                     continue
                 index, result = done
-                if isinstance(result, Exception):
+                if isinstance(result, Failed):
                     self.close()
-                    raise result
+                    raise result.error
                 results[index] = result
                 bar.update(sizes[index])
         return [results[index] for index in range(len(items))]
@@ -141,12 +141,13 @@ class Workers:
         description: str,
         say: Callable[[str], None] = print,
         look: float = LOOK,
-    ) -> Iterator[tuple[int, Result | Exception] | None]:
+    ) -> Iterator[tuple[int, Result | Failed] | None]:
         """`(index, function(item))` of each item as soon as it is done, and None every `look` seconds.
 
-        In place of the result stands what the function raised, with its traceback in the worker as `__cause__` where
-        nothing of it is mendable; a `StateError` where every worker at this item was killed or ran out of memory. A
-        disk that is full on one machine of several is no such failure: the others go on, which is said.
+        In place of the result stands `Failed` with what the function raised, whose traceback in the worker is its
+        `__cause__` where nothing of it is mendable; a `StateError` where every worker at this item was killed or ran
+        out of memory. A disk that is full on one machine of several is no such failure: the others go on, and it is
+        said.
 
         Raises:
             ClusterError: the cluster has gone, or no worker of it can do the work.
@@ -216,7 +217,7 @@ class Workers:
             try:
                 result = function(item)
             except Exception as error:
-                result = error
+                result = Failed(error)
             yield index, result
 
     def _call(self, function: Callable[[Item], Result]) -> bytes:

@@ -183,7 +183,7 @@ class PairRequests(Dataset):
     def blocks(self, batch: int, values: Mapping[str, Any]) -> Iterator[Block]:
         """The pairs still to be drawn, in blocks of fixed numbers: some seconds of work, and two batches at least."""
         size = max(-(-LEAST_BLOCK // batch), 2) * batch
-        canvases = [case.name for case in self.canvases.cases] if self.canvases else []
+        canvases = list(self.canvases.cases) if self.canvases else []
         content = json.dumps([self.output.settings, values, canvases], default=str, sort_keys=True)
         mark = hashlib.sha256(content.encode()).hexdigest()
         for number, pairs in groupby(self.pending, lambda i: i // size):

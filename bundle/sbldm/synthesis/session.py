@@ -266,7 +266,7 @@ def run(
     if there:
         print(f"{output.folder}: {there} of {requests.n} pairs are already there.")
     try:
-        blocks = list(requests.blocks(writer.sampler.batch, values)) if workers != 1 or on_cluster() else []
+        blocks = list(requests.blocks(writer.sampler.batch, values)) if processes > 1 or on_cluster() else []
         sharing = Workers(processes, device=True).processes(len(blocks))
         if sharing > 1 or (blocks and on_cluster()):
             output.tell_time(len(requests), processes=sharing)
