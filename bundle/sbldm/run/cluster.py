@@ -261,9 +261,13 @@ class Cluster:
         try:
             while left:
                 if again or len(flying) <= AHEAD // 2:
-                    chosen = again + list(islice(fresh, max(0, AHEAD - len(flying) - len(again))))
+                    chosen = list(islice(fresh, max(0, AHEAD - len(flying) - len(again))))
+                    submitted = self._submit(task, call, items, chosen, name, wants)
+                    if again:  # rather to those that did not refuse; to others when these have gone
+                        rather = {"workers": self.trusted(), "allow_other_workers": True}
+                        submitted |= self._submit(task, call, items, again, name, wants | rather)
                     again = []
-                    for future, index in self._submit(task, call, items, chosen, name, wants).items():
+                    for future, index in submitted.items():
                         flying[future] = index
                         future.add_done_callback(landed.put)
                 ready = self._landed(landed, look)
