@@ -229,14 +229,14 @@ class Cluster:
         for address, known in self.client.get_versions()["workers"].items():  # others could not even read the check
             python = ".".join(known["host"]["python"].split(".")[:2])
             if python != (here := ".".join(platform.python_version_tuple()[:2])):
-                print(self.distrust(address, f"has Python {python}, here it is {here}; install the same there"))
+                self._tell(self.distrust(address, f"has Python {python}, here it is {here}; install the same"), print)
         trusted = self.trusted()
         for address, answer in self.client.run(checking(self.seen), workers=trusted, on_error="return").items():
             why = f"does not answer ({type(answer).__name__})" if isinstance(answer, BaseException) else answer
             if not why and (threads := self.known.get(address, {}).get("nthreads", 1)) > 1:
                 why = MANY_THREADS.format(threads)
-            if why and (said := self.distrust(address, why)):
-                print(said, flush=True)
+            if why:
+                self._tell(self.distrust(address, why), print)
         self.trusted()
 
     def outcomes(

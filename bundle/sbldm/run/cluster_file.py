@@ -22,7 +22,7 @@ QUEUES = {  # in a file, the kind of a cluster: what dask-jobqueue calls it
 }
 
 
-def read_cluster(file: Path) -> tuple[str, int, dict[str, Any]]:
+def read_cluster(file: Path) -> tuple[str, int | None, dict[str, Any]]:
     """Kind, number of workers (None of kind local: as many as cores, or as cards) and options.
 
     Raises:

@@ -112,9 +112,6 @@ def task_of(check: Callable[[], str] | None) -> Callable[[bytes, bytes], tuple[s
     return task
 
 
-_begun: set[str] = set()  # tokens of the `Workers` that this process has begun for
-
-
 @dataclass(frozen=True)
 class Failed:
     """What stands in place of a result; an exception that is returned is a result like any other."""
@@ -122,6 +119,7 @@ class Failed:
     error: Exception
 
 
+_begun: set[str] = set()  # tokens of the `Workers` that this process has begun for
 _shut: dict[bytes, str] = {}  # calls that this process takes no more of, and why
 _first = {name: os.environ.get(name) for name in PASSED_ON}  # before any command told otherwise
 
