@@ -18,25 +18,36 @@ import yaml
 
 from sbldm.cases.phantom import write_phantoms
 from sbldm.cli import main
+from sbldm.metrics import features
 
 TINY = Path(__file__).parent / "tiny.yaml"
 BUNDLE = Path(__file__).parents[1] / "bundle"
 
 os.environ["PRECISION"] = "float32"  # trained models are to be the same whatever the processor is fast in
+THREADS, ENVIRONMENT = torch.get_num_threads(), dict(os.environ)
 
 Cli = Callable[..., subprocess.CompletedProcess]
 
 
-def without_gate(arguments: tuple[object, ...]) -> list[str]:
-    """The tiny models draw brains that no gate lets pass, so it is off where a test does not say otherwise."""
-    off = ("--gate", "off") if arguments[:1] == ("synth",) and "--gate" not in arguments else ()
-    return [str(argument) for argument in (*arguments, *off)]
+WITH_WORKERS = {"prepare", "synth", "copypaste", "evaluate"}
+
+
+def as_tested(arguments: tuple[object, ...]) -> list[str]:
+    """What a test does not ask for: no gate, as the tiny models draw brains that none lets pass, and one process, as
+    others take seconds to start.
+    """
+    words, command = [str(argument) for argument in arguments], str(next(iter(arguments), ""))
+    if command == "synth" and "--gate" not in words:
+        words += ["--gate", "off"]
+    if command in WITH_WORKERS and not any(word.startswith("--workers") for word in words):
+        words += ["--workers", "1"]
+    return words
 
 
 def run_cli(*arguments: object) -> subprocess.CompletedProcess:
     """Run `sbldm ...` and capture what it prints."""
     return subprocess.run(
-        [sys.executable, "-m", "sbldm", *without_gate(arguments)],
+        [sys.executable, "-m", "sbldm", *as_tested(arguments)],
         capture_output=True,
         text=True,
         timeout=600,
@@ -46,7 +57,7 @@ def run_cli(*arguments: object) -> subprocess.CompletedProcess:
 
 def call(*arguments: object) -> subprocess.CompletedProcess:
     """What `sbldm ...` does, in this process: without the seconds that a start costs."""
-    out, err, words = io.StringIO(), io.StringIO(), without_gate(arguments)
+    out, err, words = io.StringIO(), io.StringIO(), as_tested(arguments)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             code = main(words)
@@ -56,11 +67,13 @@ def call(*arguments: object) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def threads() -> Iterator[None]:
-    """What sets torch's threads in this process, as predictions do, must not change the sums of later files."""
-    before = torch.get_num_threads()
+def as_at_first() -> Iterator[None]:
+    """No file changes the sums of later ones: torch's threads here, and those that the environment gives to others."""
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(THREADS)
+    for name in os.environ.keys() - ENVIRONMENT.keys() - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+    os.environ.update(ENVIRONMENT)
 
 
 def copy_run(run: Path, folder: Path, leave_out: str = "", **values: object) -> Path:
@@ -108,19 +121,45 @@ def cli() -> Cli:
     return run_cli
 
 
+@pytest.fixture(scope="module")
+def four_slices() -> Iterator[None]:
+    """Networks see four slices a plane in this process: where the way of scores is the point, not their values."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "SLICES", 4)
+        yield
+
+
 @pytest.fixture(scope="session")
-def phantom_cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six coarse phantom cases in BraTS layout."""
+def nine_phantoms(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Case folders of nine coarse phantoms; link or copy them, do not change them."""
+    folder = tmp_path_factory.mktemp("nine")
+    write_phantoms(folder, 9, seed=0, shape=(60, 60, 39), spacing=4.0, progress=False)
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="session")
+def phantom_cases(tmp_path_factory: pytest.TempPathFactory, nine_phantoms: list[Path]) -> Path:
+    """Six of them in BraTS layout."""
     folder = tmp_path_factory.mktemp("cases")
-    write_phantoms(folder, 6, seed=0, shape=(60, 60, 39), spacing=4.0, progress=False)
+    for case in nine_phantoms[:6]:
+        shutil.copytree(case, folder / case.name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def other_cases(tmp_path_factory: pytest.TempPathFactory, nine_phantoms: list[Path]) -> Path:
+    """The other three, which no run here has seen."""
+    folder = tmp_path_factory.mktemp("others")
+    for case in nine_phantoms[6:]:
+        shutil.copytree(case, folder / case.name)
     return folder
 
 
 @pytest.fixture(scope="session")
 def many_phantoms(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Case folders of 34 coarse phantoms; link or copy them, do not change them."""
+    """Case folders of 34 coarse phantoms, FLAIR and T1; link or copy them, do not change them."""
     folder = tmp_path_factory.mktemp("many")
-    write_phantoms(folder, 34, seed=3, shape=(60, 60, 39), spacing=4.0, progress=False)
+    write_phantoms(folder, 34, 3, (60, 60, 39), 4.0, channels=("flair", "t1"), progress=False)
     return sorted(folder.iterdir())
 
 

@@ -175,7 +175,7 @@ def test_samplers_of_one_training(tmp_path: Path, trained_run: Path, monkeypatch
     call = Ablation._call
 
     def no_evaluation(self: Ablation, module: str, *arguments: str) -> None:
-        if module != "sbldm.evaluation":
+        if module != "evaluate":
             return call(self, module, *arguments)
         folder = Path(next(a for a in arguments if a.startswith("--out=")).removeprefix("--out="))
         folder.mkdir()
@@ -183,7 +183,7 @@ def test_samplers_of_one_training(tmp_path: Path, trained_run: Path, monkeypatch
 
     monkeypatch.setattr(Ablation, "_call", no_evaluation)
     leap = {"sampling.sampler": "dpm_solver", "sampling.sigma_min": 0.5}
-    plan = {"pairs": 10, "variants": {"two": {"sampling.steps": 2}, "four": leap | {"sampling.steps": 4}}}
+    plan = {"pairs": 4, "variants": {"two": {"sampling.steps": 2}, "four": leap | {"sampling.steps": 4}}}
     Ablation(Run.at(trained_run), plan, tmp_path, "").run()
     with open(tmp_path / "ablation.csv", newline="") as file:
         rows = list(csv.DictReader(file))

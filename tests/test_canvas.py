@@ -706,13 +706,13 @@ def test_in_blocks(tmp_path: Path, taught_run: Path, monkeypatch: Any) -> None:
 
     asked = "--canvas", "train", "--volume-ml", 60, "--gate", "off", "--satellites", 0.3
     runs = [copy_run(taught_run, tmp_path / name) for name in "ab"]
-    call("synth", "--run", runs[0], "--dataset", 502, "--n", 10, *asked)
+    call("synth", "--run", runs[0], "--dataset", 502, "--n", 9, *asked)
     call("synth", "--run", runs[1], "--dataset", 502, "--n", 3, *asked)
     monkeypatch.setattr("sbldm.synthesis.blocks.map_in_processes", here)
-    call("synth", "--run", runs[1], "--dataset", 502, "--n", 10, *asked, "--workers", 2)
+    call("synth", "--run", runs[1], "--dataset", 502, "--n", 9, *asked, "--workers", 2)
     folders = [run / "nnUNet_raw" / "Dataset502_SBLDM" for run in runs]
     there = len(manifest(runs[0], folders[0].relative_to(runs[0])))
-    assert there >= 8 and len(seen) == 2 and sum(seen) >= there - 3
+    assert there >= 7 and len(seen) == 2 and sum(seen) >= there - 3
     files, rows = [], []
     for run, folder in zip(runs, folders, strict=True):
         files.append({path.name: path.read_bytes() for path in [*folder.glob("*Tr/*"), folder / "lineage.json"]})

@@ -219,7 +219,15 @@ def test_values_reach_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert call("synth", *asked).returncode == 0
     ((drawing,),) = taken
     assert drawing == options.Drawing(
-        run=tmp_path, n=3, centre_mm=(-30, 10, 5), steps=7, guidance=2, tol=(20, float("inf")), push=True, gate="off"
+        run=tmp_path,
+        n=3,
+        centre_mm=(-30, 10, 5),
+        steps=7,
+        guidance=2,
+        tol=(20, float("inf")),
+        push=True,
+        gate="off",
+        workers=1,
     )
     assert drawing.request["centre_mm"] == [-30, 10, 5] and drawing.sampling["guidance"] == 2.0
     assert call("train", "diffusion", "--accept", "a 'b c':nan", "--strict", "--minutes", "1.5").returncode == 0
@@ -232,7 +240,7 @@ def test_an_empty_option_is_as_if_left_out(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(pairs, "synth", lambda *values: taken.append(values))
     for empty in (("--data", ""), ("--canvas=", "--requests", "", "--tol="), ("--data", "", "--keep")):
         assert call("synth", "--run", tmp_path, *empty, "--n", 3).returncode == 0
-    expected = [options.Drawing(run=tmp_path, n=3, keep=keep, gate="off") for keep in (False, False, True)]
+    expected = [options.Drawing(run=tmp_path, n=3, keep=keep, gate="off", workers=1) for keep in (False, False, True)]
     assert [asked for (asked,) in taken] == expected
     assert "--data is missing: sbldm prepare --data" in one_line(call("prepare", "--run", tmp_path, "--data", ""), 2)
     assert "--keep: takes no value (with make: 1, as in KEEP=1)" in one_line(call("synth", "--keep=yes"), 2)

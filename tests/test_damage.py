@@ -15,7 +15,6 @@ import pytest
 import yaml
 from conftest import TINY, call, copy_run, one_line, run_cli
 
-from sbldm.cases.phantom import write_phantoms
 from sbldm.run.errors import DamagedError
 from sbldm.run.files import write_json
 from sbldm.synthesis.raw_dataset import _alike
@@ -224,16 +223,14 @@ def test_odd_record(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def finished_run(drawn_run: Path, phantom_cases: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(drawn_run: Path, other_cases: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with everything in it that a command can leave there."""
     from test_nnunet_eval import BUDGET
 
     run = copy_run(drawn_run, tmp_path_factory.mktemp("finished"))
     budget = {"tiny": BUDGET["tiny"] | {"iterations": 20, "snapshots": [10]}}
     (run / "budget.yaml").write_text(yaml.safe_dump(budget))
-    write_phantoms(run / "test", 9, seed=0, shape=(60, 60, 39), spacing=4.0, progress=False)
-    for name in sorted(path.name for path in (run / "test").iterdir())[:6]:  # the run has those before
-        shutil.rmtree(run / "test" / name)
+    shutil.copytree(other_cases, run / "test")
     queue = ["--run", run, "--budget", run / "budget.yaml", "--test", run / "test", "--workers", 1]
     for arguments in (
         ("copypaste", "--run", run, "--n", 2),

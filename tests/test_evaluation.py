@@ -79,14 +79,14 @@ def evaluate(folders: dict[str, Path]) -> dict:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation_command, "_references", unharmed)
-        done = call(*evaluation(folders, folders["out"]))
+        done = call(*evaluation(folders, folders["out"], "--workers", 1))
     assert done.returncode == 0, done.stderr
     assert "Do the images come from the same distribution?" in done.stdout
     return json.loads((folders["out"] / "evaluation.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def content(folders: dict[str, Path]) -> dict:
+def content(four_slices: None, folders: dict[str, Path]) -> dict:
     """`evaluation.json` of those folders."""
     return evaluate(folders)
 

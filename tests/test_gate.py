@@ -16,7 +16,6 @@ from scipy import ndimage
 from nnunet_integration.sources import find_pairs, find_real
 from sbldm.cases.geometry import NativeGrid
 from sbldm.cases.lists import read_lists
-from sbldm.cases.phantom import write_phantoms
 from sbldm.cases.prepare import load_prepared, read_sidecar
 from sbldm.metrics.copies import REACH, Memory
 from sbldm.metrics.nearness import too_many_copies
@@ -99,9 +98,11 @@ def test_one_channel_is_as_before_there_were_several(run: Run, gate: Gate) -> No
     assert gate.verdict_of(*train).fault == fault
 
 
-def test_a_copy_in_one_of_several_channels_is_refused(tmp_path: Path) -> None:
+def test_a_copy_in_one_of_several_channels_is_refused(tmp_path: Path, many_phantoms: list[Path]) -> None:
     """T1 alone is a training brain's: the fault names the channel, which FLAIR says nothing of; a canvas is real."""
-    write_phantoms(tmp_path / "cases", 8, 5, (48, 48, 31), 5.0, channels=("flair", "t1"), progress=False)
+    (tmp_path / "cases").mkdir()
+    for case in many_phantoms[:8]:
+        (tmp_path / "cases" / case.name).symlink_to(case)
     preset = {"inherits_from": "demo", "data": {"channels": ["flair", "t1"]}}
     (tmp_path / "two.yaml").write_text(json.dumps({"preset": preset | {"name": "two"}}))
     (tmp_path / "held.txt").write_text("Phantom_007\n")

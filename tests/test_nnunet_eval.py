@@ -19,7 +19,6 @@ import yaml
 from nnunet_integration.arms import HERE
 from nnunet_integration.offline import augmented_copy
 from nnunet_integration.results import Results
-from sbldm.cases.phantom import write_phantoms
 from sbldm.run.files import read_json
 from tests.conftest import Cli, one_line, snapshot, wait_for
 
@@ -39,18 +38,15 @@ ARMS = "real real+aug real+sbldm+some"
 
 
 @pytest.fixture(scope="module")
-def question(drawn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+def question(drawn_run: Path, other_cases: Path, tmp_path_factory: pytest.TempPathFactory) -> list[object]:
     """Options of all commands below, but for the folder."""
     folder = tmp_path_factory.mktemp("question")
     (folder / "budget.yaml").write_text(yaml.safe_dump(BUDGET))
     arms = yaml.safe_load((HERE / "arms.yaml").read_text())
     arms["arms"]["real+synth+some"] = {"train": ["real", "synth"], "augmentation": "none", "amount": 0.6}
     (folder / "arms.yaml").write_text(yaml.safe_dump(arms, sort_keys=False))
-    names = write_phantoms(folder / "all", 9, seed=0, shape=(60, 60, 39), spacing=4.0, progress=False)
-    for name in names[6:]:  # the run has those before
-        shutil.copytree(folder / "all" / name, folder / "test" / name)
     own = ["--run", drawn_run, "--budget", folder / "budget.yaml", "--arms-file", folder / "arms.yaml"]
-    own += ["--test", folder / "test"]
+    own += ["--test", other_cases]
     return [*own, "--workers", "1", "--jobs", "2"]
 
 

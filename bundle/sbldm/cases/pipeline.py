@@ -46,7 +46,7 @@ def prepare_run(
     validation_cases: str | Path | None = None,
     seed: int = 0,
     strict: bool = False,
-    workers: int = 2,
+    workers: int = 1,
     labels: str = "",
     accept: Sequence[str] = (),
 ) -> None:

@@ -102,7 +102,7 @@ def preflight(
     cases: Sequence[Case],
     source: Source,
     lists: Mapping[str, Sequence[str]] | None = None,
-    workers: int = 2,
+    workers: int = 1,
     strict: bool = False,
     accept: Sequence[str] | None = None,
 ) -> tuple[list[Case], list[Finding], dict[str, Identity]]:

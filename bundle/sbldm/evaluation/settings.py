@@ -59,7 +59,7 @@ class Settings:
     features: str = "imagenet"
     fid: str = ""
     groups: Sequence[str] = GROUPS
-    workers: int = 2
+    workers: int = 1
     origin: dict[str, Any] = field(default_factory=dict)
 
 
