@@ -15,6 +15,7 @@ from conftest import call, one_line
 from sbldm.cases.layouts import Case, Source, find_cases
 from sbldm.cases.phantom import write_phantoms
 from sbldm.commands import worth as evaluation_command
+from sbldm.evaluation.cohort import describe, workers
 from sbldm.evaluation.evaluate import reference_names
 from sbldm.evaluation.protocols import PROTOCOLS, REFERENCES_EXPLAINED, Score, protocol
 from sbldm.evaluation.scoring import LEAST, chosen, score_distribution
@@ -23,6 +24,7 @@ from sbldm.evaluation.written import GROUPS, read_scores
 from sbldm.metrics.copies import REACH
 from sbldm.metrics.distribution import Scale, kid, mmd
 from sbldm.metrics.intervals import Estimate, mean_estimate, middle
+from sbldm.metrics.volumes import evaluation_grid
 from sbldm.pages.table import write_table
 from sbldm.run.errors import StateError
 from sbldm.run.folder import Run
@@ -135,6 +137,24 @@ def test_unsound_cases_cost_one_sentence_each(content: dict) -> None:
     left_out = dict(content["left_out"])
     assert "no manifest.csv" in left_out["requests"] and "sbldm nnunet eval" in left_out["fit"]
     assert content["provenance"]["cases"] == {"synthetic": 12, "train": 11, "heldout": 11}
+
+
+def test_two_processes_describe_as_one(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The same numbers of each case and the same images; an unreadable case costs its sentence in both."""
+    source = Source.from_config(["flair"], {"whole tumour": "all"})
+    cases = [case for case in find_cases(folders["synthetic"], source) if case.name.endswith(("001", "002", "003"))]
+    found = []
+    for count in (1, 2):
+        images, cache = tmp_path / f"images{count}", tmp_path / f"cache{count}"
+        images.mkdir()
+        with workers(count, "imagenet") as pool:
+            found.append(describe("synthetic", cases, source, evaluation_grid((4, 4, 4)), cache, images, pool))
+    one, two = found
+    assert one.names == two.names and len(one.names) == 2 and one.problems == two.problems and len(one.problems) == 1
+    for name in ("tumours", "slices", "features"):
+        first, other = getattr(one, name), getattr(two, name)
+        assert first.keys() == other.keys() and all(np.array_equal(first[k], other[k], equal_nan=True) for k in first)
+    assert np.array_equal(np.load(one.file), np.load(two.file))
 
 
 def test_the_planted_copy_is_found(content: dict, folders: dict[str, Path]) -> None:
