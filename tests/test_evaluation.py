@@ -21,6 +21,7 @@ from sbldm.evaluation.protocols import PROTOCOLS, REFERENCES_EXPLAINED, Score, p
 from sbldm.evaluation.scoring import LEAST, chosen, score_distribution
 from sbldm.evaluation.settings import Evaluation
 from sbldm.evaluation.written import GROUPS, read_scores
+from sbldm.metrics import features
 from sbldm.metrics.copies import REACH
 from sbldm.metrics.distribution import Scale, kid, mmd
 from sbldm.metrics.intervals import Estimate, mean_estimate, middle
@@ -139,8 +140,11 @@ def test_unsound_cases_cost_one_sentence_each(content: dict) -> None:
     assert content["provenance"]["cases"] == {"synthetic": 12, "train": 11, "heldout": 11}
 
 
-def test_two_processes_describe_as_one(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_two_processes_describe_as_one(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same numbers of each case and the same images; an unreadable case costs its sentence in both."""
+    monkeypatch.setattr(features, "SLICES", 24)  # as in processes that know nothing of `four_slices`
     source = Source.from_config(["flair"], {"whole tumour": "all"})
     cases = [case for case in find_cases(folders["synthetic"], source) if case.name.endswith(("001", "002", "003"))]
     found = []
