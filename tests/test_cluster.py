@@ -239,5 +239,5 @@ def test_ten_random_kills_lose_nothing(tmp_path):
         stop.set()
         hand.join()
     assert len(killed) == 10 and len(set(killed)) == 10
-    written = Counter(path.read_text() for path in tmp_path.iterdir())
-    assert written == Counter(f"{r}_{k}" for r in range(rounds) for k in range(60))
+    whole = [path for path in tmp_path.iterdir() if not path.suffix]  # a killed worker may leave half of another
+    assert Counter(path.read_text() for path in whole) == Counter(f"{r}_{k}" for r in range(rounds) for k in range(60))
