@@ -32,6 +32,8 @@ from sbldm.run.folder import Run
 from sbldm.run.manifest import Manifest
 from sbldm.run.text import number
 
+SLICES = features.SLICES  # as processes have it that know nothing of `four_slices`
+
 
 def rename(case: Path, name: str) -> Path:
     """Give a case folder and its files another name."""
@@ -144,7 +146,7 @@ def test_two_processes_describe_as_one(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same numbers of each case and the same images; an unreadable case costs its sentence in both."""
-    monkeypatch.setattr(features, "SLICES", 24)  # as in processes that know nothing of `four_slices`
+    monkeypatch.setattr(features, "SLICES", SLICES)
     source = Source.from_config(["flair"], {"whole tumour": "all"})
     cases = [case for case in find_cases(folders["synthetic"], source) if case.name.endswith(("001", "002", "003"))]
     found = []
